@@ -1,0 +1,354 @@
+"""The configuration: every field with its unit and range, and its checks.
+
+Files in configs/ are thin overrides of `default()`. Any field is a flag:
+--config.objective.lam=1.0. Only the border (main, build, the entries of
+training and evaluation) reads this object; pure functions take arguments.
+"""
+
+import math
+from typing import Any
+
+import ml_collections
+from jaxtyping import PyTree
+
+from rad_jax.data import corruptions, synthetic
+from rad_jax.diffusion import schedules
+from rad_jax.robustness import objectives, radius
+
+ConfigDict = ml_collections.ConfigDict
+
+
+class ConfigError(ValueError):
+  """A field, or a combination of fields, that no run can have."""
+
+
+def default() -> ConfigDict:
+  """All fields at their defaults: the CIFAR-10 setting of DDPM."""
+  return ConfigDict(
+    {
+      # Root of all randomness: data order, corruption, weights, noise.
+      "seed": 0,
+      "data": {
+        # A TFDS name, or a world of data.synthetic: oblique_plane,
+        # three_gaussians.
+        "name": "cifar10",
+        "split": "train",
+        # TFDS folder; "" is TFDS's own (~/tensorflow_datasets).
+        "data_dir": "",
+        # "memory" decodes once and keeps the set; "stream" decodes on the fly.
+        "loading": "memory",
+        # Decoding threads of "stream".
+        "num_threads": 16,
+        # Points of a synthetic world.
+        "num_examples": 10_000,
+        # Side of the centred square cut out first, pixels; 0: the largest.
+        "crop_size": 0,
+        # Side to which images are resized, pixels.
+        "image_size": 32,
+        "num_channels": 3,
+        # Random horizontal flips, after the corruption.
+        "flip": True,
+        # Project the set onto its leading principal components, so that its
+        # true subspace is known; 0 leaves it as it is.
+        "linear_rank": 0,
+        "corruption": {
+          # "gaussian" adds noise; "outlier" replaces by uniform noise.
+          "kind": "gaussian",
+          # Share p of dirty training examples, in [0, 1].
+          "fraction": 0.0,
+          # Standard deviation, or half-range of outliers; [-1, 1] units.
+          "sigma": 0.2,
+        },
+      },
+      "diffusion": {
+        "schedule": "linear",  # or "cosine"
+        "num_timesteps": 1000,
+      },
+      "model": {
+        "name": "unet",  # or "mlp"
+        # Compute type; parameters and statistics stay float32.
+        "dtype": "float32",  # or "bfloat16"
+        "unet": {
+          "channels": 128,
+          "channel_multipliers": (1, 2, 2, 2),
+          "num_res_blocks": 2,
+          # Sides, in pixels, at which attention is used.
+          "attention_resolutions": (16,),
+          "dropout": 0.1,
+          # Recompute activations in the backward pass: less memory.
+          "remat": False,
+        },
+        "mlp": {"width": 128, "depth": 3},
+      },
+      "objective": {
+        # ddpm, invariance, robust_ran, robust_adv, true_noise,
+        # true_noise_only.
+        "name": "robust_adv",
+        # "" is the objective's own; or "none", "uniform", "fgsm".
+        "perturbation": "",
+        # Weight of the regulariser, at least 0.
+        "lam": 0.3,
+        "lambda_t": "constant",  # or "inverse_std"
+        # r(t): "seed", "noise_scale", "constant".
+        "radius": "seed",
+        # Floor of the radius, noise units, in (0, 1].
+        "beta": 8 / 255,
+        # Exponent of the radius, at least 1.
+        "omega": 2.0,
+        # FGSM step in units of the radius, in (0, 2].
+        "step_size": 1.0,
+        # No gradient through the regulariser's target.
+        "stop_gradient": False,
+      },
+      "optimizer": {
+        "learning_rate": 2e-4,
+        "warmup_steps": 5000,
+        "decay": "constant",  # or "cosine", "linear"
+        "b1": 0.9,
+        "b2": 0.999,
+        # Clip the gradient's global norm; 0 does not clip.
+        "max_grad_norm": 1.0,
+        # Of the parameters' moving average, in [0, 1).
+        "ema_decay": 0.9999,
+      },
+      "train": {
+        "num_steps": 800_000,
+        # Global: over all devices and processes.
+        "batch_size": 128,
+        "log_every_steps": 100,
+      },
+      "checkpoint": {
+        "every_steps": 5000,
+        # The newest N are kept,
+        "keep": 3,
+        # and every one at a multiple of M steps; 0: none besides.
+        "keep_every_steps": 0,
+      },
+      "sampling": {
+        "sampler": "ddpm",  # or "ddim"
+        # Network evaluations, 1 .. num_timesteps.
+        "num_steps": 1000,
+        "variance": "small",  # of ddpm; or "large"
+        "eta": 0.0,  # of ddim, in [0, 1]
+        # Half-range of every clean estimate, data units; 0 does not clip.
+        "clip_x_0": 1.0,
+        # Use the moving average of the parameters.
+        "ema": True,
+        "num_samples": 64,
+        "batch_size": 64,
+      },
+      "evaluation": {
+        "num_samples": 5000,
+        # Rank of the clean subspace of a set that is not linearised.
+        "subspace_rank": 16,
+        # Principal components in which the Frechet distance is taken.
+        "frechet_dims": 32,
+      },
+    }
+  )
+
+
+def variant(config: ConfigDict, name: str) -> ConfigDict:
+  """config itself for "", shrunk to seconds for "smoke"."""
+  if name == "":
+    return config
+  if name != "smoke":
+    raise ConfigError(f"unknown variant {name!r}: leave it out, or use :smoke")
+  if config.data.name not in synthetic.WORLDS:
+    config.data.image_size = min(config.data.image_size, 32)
+  config.data.num_examples = 512
+  config.model.unet.update(
+    channels=8,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(config.data.image_size // 2,),
+  )
+  config.model.mlp.update(width=16, depth=2)
+  config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, 5)
+  config.train.update(num_steps=20, batch_size=16, log_every_steps=5)
+  config.checkpoint.update(every_steps=10, keep_every_steps=0)
+  config.sampling.update(num_steps=10, num_samples=16, batch_size=16)
+  config.evaluation.update(num_samples=64)
+  return config
+
+
+def is_synthetic(config: ConfigDict) -> bool:
+  return config.data.name in synthetic.WORLDS
+
+
+def validate(config: ConfigDict, num_devices: int = 1) -> None:
+  """Raises ConfigError, which names the field, if config cannot be run."""
+
+  def one_of(path: str, names) -> None:
+    value = _get(config, path)
+    _check(value in names, path, value, "one of " + ", ".join(sorted(names)))
+
+  def within(path: str, ok: bool, allowed: str) -> None:
+    _check(ok, path, _get(config, path), allowed)
+
+  def positive(path: str) -> None:
+    within(path, _get(config, path) >= 1, "at least 1")
+
+  data, diffusion, model = config.data, config.diffusion, config.model
+  objective, optimizer = config.objective, config.optimizer
+  corruption, sampling = config.data.corruption, config.sampling
+
+  one_of("data.loading", ("memory", "stream"))
+  one_of("data.corruption.kind", corruptions.CORRUPTIONS)
+  p = corruption.fraction
+  within("data.corruption.fraction", 0 <= p <= 1, "in [0, 1]")
+  within("data.corruption.sigma", corruption.sigma >= 0, "at least 0")
+  within("data.crop_size", data.crop_size >= 0, "at least 0")
+  within("data.linear_rank", data.linear_rank >= 0, "at least 0")
+  within("data.num_channels", data.num_channels in (1, 3), "1 or 3")
+  for path in ("data.num_examples", "data.image_size", "data.num_threads"):
+    positive(path)
+  within(
+    "data.linear_rank",
+    data.linear_rank == 0 or data.loading == "memory",
+    '0 where data.loading is "stream": the projection needs the whole set',
+  )
+
+  one_of("diffusion.schedule", schedules.ALPHA_BAR)
+  minimum = 21 if diffusion.schedule == "linear" else 1
+  within(
+    "diffusion.num_timesteps",
+    diffusion.num_timesteps >= minimum,
+    f"at least {minimum} with the {diffusion.schedule} schedule",
+  )
+
+  one_of("model.name", ("mlp", "unet"))
+  one_of("model.dtype", ("float32", "bfloat16"))
+  for path in (
+    "model.mlp.width",
+    "model.mlp.depth",
+    "model.unet.channels",
+    "model.unet.num_res_blocks",
+  ):
+    positive(path)
+  dropout = model.unet.dropout
+  within("model.unet.dropout", 0 <= dropout < 1, "in [0, 1)")
+  if model.name == "unet":
+    within(
+      "model.name",
+      not is_synthetic(config),
+      f"mlp for {data.name}, whose examples are points",
+    )
+    levels = len(model.unet.channel_multipliers)
+    factor = 2 ** max(levels - 1, 0)
+    within(
+      "model.unet.channel_multipliers",
+      levels >= 1 and data.image_size % factor == 0,
+      f"of a length that lets data.image_size {data.image_size} be halved"
+      " once a level after the first",
+    )
+
+  one_of("objective.name", objectives.OBJECTIVES)
+  one_of("objective.perturbation", ("", "none", "uniform", "fgsm"))
+  one_of("objective.lambda_t", radius.LAMBDAS)
+  one_of("objective.radius", radius.RADII)
+  within("objective.lam", 0 <= objective.lam < math.inf, "at least 0")
+  within("objective.beta", 0 < objective.beta <= 1, "in (0, 1]")
+  within("objective.omega", 1 <= objective.omega < math.inf, "at least 1")
+  within("objective.step_size", 0 < objective.step_size <= 2, "in (0, 2]")
+
+  within("optimizer.learning_rate", optimizer.learning_rate > 0, "above 0")
+  within("optimizer.warmup_steps", optimizer.warmup_steps >= 0, "at least 0")
+  one_of("optimizer.decay", ("constant", "cosine", "linear"))
+  within("optimizer.b1", 0 <= optimizer.b1 < 1, "in [0, 1)")
+  within("optimizer.b2", 0 <= optimizer.b2 < 1, "in [0, 1)")
+  within("optimizer.max_grad_norm", optimizer.max_grad_norm >= 0, "at least 0")
+  within("optimizer.ema_decay", 0 <= optimizer.ema_decay < 1, "in [0, 1)")
+
+  for path in (
+    "train.num_steps",
+    "train.batch_size",
+    "train.log_every_steps",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "sampling.num_samples",
+    "sampling.batch_size",
+    "evaluation.subspace_rank",
+    "evaluation.frechet_dims",
+  ):
+    positive(path)
+  within(
+    "evaluation.num_samples",
+    config.evaluation.num_samples >= 2,
+    "at least 2: a covariance is taken",
+  )
+  keep_every = config.checkpoint.keep_every_steps
+  within(
+    "checkpoint.keep_every_steps",
+    keep_every >= 0 and keep_every % config.checkpoint.every_steps == 0,
+    "0 or a multiple of checkpoint.every_steps",
+  )
+  for path in ("train.batch_size", "sampling.batch_size"):
+    within(
+      path,
+      _get(config, path) % num_devices == 0,
+      f"a multiple of the number of devices, {num_devices}",
+    )
+  one_of("sampling.sampler", ("ddpm", "ddim"))
+  one_of("sampling.variance", ("small", "large"))
+  within("sampling.eta", 0 <= sampling.eta <= 1, "in [0, 1]")
+  within("sampling.clip_x_0", sampling.clip_x_0 >= 0, "at least 0")
+  within(
+    "sampling.num_steps",
+    1 <= sampling.num_steps <= diffusion.num_timesteps,
+    f"1 to diffusion.num_timesteps, {diffusion.num_timesteps}",
+  )
+
+
+# What a checkpoint is bound to: the fields that decide which parameters it
+# holds, which examples and noise it saw, and what it was trained for. How
+# fast or where the data is read from is not among them.
+_IDENTITY = ("seed", "data", "diffusion", "model", "objective")
+_FREE = ("data.data_dir", "data.loading", "data.num_threads")
+
+
+def conflicts(saved: PyTree, config: ConfigDict) -> list[str]:
+  """The fields that forbid `config` to go on from a run of `saved`.
+
+  Args:
+    saved: the resolved config of the run, as a plain dict (from JSON).
+    config: the config of today.
+
+  Returns:
+    One "path: saved value -> today's value" for each differing field.
+  """
+  old, new = flatten(saved), flatten(config.to_dict())
+  bound = [
+    path
+    for path in sorted(old.keys() | new.keys())
+    if (path.split(".")[0] in _IDENTITY and path not in _FREE)
+    or path == "train.batch_size"
+  ]
+  return [
+    f"{path}: {old.get(path, 'unset')} -> {new.get(path, 'unset')}"
+    for path in bound
+    if old.get(path) != new.get(path)
+  ]
+
+
+def flatten(tree: PyTree, prefix: str = "") -> dict[str, Any]:
+  """{"a": {"b": 1}} as {"a.b": 1}; tuples become lists, as in JSON."""
+  if not isinstance(tree, dict):
+    value = list(tree) if isinstance(tree, tuple) else tree
+    return {prefix.removesuffix("."): value}
+  return {
+    path: value
+    for name, child in tree.items()
+    for path, value in flatten(child, f"{prefix}{name}.").items()
+  }
+
+
+def _get(config: ConfigDict, path: str) -> Any:
+  for name in path.split("."):
+    config = config[name]
+  return config
+
+
+def _check(ok: bool, path: str, value: Any, allowed: str) -> None:
+  if not ok:
+    raise ConfigError(f"config.{path}={value!r}: it must be {allowed}")

@@ -1,0 +1,1 @@
+"""Data: synthetic worlds, TFDS sources, corruptions, batches."""

@@ -1,0 +1,43 @@
+"""The linear subspace of a data set: its leading principal components."""
+
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.decomposition import PCA
+
+
+class Subspace(NamedTuple):
+  """An affine subspace of R^d.
+
+  mean: [d]. basis: orthonormal rows [rank, d], by falling variance.
+  """
+
+  mean: np.ndarray
+  basis: np.ndarray
+
+
+def fit(x: np.ndarray, rank: int) -> Subspace:
+  """The `rank` leading principal components of x [n, ...], flattened.
+
+  Raises:
+    ValueError: rank is not in 1 .. min(n, d).
+  """
+  flat = x.reshape(len(x), -1)
+  if not 1 <= rank <= min(flat.shape):
+    raise ValueError(
+      f"{len(flat)} examples of {flat.shape[1]} elements have no"
+      f" {rank} principal components"
+    )
+  pca = PCA(rank, svd_solver="covariance_eigh").fit(flat)
+  return Subspace(pca.mean_, pca.components_)
+
+
+def coordinates(subspace: Subspace, x: np.ndarray) -> np.ndarray:
+  """Coordinates [n, rank] of x [n, ...] along the basis."""
+  return (x.reshape(len(x), -1) - subspace.mean) @ subspace.basis.T
+
+
+def project(subspace: Subspace, x: np.ndarray) -> np.ndarray:
+  """The nearest point of the subspace to each example, in x's shape."""
+  flat = coordinates(subspace, x) @ subspace.basis + subspace.mean
+  return flat.reshape(x.shape).astype(x.dtype)

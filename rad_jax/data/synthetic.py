@@ -1,0 +1,75 @@
+"""Worlds with a known truth: points drawn from a support one can project to."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+Points = np.ndarray
+
+
+class World(NamedTuple):
+  """A distribution of points in R^d whose support and moments are known.
+
+  sample: (generator, n) -> float32 [n, d].
+  project: [n, d] -> the nearest points of the support, [n, d].
+  mean, covariance: float64 [d] and [d, d].
+  """
+
+  sample: Callable[[np.random.Generator, int], Points]
+  project: Callable[[Points], Points]
+  mean: np.ndarray
+  covariance: np.ndarray
+
+
+def oblique_plane() -> World:
+  """Uniform on a square of side 2 in the plane x + y + z = 0 of R^3.
+
+  The spread along each axis of the plane is 1 / sqrt(3) = 0.577. The support
+  is taken to be the whole plane.
+  """
+  basis = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2], [6]])
+
+  def sample(generator, n):
+    return (generator.uniform(-1, 1, (n, 2)) @ basis).astype(np.float32)
+
+  return World(
+    sample=sample,
+    project=lambda x: x @ basis.T @ basis,
+    mean=np.zeros(3),
+    covariance=basis.T @ basis / 3,
+  )
+
+
+def three_gaussians() -> World:
+  """Three equal, narrow Gaussians in the plane, on a circle of radius 0.8.
+
+  Each has standard deviation 0.05; the support is taken to be the discs of
+  three standard deviations, which hold 98.9% of the mass.
+  """
+  std = 0.05
+  angles = np.pi / 2 + np.arange(3) * 2 * np.pi / 3
+  centres = 0.8 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+  def sample(generator, n):
+    mode = generator.integers(0, 3, n)
+    noise = std * generator.standard_normal((n, 2))
+    return (centres[mode] + noise).astype(np.float32)
+
+  def project(x):
+    distance = np.linalg.norm(x[:, None] - centres, axis=-1)
+    centre = centres[np.argmin(distance, axis=1)]
+    offset = np.min(distance, axis=1, keepdims=True)
+    return centre + (x - centre) * np.minimum(
+      1, 3 * std / np.maximum(offset, 1e-12)
+    )
+
+  return World(
+    sample=sample,
+    project=project,
+    mean=np.zeros(2),
+    covariance=centres.T @ centres / 3 + std**2 * np.eye(2),
+  )
+
+
+WORLDS = {"oblique_plane": oblique_plane, "three_gaussians": three_gaussians}

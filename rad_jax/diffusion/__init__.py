@@ -1,0 +1,1 @@
+"""Diffusion mathematics: schedules, the process and its samplers."""

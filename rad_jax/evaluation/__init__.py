@@ -1,0 +1,1 @@
+"""Evaluation: samples, and how far they are from the truth."""

@@ -1,0 +1,120 @@
+"""python -m rad_jax.main --config=configs/cifar10.py [--mode=...]
+
+Flags, logging and one mode each: hands over.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Iterator
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+import jax  # noqa: E402
+from absl import app, flags  # noqa: E402
+from absl import logging as absl_logging  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from rad_jax import config as configs  # noqa: E402
+from rad_jax.data import builders, sources  # noqa: E402
+from rad_jax.evaluation import evaluate, sampling  # noqa: E402
+from rad_jax.reports import figures  # noqa: E402
+from rad_jax.training import checkpoints, loop  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file; :smoke behind it shrinks it to seconds."
+)
+_MODE = flags.DEFINE_enum(
+  "mode",
+  "train",
+  ["train", "sample", "evaluate", "prepare_data"],
+  "What to do.",
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of the run; runs/<config> if not given."
+)
+_TRACEBACK = flags.DEFINE_bool(
+  "traceback", False, "Show where an error was raised."
+)
+
+# What a user can mend; any other exception is a bug and shows its traceback.
+_USER_ERRORS = (
+  ValueError,
+  OSError,
+  loop.NonFiniteLoss,
+  checkpoints.CheckpointError,
+  builders.PreparationError,
+)
+
+
+def main(argv: list[str]) -> None:
+  """Runs the mode that the flags ask for."""
+  if len(argv) > 1:
+    raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
+  absl_logging.set_verbosity(absl_logging.WARNING)  # orbax's running comment
+  config = _CONFIG.value
+  with clear_errors():
+    configs.validate(config, jax.device_count())
+    workdir = pathlib.Path(_WORKDIR.value or default_workdir())
+    if _MODE.value == "train":
+      loop.train(config, workdir)
+      print(f"trained: {workdir}")
+    elif _MODE.value == "sample":
+      folder = sampling.sample(config, workdir)
+      print(f"sampled: {figures.show_samples(folder)}")
+    elif _MODE.value == "evaluate":
+      result = evaluate.evaluate(config, workdir)
+      for name, value in result["measures"].items():
+        print(f"{name}: {value:.4g}")
+      print(f"evaluated: {workdir / 'evaluation.json'}")
+    elif configs.is_synthetic(config):
+      print(f"{config.data.name} is drawn on the fly: nothing to prepare")
+    else:
+      builders.prepare(config.data.name, config.data.data_dir or None)
+      print(f"prepared: {config.data.name}")
+
+
+def default_workdir() -> str:
+  """runs/cifar10 for --config=configs/cifar10.py, runs/cifar10_smoke, ..."""
+  path = config_flags.get_config_filename(flags.FLAGS["config"])
+  name, _, argument = path.partition(":")
+  return "_".join(filter(None, [f"runs/{pathlib.Path(name).stem}", argument]))
+
+
+def prepare_command(argv: list[str]) -> str:
+  """The command that prepares the data of the command argv."""
+  kept = [a for a in argv[1:] if a.lstrip("-").startswith(("config=",
+                                                           "config.data."))]
+  return shlex.join(
+    ["python", "-m", "rad_jax.main", *kept, "--mode=prepare_data"]
+  )
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+  """Turns what a user can mend into one line and exit code 1."""
+  try:
+    yield
+  except _USER_ERRORS as error:
+    if _TRACEBACK.value:
+      raise
+    message = " ".join(str(error).split())
+    if isinstance(error, sources.NotPrepared):
+      message += f". Prepare it with: {prepare_command(sys.argv)}"
+    sys.exit(f"rad_jax: error: {message}")
+
+
+def run() -> None:
+  """The entry of the command line."""
+  logging.basicConfig(format="%(message)s", level=logging.WARNING)
+  logging.getLogger("rad_jax").setLevel(logging.INFO)
+  flags.mark_flag_as_required("config")
+  app.run(main)
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,1 @@
+"""Noise-prediction networks; the only package that knows flax.linen."""

@@ -1,0 +1,67 @@
+"""Pictures of saved samples."""
+
+import math
+import pathlib
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from rad_jax.data import examples
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+
+def image_grid(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+  """Images [n, h, w, c] in [-1, 1], side by side: uint8 [H, W, c].
+
+  A white gap parts the images; missing ones in the last row are white.
+  """
+  n, h, w, c = images.shape
+  rows = math.ceil(n / columns)
+  grid = np.full(
+    (rows * (h + gap) + gap, columns * (w + gap) + gap, c), 255, np.uint8
+  )
+  for i, image in enumerate(examples.to_uint8(images)):
+    top = gap + i // columns * (h + gap)
+    left = gap + i % columns * (w + gap)
+    grid[top : top + h, left : left + w] = image
+  return grid
+
+
+def save_image(pixels: np.ndarray, path: pathlib.Path, min_side: int) -> None:
+  """Writes uint8 [H, W, c] as PNG, whole pixels enlarged to min_side."""
+  factor = max(1, round(min_side / min(pixels.shape[:2])))
+  enlarged = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+  Image.fromarray(enlarged.squeeze(-1) if pixels.shape[-1] == 1 else enlarged
+                  ).save(path)
+
+
+def show_samples(folder: pathlib.Path) -> pathlib.Path:
+  """Draws folder/samples.npz: a grid.png of images, or a scatter.png."""
+  with np.load(folder / "samples.npz") as saved:
+    x_0 = saved["x_0"]
+  if x_0.ndim == 4:
+    path = folder / "grid.png"
+    columns = math.ceil(math.sqrt(len(x_0)))
+    save_image(image_grid(x_0, columns), path, min_side=512)
+    return path
+  path = folder / "scatter.png"
+  figure = scatter(x_0)
+  figure.savefig(path, dpi=150)
+  plt.close(figure)
+  return path
+
+
+def scatter(points: np.ndarray) -> plt.Figure:
+  """Points [n, d] in each pair of their first three coordinates."""
+  pairs = [(0, 1), (0, 2), (1, 2)][: 3 if points.shape[1] > 2 else 1]
+  figure, axes = plt.subplots(
+    1, len(pairs), figsize=(4 * len(pairs), 4), squeeze=False,
+    layout="constrained",
+  )
+  for axis, (i, j) in zip(axes[0], pairs, strict=True):
+    axis.scatter(points[:, i], points[:, j], s=4, linewidths=0)
+    axis.set(xlabel=f"x{i + 1}", ylabel=f"x{j + 1}", aspect="equal")
+  return figure

@@ -1,0 +1,1 @@
+"""Adversarial training of the noise predictor: the paper's ideas."""

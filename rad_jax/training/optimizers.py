@@ -1,0 +1,38 @@
+"""The optimiser: Adam with clipping, warm-up and decay, all of it optax's."""
+
+import optax
+
+
+def learning_rate_schedule(
+  peak: float, warmup_steps: int, decay: str, num_steps: int
+) -> optax.Schedule:
+  """Linear warm-up from 0 to the peak, then the decay to the last step.
+
+  Args:
+    peak: the largest learning rate.
+    warmup_steps: steps of the warm-up; 0 for none.
+    decay: "constant", "cosine" or "linear" (both to 0).
+    num_steps: steps of the whole run.
+  """
+  after = max(num_steps - warmup_steps, 1)
+  decayed = {
+    "constant": optax.constant_schedule(peak),
+    "cosine": optax.cosine_decay_schedule(peak, after),
+    "linear": optax.linear_schedule(peak, 0.0, after),
+  }[decay]
+  if warmup_steps == 0:
+    return decayed
+  warmup = optax.linear_schedule(0.0, peak, warmup_steps)
+  return optax.join_schedules([warmup, decayed], [warmup_steps])
+
+
+def adam(
+  schedule: optax.Schedule, b1: float, b2: float, max_grad_norm: float
+) -> optax.GradientTransformation:
+  """Adam after clipping the gradient's global norm (0 does not clip)."""
+  clip = (
+    optax.clip_by_global_norm(max_grad_norm)
+    if max_grad_norm > 0
+    else optax.identity()
+  )
+  return optax.chain(clip, optax.adam(schedule, b1=b1, b2=b2))

@@ -1,0 +1,44 @@
+"""The training state: arrays only, so that the checkpoint is the state."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+from rad_jax.models.network import Network
+
+
+@flax.struct.dataclass
+class State:
+  """All that training carries from step to step.
+
+  `key` is the root of the run's training randomness. It never changes: what
+  step n draws is derived from (key, n), so a resumed run draws the same.
+  """
+
+  step: Int[Array, ""]
+  params: PyTree
+  ema_params: PyTree
+  opt_state: optax.OptState
+  key: PRNGKeyArray
+
+
+def initial_state(
+  network: Network,
+  optimizer: optax.GradientTransformation,
+  example_shape: tuple[int, ...],
+  init_key: PRNGKeyArray,
+  train_key: PRNGKeyArray,
+) -> State:
+  """The state before the first step."""
+  params = network.init(
+    init_key, jnp.zeros((1, *example_shape)), jnp.zeros((1,), jnp.int32)
+  )
+  return State(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    ema_params=jax.tree.map(jnp.copy, params),
+    opt_state=optimizer.init(params),
+    key=train_key,
+  )

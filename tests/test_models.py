@@ -1,0 +1,371 @@
+"""Tests of rad_jax.models: the networks' contracts, not their quality."""
+
+import functools
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rad_jax.models import embedding
+from rad_jax.models import mlp
+from rad_jax.models import network
+from rad_jax.models import unet
+
+# Compilation is the cost of these tests; without LLVM's passes it is halved.
+_jit = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+_BATCH = 3
+_SMALL = dict(
+  channels=8,
+  channel_multipliers=(1, 2),
+  num_res_blocks=1,
+  attention_resolutions=(4,),
+)
+
+
+def _random_params(shapes, seed, scale=0.2):
+  """Normal parameters: the zero-initialised layers would hide most bugs."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype),
+    shapes,
+  )
+
+
+def _fast_key(seed):
+  """A key whose draws compile in a third of threefry's time."""
+  return jax.random.key(seed, impl="rbg")
+
+
+@pytest.fixture(scope="module")
+def images():
+  return jax.random.normal(jax.random.key(1), (_BATCH, 8, 8, 3))
+
+
+@pytest.fixture(scope="module")
+def times():
+  return jnp.array([0, 17, 999])
+
+
+@pytest.fixture(scope="module")
+def small(images, times):
+  """A small U-Net: its network, jitted `apply` and two sets of parameters."""
+  net = unet.unet(**_SMALL, dropout=0.5)
+  initial = _jit(net.init)(_fast_key(2), images, times)
+  return types.SimpleNamespace(
+    network=net,
+    apply=_jit(net.apply),
+    initial=initial,
+    params=_random_params(initial, seed=3),
+  )
+
+
+def _output_and_gradients(apply, params, x_t, t):
+  """Returns eps_hat under dropout, and d|eps_hat|^2 by `(params, x_t)`."""
+
+  def loss(params, x_t):
+    eps_hat = apply(params, x_t, t, jax.random.key(14))
+    return jnp.sum(eps_hat**2), eps_hat
+
+  function = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+  (_, eps_hat), gradients = _jit(function)(params, x_t)
+  return eps_hat, gradients
+
+
+@pytest.fixture(scope="module")
+def small_gradients(small, images, times):
+  return _output_and_gradients(small.network.apply, small.params, images, times)
+
+
+@pytest.fixture(scope="module")
+def vector_mlp():
+  net = mlp.mlp(width=16, depth=2, time_features=8)
+  x_t = jax.random.normal(jax.random.key(4), (_BATCH, 5))
+  t = jnp.zeros(_BATCH, jnp.int32)
+  initial = _jit(net.init)(_fast_key(5), x_t, t)
+  return types.SimpleNamespace(
+    network=net,
+    apply=_jit(net.apply),
+    initial=initial,
+    params=_random_params(initial, seed=6),
+    x_t=x_t,
+  )
+
+
+def test_cifar10_unet_has_the_published_parameter_count():
+  net = unet.unet(128, (1, 2, 2, 2), 2, (16,), dropout=0.1)
+  params = jax.eval_shape(
+    net.init,
+    jax.random.key(0),
+    jnp.zeros((1, 32, 32, 3)),
+    jnp.zeros(1, jnp.int32),
+  )
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 35_746_307
+
+
+def test_untrained_networks_return_zero(small, vector_mlp, images, times):
+  np.testing.assert_array_equal(small.apply(small.initial, images, times), 0)
+  x_t = vector_mlp.x_t
+  np.testing.assert_array_equal(
+    vector_mlp.apply(vector_mlp.initial, x_t, times), 0
+  )
+
+
+def test_residual_branches_start_at_zero(small):
+  """Also where a zero output layer would hide it."""
+  for name, block in small.initial.items():
+    if name.endswith("_res"):
+      np.testing.assert_array_equal(block["conv_out"]["kernel"], 0, name)
+    if name.endswith("_attention"):
+      np.testing.assert_array_equal(block["output"]["kernel"], 0, name)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (8, 4, 1)])
+def test_unet_keeps_the_shape(times, shape):
+  net = unet.unet(**_SMALL, dropout=0.5)
+  x_t = jnp.ones((_BATCH, *shape))
+  params = jax.eval_shape(net.init, jax.random.key(0), x_t, times)
+  eps_hat = jax.eval_shape(net.apply, params, x_t, times)
+  assert eps_hat.shape == x_t.shape
+  assert eps_hat.dtype == jnp.float32
+
+
+def test_attention_is_where_it_was_asked_for(small):
+  names = {name for name in small.initial if name.endswith("_attention")}
+  assert names == {
+    "down_1_0_attention",
+    "middle_attention",
+    "up_1_0_attention",
+    "up_1_1_attention",
+  }
+
+
+def test_attention_block_matches_numpy():
+  """One head, softmax(q k^T / sqrt(c)) over all pixels, plus the residual."""
+  block = unet._Attention(jnp.dtype("float32"))
+  x = jax.random.normal(jax.random.key(7), (2, 2, 3, 8))
+  shapes = jax.eval_shape(block.init, jax.random.key(8), x)["params"]
+  params = _random_params(shapes, seed=9, scale=1.0)
+
+  def dense(h, layer):
+    return h @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+
+  pixels = np.asarray(x, np.float64).reshape(2, 6, 8)
+  groups = pixels.reshape(2, 6, 2, 4)
+  mean = groups.mean((1, 3), keepdims=True)
+  variance = groups.var((1, 3), keepdims=True)
+  h = ((groups - mean) / np.sqrt(variance + 1e-6)).reshape(pixels.shape)
+  h = h * np.asarray(params["norm"]["scale"])
+  h = h + np.asarray(params["norm"]["bias"])
+  query, key, value = (
+    dense(h, params[name]) for name in ("query", "key", "value")
+  )
+  logits = query @ key.transpose(0, 2, 1) / math.sqrt(8)
+  weights = np.exp(logits - logits.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  expected = pixels + dense(weights @ value, params["output"])
+  actual = _jit(block.apply)({"params": params}, x)
+  np.testing.assert_allclose(
+    actual, expected.reshape(x.shape), rtol=1e-4, atol=1e-4
+  )
+
+
+def test_upsampling_repeats_each_pixel():
+  h = jax.random.normal(jax.random.key(10), (2, 3, 4, 5))
+  expected = np.asarray(h).repeat(2, axis=1).repeat(2, axis=2)
+  np.testing.assert_array_equal(unet._upsample(h), expected)
+
+
+@pytest.mark.parametrize("changed", range(_BATCH))
+def test_examples_are_independent(small, vector_mlp, images, times, changed):
+  """The attack sums its objective over the batch and relies on this."""
+  others = np.delete(np.arange(_BATCH), changed)
+  for net, x_t in ((small, images), (vector_mlp, vector_mlp.x_t)):
+    before = net.apply(net.params, x_t, times)
+    after = net.apply(
+      net.params, x_t.at[changed].add(1.0), times.at[changed].add(100)
+    )
+    np.testing.assert_allclose(after[others], before[others], atol=1e-6)
+    assert np.max(np.abs(after[changed] - before[changed])) > 1e-2
+
+
+def test_vmap_over_networks_matches_a_loop(small, images, times):
+  params = [small.params, _random_params(small.params, seed=11)]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+  together = _jit(jax.vmap(small.network.apply, in_axes=(0, None, None)))(
+    stacked, images, times
+  )
+  for i, single in enumerate(params):
+    np.testing.assert_allclose(
+      together[i], small.apply(single, images, times), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_time_changes_the_output(small, vector_mlp, images, times):
+  """For every example and between neighbouring times."""
+  for apply, params, x_t in (
+    (small.apply, small.params, images),
+    (vector_mlp.apply, vector_mlp.params, vector_mlp.x_t),
+  ):
+    change = apply(params, x_t, times + 1) - apply(params, x_t, times)
+    per_example = np.abs(np.asarray(change)).reshape(_BATCH, -1).max(axis=1)
+    assert np.all(per_example > 1e-4), per_example
+
+
+def test_every_parameter_and_skip_of_the_unet_matters(small_gradients):
+  """Except the keys' biases, to which a softmax is blind."""
+  _, (gradients, _) = small_gradients
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+    name = jax.tree_util.keystr(path)
+    size = np.abs(leaf)
+    if name.endswith("['shortcut']['kernel']"):
+      size = size.max(axis=1)
+      assert np.min(size) > 1e-4, f"{name}: {size}"
+    elif "['key']['bias']" not in name:
+      assert np.max(size) > 1e-4, name
+
+
+@pytest.mark.parametrize(
+  "channels, groups", [(8, 2), (32, 8), (48, 16), (64, 32), (128, 32)]
+)
+def test_no_group_is_a_single_channel(channels, groups):
+  """Its norm would remove what the time adds to the channel."""
+  assert unet._num_groups(channels) == groups
+
+
+def test_every_layer_of_the_mlp_sees_the_time(vector_mlp, times):
+  def loss(params):
+    eps_hat = vector_mlp.network.apply(params, vector_mlp.x_t, times)
+    return jnp.sum(eps_hat**2)
+
+  gradient = _jit(jax.grad(loss))(vector_mlp.params)
+  for layer in ("time_0", "time_1"):
+    assert np.any(np.abs(gradient[layer]["kernel"]) > 0), layer
+
+
+def test_bfloat16_is_close_to_float32(small, images, times):
+  net = unet.unet(**_SMALL, dropout=0.5, dtype="bfloat16")
+  shapes = jax.eval_shape(net.init, jax.random.key(0), images, times)
+  assert jax.tree.all(
+    jax.tree.map(lambda leaf: leaf.dtype == jnp.float32, shapes)
+  )
+  expected = small.apply(small.params, images, times)
+  eps_hat = _jit(net.apply)(small.params, images, times)
+  assert eps_hat.dtype == jnp.float32
+  error = np.sqrt(np.mean((eps_hat - expected) ** 2) / np.mean(expected**2))
+  assert 1e-4 < error < 0.05, error
+  # The output layer is float32: few values are exact in bfloat16.
+  rounded = eps_hat.astype(jnp.bfloat16).astype(jnp.float32)
+  assert np.mean(np.asarray(rounded == eps_hat)) < 0.1
+
+
+def test_group_statistics_are_float32_under_bfloat16():
+  """A mean of 1,000 with a spread of 4 is beyond bfloat16's eight bits."""
+  x = 1000.0 + 4.0 * jax.random.normal(jax.random.key(12), (2, 8, 8, 8))
+  x = x.astype(jnp.bfloat16)
+  norm = unet._group_norm(8, jnp.dtype("bfloat16"), "norm")
+  actual = norm.apply(norm.init(jax.random.key(13), x), x)
+  groups = np.asarray(x, np.float64).reshape(2, 8, 8, 2, 4)
+  mean = groups.mean((1, 2, 4), keepdims=True)
+  expected = (groups - mean) / groups.std((1, 2, 4), keepdims=True)
+  np.testing.assert_allclose(
+    np.asarray(actual, np.float64), expected.reshape(x.shape), atol=0.05
+  )
+
+
+def test_remat_changes_only_the_schedule(small, small_gradients, images, times):
+  net = unet.unet(**_SMALL, dropout=0.5, remat=True)
+  shapes = jax.eval_shape(net.init, jax.random.key(0), images, times)
+  assert jax.tree.structure(shapes) == jax.tree.structure(small.initial)
+  assert "remat" in str(jax.make_jaxpr(net.apply)(small.params, images, times))
+
+  eps_hat, gradients = _output_and_gradients(
+    net.apply, small.params, images, times
+  )
+  expected_eps_hat, expected = small_gradients
+  np.testing.assert_allclose(eps_hat, expected_eps_hat, rtol=1e-5, atol=1e-5)
+  for actual_leaf, leaf in zip(
+    jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True
+  ):
+    scale = float(np.max(np.abs(leaf))) + 1.0
+    np.testing.assert_allclose(actual_leaf, leaf, atol=1e-4 * scale)
+
+
+def test_dropout_follows_its_key(small, images, times):
+  key_a, key_b = jax.random.split(jax.random.key(15))
+  clean = small.apply(small.params, images, times)
+  first = small.apply(small.params, images, times, key_a)
+  again = small.apply(small.params, images, times, jnp.copy(key_a))
+  other = small.apply(small.params, images, times, key_b)
+  np.testing.assert_array_equal(first, again)
+  assert np.max(np.abs(first - clean)) > 1e-2
+  assert np.max(np.abs(first - other)) > 1e-2
+  without_key = jax.make_jaxpr(small.network.apply)(small.params, images, times)
+  assert "random" not in str(without_key)
+
+
+@pytest.mark.parametrize("features", [4, 10])
+def test_embedding_matches_numpy(features):
+  t = [0, 1, 500, 999]
+  half = features // 2
+  expected = np.zeros((len(t), features))
+  for row, time in enumerate(t):
+    for i in range(half):
+      angle = time * 10_000.0 ** (-i / (half - 1))
+      expected[row, i] = math.sin(angle)
+      expected[row, half + i] = math.cos(angle)
+  actual = embedding.sinusoidal_embedding(jnp.array(t), features)
+  np.testing.assert_allclose(actual, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("features", [2, 7])
+def test_embedding_rejects_sizes_without_two_frequencies(features):
+  with pytest.raises(ValueError, match=f"features={features}"):
+    embedding.sinusoidal_embedding(jnp.zeros(1), features)
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (8, 6)])
+def test_unet_names_size_and_factor_that_do_not_fit(shape):
+  net = unet.unet(8, (1, 1, 1), 1, (), dropout=0.0)
+  height, width = shape
+  with pytest.raises(ValueError, match=f"{height}x{width}.* by 4 "):
+    jax.eval_shape(
+      net.init,
+      jax.random.key(0),
+      jnp.zeros((1, height, width, 3)),
+      jnp.zeros(1, jnp.int32),
+    )
+
+
+def test_mlp_on_images_is_the_mlp_on_their_pixels(times):
+  net = mlp.mlp(width=16, depth=2, time_features=8)
+  images = jax.random.normal(jax.random.key(16), (_BATCH, 4, 2, 3))
+  flat = images.reshape(_BATCH, -1)
+  shapes = jax.eval_shape(net.init, jax.random.key(17), images, times)
+  params = _random_params(shapes, seed=18)
+  eps_hat = net.apply(params, images, times)
+  assert eps_hat.shape == images.shape
+  np.testing.assert_allclose(
+    eps_hat.reshape(_BATCH, -1),
+    net.apply(params, flat, times),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
+def test_from_module_rejects_batch_statistics():
+  nn = pytest.importorskip("flax.linen")
+
+  class Coupled(nn.Module):
+    @nn.compact
+    def __call__(self, x_t, t, train):
+      return nn.BatchNorm(use_running_average=not train)(x_t)
+
+  net = network.from_module(Coupled())
+  with pytest.raises(ValueError, match="batch_stats"):
+    net.init(jax.random.key(0), jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32))
