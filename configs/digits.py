@@ -1,5 +1,4 @@
-"""Robust_adv on scikit-learn's digits, linearised, 90% of them noised.
-"""
+"""Robust_adv on scikit-learn's digits, linearised, 90% of them noised."""
 
 from rad_jax import config as schema
 

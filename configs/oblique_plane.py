@@ -1,5 +1,4 @@
-"""Robust_adv on the oblique plane in R^3, 90% of the points noised.
-"""
+"""Robust_adv on the oblique plane in R^3, 90% of the points noised."""
 
 from rad_jax import config as schema
 

@@ -1,5 +1,4 @@
-"""Robust_adv on the three narrow Gaussians of the plane, 90% of the points noised.
-"""
+"""Robust_adv on three Gaussians in the plane, 90% of the points noised."""
 
 from rad_jax import config as schema
 

@@ -6,7 +6,7 @@ training and evaluation) reads this object; pure functions take arguments.
 """
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_collections
 from jaxtyping import PyTree
@@ -15,7 +15,7 @@ from rad_jax.data import corruptions, synthetic
 from rad_jax.diffusion import schedules
 from rad_jax.robustness import objectives, radius
 
-ConfigDict = ml_collections.ConfigDict
+ConfigDict: TypeAlias = ml_collections.ConfigDict
 
 
 class ConfigError(ValueError):
@@ -173,6 +173,7 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def is_synthetic(config: ConfigDict) -> bool:
+  """Whether the data is a world of data.synthetic, and no image set."""
   return config.data.name in synthetic.WORLDS
 
 
@@ -241,6 +242,12 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
       levels >= 1 and data.image_size % factor == 0,
       f"of a length that lets data.image_size {data.image_size} be halved"
       " once a level after the first",
+    )
+    sides = {data.image_size // 2**level for level in range(levels)}
+    within(
+      "model.unet.attention_resolutions",
+      sides.issuperset(model.unet.attention_resolutions),
+      f"among the sides of the feature maps, {sorted(sides)}",
     )
 
   one_of("objective.name", objectives.OBJECTIVES)

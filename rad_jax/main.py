@@ -14,16 +14,16 @@ from collections.abc import Iterator
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
-import jax  # noqa: E402
-from absl import app, flags  # noqa: E402
-from absl import logging as absl_logging  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
 
-from rad_jax import config as configs  # noqa: E402
-from rad_jax.data import builders, sources  # noqa: E402
-from rad_jax.evaluation import evaluate, sampling  # noqa: E402
-from rad_jax.reports import figures  # noqa: E402
-from rad_jax.training import checkpoints, loop  # noqa: E402
+from rad_jax import config as configs
+from rad_jax.data import builders, sources
+from rad_jax.evaluation import evaluate, sampling
+from rad_jax.reports import figures
+from rad_jax.training import checkpoints, loop
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file; :smoke behind it shrinks it to seconds."
@@ -87,8 +87,9 @@ def default_workdir() -> str:
 
 def prepare_command(argv: list[str]) -> str:
   """The command that prepares the data of the command argv."""
-  kept = [a for a in argv[1:] if a.lstrip("-").startswith(("config=",
-                                                           "config.data."))]
+  kept = [
+    a for a in argv[1:] if a.lstrip("-").startswith(("config=", "config.data."))
+  ]
   return shlex.join(
     ["python", "-m", "rad_jax.main", *kept, "--mode=prepare_data"]
   )

@@ -22,7 +22,7 @@ import resource
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import absl.logging
@@ -52,7 +52,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   """
 
   VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "Initial release."}
+  RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
@@ -78,11 +78,13 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     digits = datasets.load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    for index, (image, label) in enumerate(zip(images, digits.target)):
+    for index, (image, label) in enumerate(
+      zip(images, digits.target, strict=True)
+    ):
       yield index, {"image": _png(image), "label": int(label)}
 
 
-class Cifar10(tfds.builder_cls("cifar10"), skip_registration=True):
+class Cifar10(tfds.builder_cls("cifar10"), skip_registration=True):  # type: ignore
   """TFDS's CIFAR-10, with the binary batches read by NumPy."""
 
   name = "cifar10"
@@ -107,7 +109,7 @@ class Cifar10(tfds.builder_cls("cifar10"), skip_registration=True):
         index += 1
 
 
-class Lsun(tfds.builder_cls("lsun"), skip_registration=True):
+class Lsun(tfds.builder_cls("lsun"), skip_registration=True):  # type: ignore
   """TFDS's LSUN, with the LMDB read by the `lmdb` package.
 
   TFDS extracts the archive through memory: a category needs as much memory

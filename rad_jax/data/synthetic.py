@@ -8,6 +8,11 @@ import numpy as np
 Points = np.ndarray
 
 
+# Orthonormal: two directions inside the oblique plane, one off it.
+PLANE_BASIS = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2], [6]])
+PLANE_NORMAL = np.ones(3) / np.sqrt(3)
+
+
 class World(NamedTuple):
   """A distribution of points in R^d whose support and moments are known.
 
@@ -28,7 +33,7 @@ def oblique_plane() -> World:
   The spread along each axis of the plane is 1 / sqrt(3) = 0.577. The support
   is taken to be the whole plane.
   """
-  basis = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2], [6]])
+  basis = PLANE_BASIS
 
   def sample(generator, n):
     return (generator.uniform(-1, 1, (n, 2)) @ basis).astype(np.float32)

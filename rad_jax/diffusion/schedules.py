@@ -24,10 +24,12 @@ class Schedule(NamedTuple):
 
   @property
   def num_timesteps(self) -> int:
+    """T."""
     return self.sigma.shape[0]
 
   @property
   def sigma_max(self) -> Float[Array, ""]:
+    """sigma of the last timestep, just under 1."""
     return self.sigma[-1]
 
 

@@ -65,9 +65,7 @@ def sample(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   folder.mkdir(parents=True, exist_ok=True)
   np.savez_compressed(folder / "samples.npz", x_0=samples.x_0)
   (folder / "sampling.json").write_text(
-    json.dumps(
-      {"step": samples.step, **config.sampling.to_dict()}, indent=2
-    )
+    json.dumps({"step": samples.step, **config.sampling.to_dict()}, indent=2)
     + "\n"
   )
   return folder

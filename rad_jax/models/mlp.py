@@ -2,12 +2,11 @@
 
 import functools
 
-from flax import linen as nn
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Float, Real
 
-from rad_jax.models import embedding
-from rad_jax.models import network
+from rad_jax.models import embedding, network
 
 
 class _Mlp(nn.Module):

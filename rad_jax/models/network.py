@@ -14,8 +14,8 @@ signatures will do:
 from collections.abc import Callable
 from typing import NamedTuple
 
-from flax import linen as nn
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Real
 
 
@@ -60,8 +60,8 @@ def from_module(module: nn.Module) -> Network:
     dropout_key: PRNGKeyArray | None = None,
   ) -> Float[Array, " b *features"]:
     train = dropout_key is not None
-    rngs = {"dropout": dropout_key} if train else {}
+    rngs = {} if dropout_key is None else {"dropout": dropout_key}
     eps_hat = module.apply({"params": params}, x_t, t, train=train, rngs=rngs)
-    return eps_hat.astype(jnp.float32)
+    return jnp.asarray(eps_hat, jnp.float32)
 
   return Network(init, apply)

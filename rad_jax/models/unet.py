@@ -6,17 +6,16 @@ each residual branch, of each attention block and of the network starts at
 zero, so that an untrained network returns 0.
 """
 
-from collections.abc import Sequence
 import functools
 import math
+from collections.abc import Sequence
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Float, Real
 
-from rad_jax.models import embedding
-from rad_jax.models import network
+from rad_jax.models import embedding, network
 
 _fan_avg = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _Conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), kernel_init=_fan_avg)

@@ -7,10 +7,10 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from rad_jax.data import examples
+from rad_jax.data import examples, synthetic
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 
 def image_grid(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
@@ -34,8 +34,9 @@ def save_image(pixels: np.ndarray, path: pathlib.Path, min_side: int) -> None:
   """Writes uint8 [H, W, c] as PNG, whole pixels enlarged to min_side."""
   factor = max(1, round(min_side / min(pixels.shape[:2])))
   enlarged = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-  Image.fromarray(enlarged.squeeze(-1) if pixels.shape[-1] == 1 else enlarged
-                  ).save(path)
+  Image.fromarray(
+    enlarged.squeeze(-1) if pixels.shape[-1] == 1 else enlarged
+  ).save(path)
 
 
 def show_samples(folder: pathlib.Path) -> pathlib.Path:
@@ -55,13 +56,26 @@ def show_samples(folder: pathlib.Path) -> pathlib.Path:
 
 
 def scatter(points: np.ndarray) -> plt.Figure:
-  """Points [n, d] in each pair of their first three coordinates."""
-  pairs = [(0, 1), (0, 2), (1, 2)][: 3 if points.shape[1] > 2 else 1]
-  figure, axes = plt.subplots(
-    1, len(pairs), figsize=(4 * len(pairs), 4), squeeze=False,
-    layout="constrained",
-  )
-  for axis, (i, j) in zip(axes[0], pairs, strict=True):
-    axis.scatter(points[:, i], points[:, j], s=4, linewidths=0)
-    axis.set(xlabel=f"x{i + 1}", ylabel=f"x{j + 1}", aspect="equal")
+  """Points [n, 2] or [n, 3], by `draw_points`."""
+  figure, axis = plt.subplots(figsize=(4, 4), layout="constrained")
+  draw_points(axis, points, "black")
   return figure
+
+
+def draw_points(axis: plt.Axes, points: np.ndarray, colour: str) -> None:
+  """Points [n, 2] as they are; points [n, 3] along the oblique plane's edge.
+
+  Raises:
+    ValueError: points of another dimension.
+  """
+  if points.shape[1] == 2:
+    x, y = points.T
+    labels = ("x", "y")
+  elif points.shape[1] == 3:
+    x = points @ synthetic.PLANE_BASIS[0]
+    y = points @ synthetic.PLANE_NORMAL
+    labels = ("along the plane", "off the plane")
+  else:
+    raise ValueError(f"no picture of points in {points.shape[1]} dimensions")
+  axis.scatter(x, y, s=3, linewidths=0, color=colour)
+  axis.set(xlabel=labels[0], ylabel=labels[1], aspect="equal")

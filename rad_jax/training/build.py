@@ -40,16 +40,19 @@ class Keys(NamedTuple):
 
 
 def keys(config: ConfigDict) -> Keys:
+  """The streams that the run's seed stands for."""
   return Keys(*jax.random.split(jax.random.key(config.seed), 4))
 
 
 def schedule(config: ConfigDict) -> schedules.Schedule:
+  """The noise schedule."""
   return schedules.make(
     config.diffusion.schedule, config.diffusion.num_timesteps
   )
 
 
 def network(config: ConfigDict) -> Network:
+  """The noise predictor."""
   model = config.model
   if model.name == "mlp":
     return mlp(**model.mlp, dtype=model.dtype)
@@ -57,6 +60,7 @@ def network(config: ConfigDict) -> Network:
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:
+  """The learning rate at each step."""
   return optimizers.learning_rate_schedule(
     config.optimizer.learning_rate,
     config.optimizer.warmup_steps,
@@ -66,6 +70,7 @@ def learning_rate(config: ConfigDict) -> optax.Schedule:
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+  """The optimiser."""
   return optimizers.adam(
     learning_rate(config),
     config.optimizer.b1,
@@ -86,6 +91,7 @@ def state(config: ConfigDict) -> states.State:
 
 
 def train_step(config: ConfigDict) -> Step:
+  """The training step of config.objective. Jit it with the state donated."""
   objective = config.objective
   loss, perturbation = objectives.OBJECTIVES[objective.name]
   return make_train_step(
@@ -134,6 +140,7 @@ def prepare(
 
 
 def example_shape(config: ConfigDict) -> tuple[int, ...]:
+  """The shape of one example, as the network sees it."""
   if is_synthetic(config):
     return synthetic.WORLDS[config.data.name]().mean.shape
   side = config.data.image_size
@@ -233,4 +240,5 @@ def parameters_of(state: states.State, config: ConfigDict):
 
 
 def num_parameters(state: states.State) -> int:
+  """How many numbers the network has."""
   return sum(jnp.size(x) for x in jax.tree.leaves(state.params))

@@ -196,9 +196,7 @@ def mean_of(
 ) -> dict[str, float]:
   """The metrics' means over a window of steps, all of them finite."""
   rows = check_finite(window, last_saved, directory)
-  return {
-    name: float(np.mean([row[name] for row in rows])) for name in rows[0]
-  }
+  return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
 def check_finite(

@@ -1,5 +1,6 @@
 """The training step: one pure function of (state, batch), compiled once."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -112,9 +113,9 @@ def make_train_step(
   regulariser: Regulariser,
   optimizer: optax.GradientTransformation,
   ema_decay: float,
-  prepare: Callable[[Batch, PRNGKeyArray], Array] = lambda batch, _: (
-    batch["x_0"]
-  ),
+  prepare: Callable[[Batch, PRNGKeyArray], Array] = lambda batch, _: batch[
+    "x_0"
+  ],
 ) -> Step:
   """Builds the step. Jit it with the state donated.
 
@@ -154,7 +155,8 @@ def make_train_step(
       "w_linf": jnp.max(jnp.abs(w)),
       **{name: jnp.mean(term) for name, term in terms.items()},
     }
-    state = state.replace(
+    state = dataclasses.replace(
+      state,
       step=state.step + 1,
       params=params,
       ema_params=ema_params,

@@ -1,0 +1,207 @@
+"""Runs side by side: one table and its figures, from their saved results.
+
+A run is a folder with config.json, evaluation.json, metrics.jsonl and
+samples/. Runs that differ only in their seed are one row.
+"""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+from rad_jax.reports import figures
+
+# Colours by method, told apart in grey too (Okabe & Ito's palette).
+COLOURS = {
+  "ddpm": "#0072B2",
+  "invariance": "#D55E00",
+  "robust_ran": "#56B4E9",
+  "robust_adv": "#009E73",
+}
+LABELS = {
+  "ddpm": "DDPM",
+  "invariance": "invariance",
+  "robust_ran": "Robust_ran",
+  "robust_adv": "Robust_adv",
+}
+
+
+class Run(NamedTuple):
+  """The saved results of one run."""
+
+  data: str
+  objective: str
+  seed: int
+  measures: dict[str, float]
+  step_seconds: float
+  samples: np.ndarray
+
+
+class Row(NamedTuple):
+  """Runs of one objective on one data set: measures by name, over seeds."""
+
+  data: str
+  objective: str
+  measures: dict[str, np.ndarray]
+  relative_cost: float
+  samples: np.ndarray
+
+
+def read_run(folder: pathlib.Path) -> Run:
+  """Reads a run that was trained, sampled and evaluated.
+
+  Raises:
+    FileNotFoundError: one of the three is missing.
+  """
+  config = json.loads((folder / "config.json").read_text())
+  result = json.loads((folder / "evaluation.json").read_text())
+  rows = [
+    json.loads(line)
+    for line in (folder / "metrics.jsonl").read_text().splitlines()
+  ]
+  speed = np.median([row["train/images_per_second"] for row in rows])
+  path = folder / "samples" / f"step_{result['step']}" / "samples.npz"
+  with np.load(path) as saved:
+    samples = saved["x_0"]
+  return Run(
+    data=config["data"]["name"],
+    objective=config["objective"]["name"],
+    seed=config["seed"],
+    measures=result["measures"],
+    step_seconds=config["train"]["batch_size"] / float(speed),
+    samples=samples,
+  )
+
+
+def compare(runs: list[Run]) -> list[Row]:
+  """One row for each data set and objective, in the order of the runs.
+
+  The cost is the median time of a step over that of the ddpm runs on the same
+  data; NaN where there are none.
+  """
+  groups: dict[tuple[str, str], list[Run]] = {}
+  for run in runs:
+    groups.setdefault((run.data, run.objective), []).append(run)
+  seconds = {
+    key: np.median([run.step_seconds for run in group])
+    for key, group in groups.items()
+  }
+  return [
+    Row(
+      data=data,
+      objective=objective,
+      measures={
+        name: np.array([run.measures[name] for run in group])
+        for name in group[0].measures
+      },
+      relative_cost=seconds[data, objective]
+      / seconds.get((data, "ddpm"), np.nan),
+      samples=min(group, key=lambda run: run.seed).samples,
+    )
+    for (data, objective), group in groups.items()
+  ]
+
+
+def markdown_table(rows: list[Row]) -> str:
+  """The rows as a Markdown table, mean +- standard deviation over seeds.
+
+  The smallest error of each data set is bold.
+  """
+  lines = [
+    "| data | objective | error (RMS) | PSNR, dB | Frechet | spread | cost |",
+    "|---|---|---|---|---|---|---|",
+  ]
+  for row in rows:
+    peers = [r for r in rows if r.data == row.data]
+    best = min(peers, key=lambda r: r.measures["support_rms"].mean())
+    error = _mean_std(row.measures["support_rms"])
+    psnr = row.measures.get("support_psnr_db")
+    lines.append(
+      f"| {row.data} | {_label(row)} |"
+      f" {f'**{error}**' if row is best else error} |"
+      f" {'' if psnr is None else _mean_std(psnr, 1)} |"
+      f" {_mean_std(row.measures['frechet'])} |"
+      f" {_mean_std(row.measures['spread_ratio'])} |"
+      f" {row.relative_cost:.2f} |"
+    )
+  return "\n".join(lines)
+
+
+def error_figure(rows: list[Row]) -> plt.Figure:
+  """The error of every run: a bar for the mean, a dot for each seed."""
+  names = list(dict.fromkeys(row.data for row in rows))
+  figure, axes = plt.subplots(
+    1,
+    len(names),
+    figsize=(4 * len(names), 3.2),
+    squeeze=False,
+    layout="constrained",
+  )
+  for axis, name in zip(axes[0], names, strict=True):
+    peers = [row for row in rows if row.data == name]
+    errors = [row.measures["support_rms"] for row in peers]
+    axis.bar(
+      [_label(row) for row in peers],
+      [e.mean() for e in errors],
+      color=[COLOURS.get(row.objective, "grey") for row in peers],
+    )
+    for place, values in enumerate(errors):
+      axis.plot(np.full(len(values), place), values, "k.", markersize=5)
+    axis.set(title=name, ylabel="RMS distance from clean truth, data units")
+    axis.spines[["top", "right"]].set_visible(False)
+  return figure
+
+
+def sample_figure(rows: list[Row]) -> plt.Figure:
+  """Samples of each row of one data set, side by side: images, or points.
+
+  Points are drawn as the oblique plane is seen from its edge, or, in the
+  plane, as they are.
+  """
+  figure, axes = plt.subplots(
+    1,
+    len(rows),
+    figsize=(3 * len(rows), 3.4),
+    squeeze=False,
+    sharex=True,
+    sharey=True,
+    layout="constrained",
+  )
+  for axis, row in zip(axes[0], rows, strict=True):
+    error = row.measures["support_rms"].mean()
+    axis.set_title(f"{_label(row)}\nerror {error:.3f}")
+    if row.samples.ndim == 4:
+      grid = figures.image_grid(row.samples[:36], columns=6)
+      axis.imshow(grid.squeeze(), cmap="gray", interpolation="nearest")
+      axis.set_axis_off()
+    else:
+      figures.draw_points(axis, row.samples, COLOURS.get(row.objective, "grey"))
+  return figure
+
+
+def write(rows: list[Row], folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes table.md, errors.png and samples_<data>.png; returns the paths."""
+  folder.mkdir(parents=True, exist_ok=True)
+  table = folder / "table.md"
+  table.write_text(markdown_table(rows) + "\n")
+  drawn = {"errors": error_figure(rows)}
+  for name in dict.fromkeys(row.data for row in rows):
+    drawn[f"samples_{name.replace('/', '_')}"] = sample_figure(
+      [row for row in rows if row.data == name]
+    )
+  paths = [table]
+  for name, figure in drawn.items():
+    paths.append(folder / f"{name}.png")
+    figure.savefig(paths[-1], dpi=150)
+    plt.close(figure)
+  return paths
+
+
+def _label(row: Row) -> str:
+  return LABELS.get(row.objective, row.objective)
+
+
+def _mean_std(values: np.ndarray, digits: int = 3) -> str:
+  return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
