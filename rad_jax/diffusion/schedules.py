@@ -47,7 +47,7 @@ def linear_alpha_bar(num_timesteps: int) -> np.ndarray:
   """
   scale = 1000 / num_timesteps
   beta = np.linspace(1e-4 * scale, 0.02 * scale, num_timesteps)
-  if beta[-1] >= 1:
+  if num_timesteps <= 20:
     raise ValueError(
       f"the linear schedule needs num_timesteps > 20, got {num_timesteps}"
     )

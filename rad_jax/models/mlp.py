@@ -31,7 +31,8 @@ class _Mlp(nn.Module):
     output = nn.Dense(
       x_flat.shape[-1], kernel_init=nn.initializers.zeros, name="output"
     )
-    return output(h).reshape(x_t.shape)
+    gate = nn.Dense(1, kernel_init=nn.initializers.zeros, name="gate")
+    return (output(h) + gate(time) * x_flat).reshape(x_t.shape)
 
 
 def mlp(

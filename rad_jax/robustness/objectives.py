@@ -2,12 +2,13 @@
 
 An objective is one pure function
 
-  (eps_fn, noised, w, lambda_t, stop_gradient) -> (loss [b], terms)
+  (eps_fn, eps_hat, noised, w, lambda_t, stop_gradient) -> (loss [b], terms)
 
 and the perturbation it is given, under a name in OBJECTIVES. To add one,
-write the function and add its line there. `terms` holds the parts of the
-loss, each [b], for the metrics; `stop_gradient` asks that no gradient reach
-the network through the regulariser's target.
+write the function and add its line there. eps_hat = eps_fn(x_t) is handed in
+because the attack needs it too, and it is computed once. `terms` holds the
+parts of the loss, each [b], for the metrics; `stop_gradient` asks that no
+gradient reach the network through the regulariser's target.
 
 |.|^2 is the mean over an example's elements, as DDPM's code has it: against
 the sum it scales loss and gradient alike, and lambda keeps its meaning.
@@ -51,16 +52,16 @@ def squared_error(a: Batch, b: Batch) -> Scalars:
   return jnp.mean(jnp.square(a - b), axis=tuple(range(1, a.ndim)))
 
 
-def ddpm(eps_fn, noised, w, lambda_t, stop_gradient) -> tuple[Scalars, Terms]:
+def ddpm(
+  eps_fn, eps_hat, noised, w, lambda_t, stop_gradient
+) -> tuple[Scalars, Terms]:
   """|eps_hat - eps|^2 (Ho et al. 2020, Eq. 14)."""
-  del w, lambda_t, stop_gradient
-  dsm = squared_error(eps_fn(noised.x_t), noised.eps)
+  del eps_fn, w, lambda_t, stop_gradient
+  dsm = squared_error(eps_hat, noised.eps)
   return dsm, {"dsm": dsm}
 
 
-def _regularised(eps_fn, noised, w, lambda_t, target_of, stop_gradient):
-  eps_hat = eps_fn(noised.x_t)
-  target = target_of(eps_hat)
+def _regularised(eps_fn, eps_hat, target, noised, w, lambda_t, stop_gradient):
   if stop_gradient:
     target = jax.lax.stop_gradient(target)
   dsm = squared_error(eps_hat, noised.eps)
@@ -70,16 +71,16 @@ def _regularised(eps_fn, noised, w, lambda_t, target_of, stop_gradient):
 
 
 def invariance(
-  eps_fn, noised, w, lambda_t, stop_gradient
+  eps_fn, eps_hat, noised, w, lambda_t, stop_gradient
 ) -> tuple[Scalars, Terms]:
   """ddpm + lambda_t |eps_theta(x_t') - eps_hat|^2: the one that must fail."""
   return _regularised(
-    eps_fn, noised, w, lambda_t, lambda eps_hat: eps_hat, stop_gradient
+    eps_fn, eps_hat, eps_hat, noised, w, lambda_t, stop_gradient
   )
 
 
 def equivariance(
-  eps_fn, noised, w, lambda_t, stop_gradient
+  eps_fn, eps_hat, noised, w, lambda_t, stop_gradient
 ) -> tuple[Scalars, Terms]:
   """ddpm + lambda_t |eps_theta(x_t') - (eps_hat + w)|^2: the paper's.
 
@@ -87,24 +88,24 @@ def equivariance(
   say otherwise.
   """
   return _regularised(
-    eps_fn, noised, w, lambda_t, lambda eps_hat: eps_hat + w, stop_gradient
+    eps_fn, eps_hat, eps_hat + w, noised, w, lambda_t, stop_gradient
   )
 
 
 def true_noise(
-  eps_fn, noised, w, lambda_t, stop_gradient
+  eps_fn, eps_hat, noised, w, lambda_t, stop_gradient
 ) -> tuple[Scalars, Terms]:
   """ddpm + lambda_t |eps_theta(x_t') - (eps + w)|^2 (AT_Diff, ICLR 2025)."""
   return _regularised(
-    eps_fn, noised, w, lambda_t, lambda _: noised.eps + w, stop_gradient
+    eps_fn, eps_hat, noised.eps + w, noised, w, lambda_t, stop_gradient
   )
 
 
 def true_noise_only(
-  eps_fn, noised, w, lambda_t, stop_gradient
+  eps_fn, eps_hat, noised, w, lambda_t, stop_gradient
 ) -> tuple[Scalars, Terms]:
   """|eps_theta(x_t') - (eps + w)|^2: true_noise without its clean branch."""
-  del lambda_t, stop_gradient
+  del eps_hat, lambda_t, stop_gradient
   regulariser = squared_error(eps_fn(perturbed(noised, w)), noised.eps + w)
   return regulariser, {"regulariser": regulariser}
 
@@ -129,6 +130,7 @@ OBJECTIVES = {
 def perturbation(
   name: str,
   eps_fn: EpsFn,
+  eps_hat: Batch,
   noised: Noised,
   keys: Array,
   radius: Scalars,
@@ -137,12 +139,13 @@ def perturbation(
   """The perturbation w of a name, against the network as it stands.
 
   FGSM climbs J(w) = |eps_theta(x_t + sigma_t w) - eps_hat|^2, a sum over the
-  elements, and differentiates by w only: with parameters and eps_hat under
-  stop-gradient no weight gradient is built.
+  elements, and differentiates by w only. Hand it parameters and eps_hat under
+  stop-gradient, and no weight gradient is built.
 
   Args:
     name: "none" (zeros), "uniform", or "fgsm" (from a uniform start).
     eps_fn: the noise predictor with its parameters, t and dropout key bound.
+    eps_hat: eps_fn(x_t).
     noised: the batch.
     keys: one key an example, [b].
     radius: r(t) of each example in noise units, [b].
@@ -156,7 +159,6 @@ def perturbation(
   w_0 = perturbations.uniform(keys, radius, noised.x_t.shape[1:])
   if name == "uniform":
     return w_0
-  eps_hat = jax.lax.stop_gradient(eps_fn(noised.x_t))
 
   def movement(w: Batch) -> Scalars:
     difference = eps_fn(perturbed(noised, w)) - eps_hat

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
 Batch = Float[Array, "b ..."]
 Scalars = Float[Array, " b"]
@@ -20,7 +20,7 @@ def per_example(values: Scalars, ndim: int) -> Array:
 
 
 def uniform(
-  keys: PRNGKeyArray, radius: Scalars, shape: tuple[int, ...]
+  keys: Key[Array, " b"], radius: Scalars, shape: tuple[int, ...]
 ) -> Batch:
   """w uniform in the box, drawn for each example from its own key.
 

@@ -1,0 +1,302 @@
+"""The configuration: its files, its checks, and what binds a run."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from rad_jax import config as configs
+from rad_jax.training import build
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").glob("*.py"))
+nan, inf = float("nan"), float("inf")
+
+
+def load(path, *overrides):
+  """A config as the command line makes it from a file and --config.x=y."""
+  argv = ["test", f"--config={path}", *overrides]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  values(argv)
+  return values.config
+
+
+def with_field(path, value, **others):
+  """The default config with fields set; "." is "__" in keywords."""
+  config = configs.default()
+  for name, new in {**others, path: value}.items():
+    *parents, leaf = name.replace("__", ".").split(".")
+    owner = config
+    for parent in parents:
+      owner = owner[parent]
+    with owner.ignore_type():
+      owner[leaf] = new
+  return config
+
+
+@pytest.mark.parametrize("variant", ["", ":smoke"])
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+class TestFiles:
+  def test_is_valid_and_locked(self, path, variant):
+    config = load(f"{path}{variant}")
+    configs.validate(config)
+    assert config.is_locked
+    with pytest.raises(AttributeError, match="num_steps"):
+      config.train.num_stps = 3
+
+  def test_has_the_fields_of_the_default(self, path, variant):
+    config = load(f"{path}{variant}")
+    assert configs.flatten(config.to_dict()).keys() == (
+      configs.flatten(configs.default().to_dict()).keys()
+    )
+
+  def test_does_not_conflict_with_its_own_json(self, path, variant):
+    config = load(f"{path}{variant}")
+    saved = json.loads(json.dumps(config.to_dict()))
+    assert configs.conflicts(saved, config) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_smoke_is_small_and_its_step_fits_its_data(path):
+  config = load(f"{path}:smoke")
+  assert config.train.num_steps <= 20
+  state = jax.eval_shape(lambda: build.state(config))
+  assert sum(x.size for x in jax.tree.leaves(state.params)) < 1e5
+  batch = {
+    "x_0": jnp.zeros(
+      (config.train.batch_size, *build.example_shape(config)),
+      jnp.float32 if configs.is_synthetic(config) else jnp.uint8,
+    ),
+    "index": jnp.zeros((config.train.batch_size,), jnp.int32),
+  }
+  after, metrics = jax.eval_shape(build.train_step(config), state, batch)
+  assert [x.dtype for x in jax.tree.leaves(after)] == (
+    [x.dtype for x in jax.tree.leaves(state)]
+  )
+  assert {"loss", "grad_norm"} <= metrics.keys()
+
+
+def test_override_from_the_command_line():
+  path = ROOT / "configs/oblique_plane.py"
+  config = load(
+    f"{path}:smoke", "--config.objective.lam=1.5", "--config.train.num_steps=7"
+  )
+  assert (config.objective.lam, config.train.num_steps) == (1.5, 7)
+
+
+def test_misspelt_override_suggests_the_field():
+  with pytest.raises(AttributeError, match='Did you mean "num_steps"'):
+    load(ROOT / "configs/oblique_plane.py", "--config.train.num_stps=3")
+
+
+def test_smoke_keeps_what_makes_the_config():
+  full = load(ROOT / "configs/digits.py")
+  smoke = load(f"{ROOT / 'configs/digits.py'}:smoke")
+  kept = [
+    name
+    for name in configs.flatten(full.to_dict())
+    if name.startswith(("objective.", "diffusion.", "data.corruption."))
+  ]
+  old, new = (configs.flatten(c.to_dict()) for c in (full, smoke))
+  assert [old[name] for name in kept] == [new[name] for name in kept]
+  assert (smoke.data.image_size, smoke.data.linear_rank) == (8, 16)
+
+
+def test_unknown_variant():
+  with pytest.raises(configs.ConfigError, match=r"'smok'.*:smoke"):
+    configs.variant(configs.default(), "smok")
+
+
+def test_default_is_valid():
+  configs.validate(configs.default())
+
+
+BAD = [
+  ("data.loading", "disk"),
+  ("data.corruption.kind", "salt"),
+  ("data.corruption.fraction", -0.1),
+  ("data.corruption.fraction", 1.1),
+  ("data.corruption.fraction", nan),
+  ("data.corruption.sigma", -0.1),
+  ("data.crop_size", -1),
+  ("data.linear_rank", -1),
+  ("data.num_channels", 2),
+  ("data.num_examples", 0),
+  ("data.image_size", 0),
+  ("data.num_threads", 0),
+  ("diffusion.schedule", "quadratic"),
+  ("diffusion.num_timesteps", 20),
+  ("model.name", "transformer"),
+  ("model.dtype", "float16"),
+  ("model.mlp.width", 0),
+  ("model.mlp.depth", 0),
+  ("model.unet.channels", 0),
+  ("model.unet.num_res_blocks", 0),
+  ("model.unet.dropout", -0.1),
+  ("model.unet.dropout", 1.0),
+  ("model.unet.channel_multipliers", ()),
+  ("objective.name", "robust"),
+  ("objective.perturbation", "pgd"),
+  ("objective.lambda_t", "linear"),
+  ("objective.radius", "cosine"),
+  ("objective.lam", -1.0),
+  ("objective.lam", inf),
+  ("objective.beta", 0.0),
+  ("objective.beta", 2.0),
+  ("objective.omega", 0.5),
+  ("objective.omega", inf),
+  ("objective.step_size", 0.0),
+  ("objective.step_size", 2.5),
+  ("optimizer.learning_rate", 0.0),
+  ("optimizer.learning_rate", nan),
+  ("optimizer.warmup_steps", -1),
+  ("optimizer.decay", "step"),
+  ("optimizer.b1", 1.0),
+  ("optimizer.b2", -0.1),
+  ("optimizer.max_grad_norm", -1.0),
+  ("optimizer.ema_decay", 1.0),
+  ("optimizer.ema_decay", -0.1),
+  ("train.num_steps", 0),
+  ("train.batch_size", 0),
+  ("train.log_every_steps", 0),
+  ("checkpoint.every_steps", 0),
+  ("checkpoint.keep", 0),
+  ("checkpoint.keep_every_steps", -5000),
+  ("checkpoint.keep_every_steps", 7000),
+  ("sampling.sampler", "heun"),
+  ("sampling.variance", "learned"),
+  ("sampling.num_steps", 0),
+  ("sampling.num_steps", 1001),
+  ("sampling.eta", 1.5),
+  ("sampling.eta", -0.5),
+  ("sampling.clip_x_0", -1.0),
+  ("sampling.num_samples", 0),
+  ("sampling.batch_size", 0),
+  ("evaluation.num_samples", 1),
+  ("evaluation.subspace_rank", 0),
+  ("evaluation.frechet_dims", 0),
+]
+
+
+@pytest.mark.parametrize("path, value", BAD)
+def test_bad_value_is_named(path, value):
+  with pytest.raises(configs.ConfigError) as error:
+    configs.validate(with_field(path, value))
+  assert f"config.{path}={value!r}: it must be " in str(error.value)
+
+
+def test_unet_takes_no_points():
+  config = with_field("data.name", "oblique_plane")
+  with pytest.raises(configs.ConfigError, match=r"model\.name='unet'.*mlp"):
+    configs.validate(config)
+
+
+def test_unet_must_be_able_to_halve_the_image():
+  config = with_field("data.image_size", 36)
+  with pytest.raises(configs.ConfigError) as error:
+    configs.validate(config)
+  message = str(error.value)
+  assert "config.model.unet.channel_multipliers=(1, 2, 2, 2)" in message
+  assert "data.image_size 36" in message
+  configs.validate(with_field("data.image_size", 36, model__name="mlp"))
+
+
+def test_projection_needs_the_whole_set():
+  config = with_field("data.linear_rank", 16, data__loading="stream")
+  with pytest.raises(configs.ConfigError, match=r"data\.linear_rank=16.*strea"):
+    configs.validate(config)
+
+
+@pytest.mark.parametrize("path", ["train.batch_size", "sampling.batch_size"])
+def test_batches_are_split_evenly_over_the_devices(path):
+  config = with_field(path, 6)
+  configs.validate(config, num_devices=2)
+  with pytest.raises(configs.ConfigError) as error:
+    configs.validate(config, num_devices=4)
+  assert f"config.{path}=6: it must be a multiple" in str(error.value)
+  assert str(error.value).endswith("devices, 4")
+
+
+@pytest.mark.parametrize(
+  "path, value",
+  [
+    ("data.corruption.fraction", 0.0),
+    ("data.corruption.fraction", 1.0),
+    ("objective.lam", 0.0),
+    ("objective.beta", 1.0),
+    ("objective.omega", 1.0),
+    ("objective.step_size", 2.0),
+    ("objective.perturbation", "uniform"),
+    ("optimizer.warmup_steps", 0),
+    ("optimizer.max_grad_norm", 0.0),
+    ("optimizer.ema_decay", 0.0),
+    ("checkpoint.keep_every_steps", 10_000),
+    ("sampling.num_steps", 1),
+    ("sampling.num_steps", 1000),
+    ("sampling.eta", 1.0),
+    ("sampling.clip_x_0", 0.0),
+  ],
+)
+def test_ends_of_a_range_are_allowed(path, value):
+  configs.validate(with_field(path, value))
+
+
+def test_flatten():
+  tree = {"a": {"b": 1, "c": {"d": (1, 2)}}, "e": "x"}
+  assert configs.flatten(tree) == {"a.b": 1, "a.c.d": [1, 2], "e": "x"}
+
+
+@pytest.mark.parametrize(
+  "path, value",
+  [
+    ("seed", 1),
+    ("data.name", "celeb_a"),
+    ("data.corruption.fraction", 0.9),
+    ("diffusion.num_timesteps", 2000),
+    ("model.unet.channel_multipliers", (1, 2)),
+    ("objective.name", "ddpm"),
+    ("objective.lam", 1.0),
+    ("train.batch_size", 64),
+  ],
+)
+def test_conflict_names_the_field_and_both_values(path, value):
+  saved = configs.default().to_dict()
+  old = configs.flatten(saved)[path]
+  new = configs.flatten({"": value})[""]
+  found = configs.conflicts(saved, with_field(path, value))
+  assert found == [f"{path}: {old} -> {new}"]
+
+
+@pytest.mark.parametrize(
+  "path, value",
+  [
+    ("train.num_steps", 900_000),
+    ("train.log_every_steps", 7),
+    ("optimizer.learning_rate", 1e-3),
+    ("optimizer.decay", "cosine"),
+    ("checkpoint.keep", 9),
+    ("sampling.sampler", "ddim"),
+    ("evaluation.num_samples", 9),
+    ("data.data_dir", "/elsewhere"),
+    ("data.loading", "stream"),
+    ("data.num_threads", 2),
+  ],
+)
+def test_no_conflict(path, value):
+  saved = configs.default().to_dict()
+  assert configs.conflicts(saved, with_field(path, value)) == []
+
+
+def test_conflict_with_a_field_of_another_version():
+  saved = configs.default().to_dict()
+  saved["objective"]["gamma"] = 2
+  del saved["seed"]
+  assert configs.conflicts(saved, configs.default()) == [
+    "objective.gamma: 2 -> unset",
+    "seed: unset -> 0",
+  ]

@@ -1,0 +1,144 @@
+"""Imports run one way, and some stay behind one door."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+_PURE = {"diffusion", "models", "robustness", "data"}
+# What each part of the package may import of it, besides itself.
+ALLOWED = {
+  "__init__": set(),
+  "diffusion": set(),
+  "models": set(),
+  "robustness": {"diffusion"},
+  "data": set(),
+  "config": _PURE,
+  "training": _PURE | {"config"},
+  "evaluation": _PURE | {"config", "training"},
+  "reports": {"data"},
+  "main": _PURE | {"config", "training", "evaluation", "reports"},
+}
+VAGUE_NAMES = {"utils", "util", "common", "helpers", "misc"}
+
+
+def _uses(tree: ast.AST, module: str) -> set[str]:
+  """Dotted names of all that is imported, or reached through an import."""
+  package = module.split(".")[:-1]
+  found, aliases = set(), {}
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      for alias in node.names:
+        found.add(alias.name)
+        name = alias.asname or alias.name.split(".")[0]
+        aliases[name] = alias.name if alias.asname else name
+    elif isinstance(node, ast.ImportFrom):
+      base = package[: len(package) - node.level + 1] if node.level else []
+      path = ".".join([*base, *filter(None, [node.module])])
+      for alias in node.names:
+        found.add(f"{path}.{alias.name}")
+        aliases[alias.asname or alias.name] = f"{path}.{alias.name}"
+  for node in ast.walk(tree):
+    attributes = []
+    while isinstance(node, ast.Attribute):
+      attributes.insert(0, node.attr)
+      node = node.value
+    if attributes and isinstance(node, ast.Name) and node.id in aliases:
+      found.add(".".join([aliases[node.id], *attributes]))
+  return found
+
+
+def violations(source: str, module: str) -> list[str]:
+  """What a module (such as "rad_jax.data.images") uses and must not."""
+  part = module.split(".")[1]
+  found = [
+    f"{module}: vague name" for n in module.split(".") if n in VAGUE_NAMES
+  ]
+  for name in sorted(_uses(ast.parse(source), module)):
+    parts = name.split(".")
+    if parts[0] == "rad_jax" and len(parts) > 1 and parts[1] in ALLOWED:
+      if parts[1] not in ALLOWED[part] | {part}:
+        found.append(f"{module}: {name} is not below it")
+    if parts[:2] == ["flax", "linen"] and part != "models":
+      found.append(f"{module}: {name} outside models/")
+    if parts[0] == "ml_collections" and part not in ("config", "main"):
+      found.append(f"{module}: {name} outside the border")
+    if parts[0] == "tensorflow":
+      found.append(f"{module}: {name} needs TensorFlow")
+    if any(n.startswith("_") and not n.endswith("__") for n in parts):
+      found.append(f"{module}: {name} is private")
+  return found
+
+
+def _module_of(path: pathlib.Path) -> str:
+  return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+MODULES = sorted((ROOT / "rad_jax").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_module_of)
+def test_module_keeps_to_its_layer(path):
+  assert violations(path.read_text(), _module_of(path)) == []
+
+
+def test_every_part_has_a_layer():
+  parts = {_module_of(path).split(".")[1] for path in MODULES}
+  assert parts == set(ALLOWED)
+
+
+@pytest.mark.parametrize(
+  "module, source",
+  [
+    ("diffusion.process", "from rad_jax.models import mlp"),
+    ("diffusion.process", "import rad_jax.robustness.radius"),
+    ("models.mlp", "from rad_jax.diffusion.process import diffuse"),
+    ("models.mlp", "from rad_jax import config"),
+    ("robustness.radius", "from rad_jax.data import images"),
+    ("robustness.radius", "from rad_jax.models import mlp"),
+    ("data.images", "from rad_jax.robustness import radius"),
+    ("data.images", "from ..diffusion import process"),
+    ("data.images", "import rad_jax\nrad_jax.training.loop.train()"),
+    ("config", "from rad_jax.training import build"),
+    ("training.loop", "def f():\n  from rad_jax.evaluation import sampling"),
+    ("training.loop", "from rad_jax import main"),
+    ("evaluation.truth", "from rad_jax.reports import figures"),
+    ("reports.figures", "from rad_jax.evaluation import measures"),
+    ("reports.figures", "from rad_jax import config"),
+    ("__init__", "from rad_jax import training"),
+    ("training.state", "import flax.linen as nn"),
+    ("training.state", "from flax import linen"),
+    ("training.state", "from flax.linen import Dense"),
+    ("training.state", "import flax.struct\nflax.linen.Dense(3)"),
+    ("training.loop", "import ml_collections"),
+    ("data.images", "from ml_collections import config_dict"),
+    ("training.loop", "from jax._src import core"),
+    ("training.loop", "import optax._src.base as base"),
+    ("training.loop", "import jax\njax._src.core.Tracer"),
+    ("training.loop", "from optax import _src"),
+    ("data.sources", "import tensorflow as tf"),
+    ("main", "try:\n  from tensorflow import io\nexcept ImportError: pass"),
+    ("data.utils", ""),
+    ("data.helpers.images", ""),
+  ],
+)
+def test_checker_finds_planted(module, source):
+  assert violations(source, f"rad_jax.{module}") != []
+
+
+@pytest.mark.parametrize(
+  "module, source",
+  [
+    ("robustness.objectives", "from rad_jax.diffusion import process"),
+    ("data.batches", "from . import sources\nfrom .sources import load"),
+    ("data.sources", "import tensorflow_datasets as tfds\ntfds.core"),
+    ("models.unet", "from flax import linen as nn\nnn.Dense(3)"),
+    ("training.state", "import flax.struct"),
+    ("main", "from rad_jax.reports import figures\nimport ml_collections"),
+    ("training.loop", "class A:\n  def f(self): return self._x.y"),
+    ("training.loop", "import jax\njax.__version__"),
+  ],
+)
+def test_checker_lets_the_rest_pass(module, source):
+  assert violations(source, f"rad_jax.{module}") == []

@@ -1,0 +1,325 @@
+"""The command line, from the first command to the last, and when it errs."""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import logging as absl_logging
+from absl.testing import flagsaver
+from cifar10_like import prepare_cifar10_like
+from PIL import Image
+
+from rad_jax import main
+from rad_jax.training import metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+PLANE = "--config=configs/oblique_plane.py:smoke"
+CIFAR = "--config=configs/cifar10.py:smoke"
+DIGITS = "--config=configs/digits.py:smoke"
+
+
+def command(*args, **environment):
+  """`python -m rad_jax.main` in a process of its own."""
+  return subprocess.run(
+    [sys.executable, "-m", "rad_jax.main", *map(str, args)],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+    capture_output=True,
+    text=True,
+  )
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+  """The same in this process, for it starts at once: (exit code, stderr)."""
+  monkeypatch.chdir(ROOT)
+  # absl.app sends all logging through its own handler, for good.
+  monkeypatch.setattr(absl_logging, "use_absl_handler", lambda: None)
+
+  def run(*args):
+    argv = ["rad_jax/main.py", *map(str, args)]
+    monkeypatch.setattr(sys, "argv", argv)
+    capsys.readouterr()
+    with flagsaver.flagsaver(), contextlib.ExitStack() as stack:
+      raised = stack.enter_context(pytest.raises(SystemExit))
+      main.run()
+    code, stderr = raised.value.code, capsys.readouterr().err
+    if isinstance(code, str):  # Python prints it and exits with 1
+      code, stderr = 1, f"{stderr}{code}\n"
+    return code or 0, stderr
+
+  return run
+
+
+def assert_succeeds(outcome):
+  code, stderr = outcome
+  assert code == 0, stderr
+
+
+def assert_one_clear_line(code, stderr, *expected):
+  """One line says what is wrong; absl adds a hint at its help."""
+  assert code not in (0, None)
+  assert "Traceback" not in stderr
+  lines = [
+    line
+    for line in stderr.splitlines()
+    if "error" in line.lower() and "--help" not in line
+  ]
+  assert len(lines) == 1, stderr
+  for text in expected:
+    assert text in lines[0]
+
+
+# ---- Whole runs ----
+
+
+def test_world_from_training_to_evaluation(tmp_path):
+  """Four commands in four processes."""
+  run = tmp_path / "run"
+  cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+  for args in (
+    ["--config.train.num_steps=10"],
+    ["--config.train.num_steps=15"],
+    ["--mode=sample"],
+    ["--mode=evaluate"],
+  ):
+    process = command(PLANE, f"--workdir={run}", *args, **cache)
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr
+  assert "support_rms: " in process.stdout
+
+  assert [row["step"] for row in metrics.read(run)] == [5, 10, 15]
+  folders = {path.name for path in (run / "checkpoints").iterdir()}
+  assert {"10", "15"} <= folders
+  saved = json.loads((run / "config.json").read_text())
+  assert saved["train"]["num_steps"] == 15
+  samples = run / "samples" / "step_15"
+  with np.load(samples / "samples.npz") as file:
+    assert file["x_0"].shape == (16, 3)
+    assert file["x_0"].dtype == np.float32
+    assert np.all(np.isfinite(file["x_0"]))
+  assert json.loads((samples / "sampling.json").read_text())["step"] == 15
+  with Image.open(samples / "scatter.png") as picture:
+    assert min(picture.size) > 300
+  result = json.loads((run / "evaluation.json").read_text())
+  assert (result["step"], result["objective"]) == (15, "robust_adv")
+  assert (result["protocol"], result["data"]) == (1, "oblique_plane")
+  assert result["measures"].keys() == (
+    {"support_rms", "frechet", "mean_error", "spread_ratio"}
+  )
+  assert all(np.isfinite(x) for x in result["measures"].values())
+
+
+def test_images_from_tfds(tmp_path, run):
+  prepare_cifar10_like(tmp_path / "data")
+  args = [
+    CIFAR,
+    f"--config.data.data_dir={tmp_path / 'data'}",
+    f"--workdir={tmp_path / 'run'}",
+    "--config.train.batch_size=4",
+    "--config.sampling.num_steps=2",
+  ]
+  assert_succeeds(run(*args))
+  assert_succeeds(run(*args, "--config.train.num_steps=30"))
+  rows = metrics.read(tmp_path / "run")
+  assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
+  assert_succeeds(run(*args, "--mode=sample"))
+  samples = tmp_path / "run/samples/step_30"
+  with np.load(samples / "samples.npz") as file:
+    assert file["x_0"].shape == (16, 32, 32, 3)
+    assert np.all(np.abs(file["x_0"]) <= 1)
+  with Image.open(samples / "grid.png") as picture:
+    assert picture.mode == "RGB"
+    assert picture.size[0] == picture.size[1] >= 4 * 33
+
+
+def test_digits_from_preparation_to_evaluation(tmp_path, run):
+  args = [
+    DIGITS,
+    f"--config.data.data_dir={tmp_path / 'data'}",
+    f"--workdir={tmp_path / 'run'}",
+    "--config.model.name=unet",
+    "--config.train.num_steps=5",
+    "--config.sampling.num_steps=2",
+  ]
+  assert_succeeds(run(*args, "--mode=prepare_data"))
+  assert not (tmp_path / "run").exists()
+  assert_succeeds(run(*args))
+  assert_succeeds(run(*args, "--mode=evaluate"))
+  result = json.loads((tmp_path / "run/evaluation.json").read_text())
+  assert result["step"] == 5
+  assert result["measures"].keys() >= {"support_psnr_db", "frechet"}
+
+
+def test_world_needs_no_preparation(tmp_path, run):
+  workdir = tmp_path / "run"
+  assert_succeeds(run(PLANE, f"--workdir={workdir}", "--mode=prepare_data"))
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  "config, folder",
+  [
+    ("configs/cifar10.py", "runs/cifar10"),
+    ("configs/cifar10.py:smoke", "runs/cifar10_smoke"),
+    ("configs/digits.py:smoke", "runs/digits_smoke"),
+  ],
+)
+def test_default_workdir(monkeypatch, config, folder):
+  monkeypatch.chdir(ROOT)
+  argv = ["main.py", f"--config={config}"]
+  monkeypatch.setattr(sys, "argv", argv)
+  with flagsaver.flagsaver():
+    main.flags.FLAGS(argv)
+    assert main.default_workdir() == folder
+
+
+# ---- Errors ----
+
+
+def test_misspelt_field():
+  process = command(PLANE, "--config.train.num_stps=3")
+  assert_one_clear_line(
+    process.returncode,
+    process.stderr,
+    "num_stps",
+    'Did you mean "num_steps"',
+  )
+
+
+def test_batch_that_the_devices_cannot_share(tmp_path):
+  process = command(
+    PLANE,
+    "--config.train.batch_size=6",
+    f"--workdir={tmp_path / 'run'}",
+    XLA_FLAGS="--xla_force_host_platform_device_count=4",
+  )
+  assert_one_clear_line(
+    process.returncode,
+    process.stderr,
+    "rad_jax: error: config.train.batch_size=6: it must be",
+    "devices, 4",
+  )
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  "flag, expected",
+  [
+    ("--config.objective.name=robust", "config.objective.name='robust'"),
+    ("--config.objective.beta=0", "config.objective.beta=0.0"),
+    ("--config.objective.beta=2.0", "config.objective.beta=2.0"),
+    ("--config.objective.omega=0.5", "config.objective.omega=0.5"),
+    ("--config.data.corruption.fraction=1.5", "corruption.fraction=1.5"),
+    ("--config.data.corruption.fraction=-0.5", "corruption.fraction=-0.5"),
+    ("--config.sampling.num_steps=2000", "config.sampling.num_steps=2000"),
+    ("--config.train.num_steps=ten", "config.train.num_steps=ten"),
+    ("--config.train.num_steps=1.5", "config.train.num_steps=1.5"),
+    ("--config.nothing.beta=1", "nothing"),
+    ("--flagg=1", "Unknown command line flag 'flagg'"),
+    ("--mode=fly", "train|sample|evaluate|prepare_data"),
+  ],
+)
+def test_bad_flag(tmp_path, run, flag, expected):
+  workdir = tmp_path / "run"
+  assert_one_clear_line(*run(PLANE, f"--workdir={workdir}", flag), expected)
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize("mode", ["train", "sample", "evaluate"])
+def test_bad_config_in_every_mode(tmp_path, run, mode):
+  code, stderr = run(
+    PLANE,
+    f"--workdir={tmp_path}",
+    f"--mode={mode}",
+    "--config.objective.name=robust",
+  )
+  assert_one_clear_line(code, stderr, "robust_adv, robust_ran")
+
+
+def test_config_is_missing(tmp_path, run):
+  code, stderr = run(f"--workdir={tmp_path}")
+  assert_one_clear_line(code, stderr, "--config must have a value")
+
+
+@pytest.mark.parametrize("override", [[], ["--config.train.num_steps=3"]])
+def test_config_file_is_missing(tmp_path, run, override):
+  code, stderr = run(
+    "--config=configs/nothing.py:smoke", f"--workdir={tmp_path}", *override
+  )
+  assert_one_clear_line(code, stderr, "configs/nothing.py")
+
+
+def test_unknown_variant(tmp_path, run):
+  code, stderr = run(
+    "--config=configs/oblique_plane.py:smok", f"--workdir={tmp_path}"
+  )
+  assert_one_clear_line(code, stderr, "unknown variant 'smok'")
+
+
+@pytest.mark.parametrize("mode", ["train", "sample", "evaluate"])
+def test_workdir_below_a_file(tmp_path, run, mode):
+  (tmp_path / "file").write_text("")
+  code, stderr = run(
+    PLANE, f"--workdir={tmp_path / 'file' / 'run'}", f"--mode={mode}"
+  )
+  assert_one_clear_line(code, stderr, str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("mode", ["sample", "evaluate"])
+def test_nothing_to_sample_from(tmp_path, run, mode):
+  code, stderr = run(PLANE, f"--workdir={tmp_path}", f"--mode={mode}")
+  assert_one_clear_line(code, stderr, str(tmp_path), "train first")
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_set_is_not_prepared(tmp_path, run):
+  data_dir = tmp_path / "data"
+  code, stderr = run(
+    CIFAR,
+    f"--config.data.data_dir={data_dir}",
+    f"--workdir={tmp_path / 'run'}",
+    "--config.model.name=mlp",
+    "--config.objective.lam=1.0",
+  )
+  prepare = (
+    f"python -m rad_jax.main {CIFAR} --config.data.data_dir={data_dir}"
+    " --mode=prepare_data"
+  )
+  assert_one_clear_line(code, stderr, str(data_dir))
+  assert stderr.endswith(f": {prepare}\n")
+
+
+def test_preparation_is_told_the_same_flags_however_they_are_written():
+  argv = ["--config", "configs/cifar10.py", "--config.data.data_dir", "a b"]
+  argv += ["--workdir", "runs/x", "-mode", "train"]
+  assert main.prepare_command(["rad_jax/main.py", *argv]) == (
+    "python -m rad_jax.main --config=configs/cifar10.py"
+    " '--config.data.data_dir=a b' --mode=prepare_data"
+  )
+
+
+def test_unknown_set(tmp_path, run):
+  code, stderr = run(
+    CIFAR,
+    "--config.data.name=cifar11",
+    "--config.model.name=mlp",
+    f"--config.data.data_dir={tmp_path}",
+    f"--workdir={tmp_path / 'run'}",
+  )
+  assert_one_clear_line(code, stderr, "unknown dataset 'cifar11'", "cifar10")
+
+
+def test_traceback_on_demand(tmp_path, run):
+  with pytest.raises(main.configs.ConfigError, match="lam"):
+    run(
+      PLANE,
+      f"--workdir={tmp_path}",
+      "--config.objective.lam=-1.0",
+      "--traceback",
+    )
