@@ -103,10 +103,29 @@ def clear_errors() -> Iterator[None]:
   except _USER_ERRORS as error:
     if _TRACEBACK.value:
       raise
-    message = " ".join(str(error).split())
+    message = one_line(error)
     if isinstance(error, sources.NotPrepared):
       message += f". Prepare it with: {prepare_command(sys.argv)}"
     sys.exit(f"rad_jax: error: {message}")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """absl's parsing, with every error as one line and exit code 1."""
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, ValueError) as error:
+    message = one_line(error)
+  sys.exit(f"rad_jax: error: {message.rstrip(".")}. All flags: --helpfull")
+
+
+def one_line(error: BaseException) -> str:
+  """The message alone, where ml_collections packs errors or tracebacks in."""
+  while error.args and isinstance(error.args[0], BaseException):
+    error = error.args[0]
+  text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
+  if "Traceback (most recent call last)" in text:
+    text = text.splitlines()[-1].strip().partition(": ")[2]
+  return " ".join(text.split())
 
 
 def run() -> None:
@@ -114,7 +133,7 @@ def run() -> None:
   logging.basicConfig(format="%(message)s", level=logging.WARNING)
   logging.getLogger("rad_jax").setLevel(logging.INFO)
   flags.mark_flag_as_required("config")
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":

@@ -457,28 +457,50 @@ def test_a_sample_does_not_depend_on_its_batch():
   assert not np.any(np.isclose(rows, other_key, atol=1e-5))
 
 
-def test_start_steps_and_elements_draw_their_own_noise():
-  def run(update, num_steps):
-    return samplers.sample(
-      lambda x_t, t: x_t,
-      SHORT,
-      update,
-      jax.random.key(10),
-      jnp.arange(1000),
-      (2,),
-      num_steps,
-    )
+def _probe(update):
+  """Three steps, at t = 99, 50 and 0, of an eps_fn that tells x_t and t."""
+  return samplers.sample(
+    lambda x_t, t: x_t + t[:, None],
+    SHORT,
+    update,
+    jax.random.key(10),
+    jnp.arange(1000),
+    (2,),
+    3,
+  )
 
-  start = run(lambda transition, x_t, x_0_hat, z: x_t, 2)
-  # What is left at the end is the noise of the last step but one: that of
-  # t = 99 after 2 steps, of t = 50 after 3.
-  kept = lambda transition, x_t, x_0_hat, z: jnp.where(
-    transition.t == 0, x_t, z
+
+def _kept_from(t, value_of):
+  """An update that leaves x_t alone, but for the value it takes at t."""
+  return lambda transition, x_t, x_0_hat, z: jnp.where(
+    transition.t == t, value_of(transition, x_0_hat, z), x_t
   )
-  draws = np.concatenate([start, run(kept, 2), run(kept, 3)], axis=1)
+
+
+def test_start_steps_and_elements_draw_their_own_noise():
+  draws = [_probe(lambda transition, x_t, x_0_hat, z: x_t)]
+  draws += [_probe(_kept_from(t, lambda *args: args[-1])) for t in (99, 50)]
   np.testing.assert_allclose(
-    np.corrcoef(draws, rowvar=False), np.eye(6), atol=4 / np.sqrt(1000)
+    np.corrcoef(np.concatenate(draws, axis=1), rowvar=False),
+    np.eye(6),
+    atol=4 / np.sqrt(1000),
   )
+
+
+def test_each_step_is_taken_at_its_own_time():
+  start = _probe(lambda transition, x_t, x_0_hat, z: x_t)
+  a, s = SHORT.sqrt_alpha_bar, SHORT.sigma
+  np.testing.assert_allclose(
+    _probe(_kept_from(50, lambda transition, x_0_hat, z: x_0_hat)),
+    (start - s[50] * (start + 50)) / a[50],
+    rtol=1e-5,
+    atol=1e-4,
+  )
+  for t, alpha_bar_s in [(99, a[50] ** 2), (50, a[0] ** 2), (0, 1)]:
+    pair = lambda transition, x_0_hat, z: jnp.stack(transition[1:])[None]
+    np.testing.assert_allclose(
+      _probe(_kept_from(t, pair))[0], [a[t] ** 2, alpha_bar_s], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

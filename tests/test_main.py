@@ -21,6 +21,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 PLANE = "--config=configs/oblique_plane.py:smoke"
 CIFAR = "--config=configs/cifar10.py:smoke"
 DIGITS = "--config=configs/digits.py:smoke"
+# Compiled twice as fast as that of :smoke.
+SMALL_UNET = (
+  "--config.model.unet.channel_multipliers=(1,)",
+  "--config.model.unet.attention_resolutions=()",
+)
 
 
 def command(*args, **environment):
@@ -121,8 +126,8 @@ def test_images_from_tfds(tmp_path, run):
     CIFAR,
     f"--config.data.data_dir={tmp_path / 'data'}",
     f"--workdir={tmp_path / 'run'}",
+    *SMALL_UNET,
     "--config.train.batch_size=4",
-    "--config.sampling.num_steps=2",
   ]
   assert_succeeds(run(*args))
   assert_succeeds(run(*args, "--config.train.num_steps=30"))
@@ -144,8 +149,8 @@ def test_digits_from_preparation_to_evaluation(tmp_path, run):
     f"--config.data.data_dir={tmp_path / 'data'}",
     f"--workdir={tmp_path / 'run'}",
     "--config.model.name=unet",
+    *SMALL_UNET,
     "--config.train.num_steps=5",
-    "--config.sampling.num_steps=2",
   ]
   assert_succeeds(run(*args, "--mode=prepare_data"))
   assert not (tmp_path / "run").exists()

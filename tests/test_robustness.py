@@ -27,6 +27,7 @@ def _column(values, ndim=4):
 
 NOISED = objectives.Noised(x_t=_normal(0), eps=_normal(1), sigma_t=SIGMA_T)
 W = 0.3 * _normal(2)
+RADIUS = jnp.array([0.1, 0.5, 1.0, 2.0])
 LAMBDA_T = jnp.array([0.1, 0.5, 1.0, 3.0])
 MEAN_W2 = np.mean(np.square(W), axis=(1, 2, 3))
 
@@ -289,7 +290,7 @@ def test_uniform_depends_on_each_key_alone():
 
 @pytest.mark.parametrize("step_size", [0.3, 1.0, 1.25, 2.0])
 def test_fgsm_on_a_linear_objective(step_size):
-  r = jnp.array([0.1, 0.5, 1.0, 2.0])
+  r = RADIUS
   slope = _normal(9).at[0, 0, 0, 0].set(0.0)
   linear = lambda w: jnp.sum(slope * w, axis=(1, 2, 3))
   w_0 = perturbations.uniform(_keys(10, 4), r, SHAPE[1:])
@@ -307,12 +308,14 @@ def test_fgsm_on_a_linear_objective(step_size):
 
 
 def test_fgsm_steps_by_the_radius_unless_told_otherwise():
-  r = jnp.array([0.1, 0.5, 1.0, 2.0])
   slope = _normal(9)
-  w = perturbations.fgsm(
-    lambda w: jnp.sum(slope * w, axis=(1, 2, 3)), jnp.zeros(SHAPE), r
+  linear = lambda w: jnp.sum(slope * w, axis=(1, 2, 3))
+  best = _column(RADIUS) * jnp.sign(slope)
+  np.testing.assert_array_equal(
+    perturbations.fgsm(linear, jnp.zeros(SHAPE), RADIUS), best
   )
-  np.testing.assert_array_equal(w, _column(r) * jnp.sign(slope))
+  # From the worst corner it comes as far as the centre.
+  np.testing.assert_array_equal(perturbations.fgsm(linear, -best, RADIUS), 0)
 
 
 def _movement(w):
@@ -331,23 +334,20 @@ def test_a_zero_start_does_not_attack_but_a_random_one_does():
   assert np.all(np.mean(moved, axis=(1, 2, 3)) > 0.1)
 
 
-def _attack(name="fgsm", eps_fn=None, noised=NOISED, r=None, step_size=1.0):
-  eps_fn = (lambda x: _mlp(PARAMS, x)) if eps_fn is None else eps_fn
+def _attack(
+  name="fgsm",
+  eps_fn=lambda x: _mlp(PARAMS, x),
+  noised=NOISED,
+  r=RADIUS,
+  step_size=1.0,
+):
   return objectives.perturbation(
-    name,
-    eps_fn,
-    eps_fn(noised.x_t),
-    noised,
-    _keys(12, 4),
-    jnp.array([0.1, 0.5, 1.0, 2.0]) if r is None else r,
-    step_size,
+    name, eps_fn, eps_fn(noised.x_t), noised, _keys(12, 4), r, step_size
   )
 
 
 def test_perturbation_starts_from_the_uniform_draw_of_its_keys():
-  start = perturbations.uniform(
-    _keys(12, 4), jnp.array([0.1, 0.5, 1.0, 2.0]), SHAPE[1:]
-  )
+  start = perturbations.uniform(_keys(12, 4), RADIUS, SHAPE[1:])
   np.testing.assert_array_equal(_attack("none"), jnp.zeros(SHAPE))
   np.testing.assert_array_equal(_attack("uniform"), start)
   np.testing.assert_array_equal(_attack("fgsm", step_size=0.0), start)
@@ -356,7 +356,7 @@ def test_perturbation_starts_from_the_uniform_draw_of_its_keys():
 def test_attack_on_a_linear_network_leaves_from_the_centre():
   # J = |k sigma_t w|^2 grows with every |w_i|: w = r sign(w_0).
   w = _attack(eps_fn=lambda x: 1.7 * x)
-  r = _column(jnp.array([0.1, 0.5, 1.0, 2.0]))
+  r = _column(RADIUS)
   np.testing.assert_array_equal(w, r * jnp.sign(_attack("uniform")))
 
 
@@ -377,9 +377,7 @@ def test_attack_moves_the_state_by_sigma_w():
   noised = NOISED._replace(x_t=jnp.zeros(SHAPE), sigma_t=jnp.full(4, 0.1))
   inside = _attack(eps_fn=lambda x: jnp.clip(x, -1, 1), noised=noised)
   start = _attack("uniform")
-  np.testing.assert_array_equal(
-    inside, _column(jnp.array([0.1, 0.5, 1.0, 2.0])) * jnp.sign(start)
-  )
+  np.testing.assert_array_equal(inside, _column(RADIUS) * jnp.sign(start))
 
 
 def test_attack_on_an_example_does_not_see_the_others():
@@ -391,7 +389,7 @@ def test_attack_on_an_example_does_not_see_the_others():
 
 
 def test_attack_carries_no_gradient():
-  r = jnp.array([0.1, 0.5, 1.0, 2.0])
+  r = RADIUS
 
   def total(params, x_t, r):
     w = _attack(

@@ -235,7 +235,7 @@ def test_subspace_is_that_of_the_singular_vectors():
 
 def test_subspace_of_full_rank_keeps_everything_in_its_type():
   x = _generator(2).normal(size=(20, 4)).astype(np.float32)
-  projected = subspace.project(subspace.fit(x, 4), x)
+  projected = subspace.project(subspace.fit(x.astype(np.float64), 4), x)
   assert projected.dtype == np.float32
   np.testing.assert_allclose(projected, x, atol=1e-5)
 

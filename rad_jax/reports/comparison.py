@@ -1,7 +1,7 @@
 """Runs side by side: one table and its figures, from their saved results.
 
-A run is a folder with config.json, evaluation.json, metrics.jsonl and
-samples/. Runs that differ only in their seed are one row.
+A run is a folder with config.json, evaluation.json and samples/. Runs that
+differ only in their seed are one row.
 """
 
 import json
@@ -35,7 +35,6 @@ class Run(NamedTuple):
   objective: str
   seed: int
   measures: dict[str, float]
-  step_seconds: float
   samples: np.ndarray
 
 
@@ -57,11 +56,6 @@ def read_run(folder: pathlib.Path) -> Run:
   """
   config = json.loads((folder / "config.json").read_text())
   result = json.loads((folder / "evaluation.json").read_text())
-  rows = [
-    json.loads(line)
-    for line in (folder / "metrics.jsonl").read_text().splitlines()
-  ]
-  speed = np.median([row["train/images_per_second"] for row in rows])
   path = folder / "samples" / f"step_{result['step']}" / "samples.npz"
   with np.load(path) as saved:
     samples = saved["x_0"]
@@ -70,24 +64,23 @@ def read_run(folder: pathlib.Path) -> Run:
     objective=config["objective"]["name"],
     seed=config["seed"],
     measures=result["measures"],
-    step_seconds=config["train"]["batch_size"] / float(speed),
     samples=samples,
   )
 
 
-def compare(runs: list[Run]) -> list[Row]:
+def compare(
+  runs: list[Run], step_seconds: dict[str, dict[str, float]]
+) -> list[Row]:
   """One row for each data set and objective, in the order of the runs.
 
-  The cost is the median time of a step over that of the ddpm runs on the same
-  data; NaN where there are none.
+  Args:
+    runs: the runs, seeds included.
+    step_seconds: time of a step by data set and objective, from which the cost
+      relative to ddpm comes.
   """
   groups: dict[tuple[str, str], list[Run]] = {}
   for run in runs:
     groups.setdefault((run.data, run.objective), []).append(run)
-  seconds = {
-    key: np.median([run.step_seconds for run in group])
-    for key, group in groups.items()
-  }
   return [
     Row(
       data=data,
@@ -96,8 +89,7 @@ def compare(runs: list[Run]) -> list[Row]:
         name: np.array([run.measures[name] for run in group])
         for name in group[0].measures
       },
-      relative_cost=seconds[data, objective]
-      / seconds.get((data, "ddpm"), np.nan),
+      relative_cost=step_seconds[data][objective] / step_seconds[data]["ddpm"],
       samples=min(group, key=lambda run: run.seed).samples,
     )
     for (data, objective), group in groups.items()
@@ -149,7 +141,9 @@ def error_figure(rows: list[Row]) -> plt.Figure:
     )
     for place, values in enumerate(errors):
       axis.plot(np.full(len(values), place), values, "k.", markersize=5)
-    axis.set(title=name, ylabel="RMS distance from clean truth, data units")
+    axis.set_title(name)
+    axis.set_ylabel("distance from clean truth (RMS)")
+    axis.tick_params("x", rotation=20)
     axis.spines[["top", "right"]].set_visible(False)
   return figure
 
@@ -163,7 +157,7 @@ def sample_figure(rows: list[Row]) -> plt.Figure:
   figure, axes = plt.subplots(
     1,
     len(rows),
-    figsize=(3 * len(rows), 3.4),
+    figsize=(3 * len(rows), 3.8),
     squeeze=False,
     sharex=True,
     sharey=True,

@@ -43,11 +43,12 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> State:
     CheckpointError: the newest checkpoint is damaged.
     NonFiniteLoss: the step is named; no bad checkpoint is written.
   """
-  claim(workdir, config)
+  workdir.mkdir(parents=True, exist_ok=True)
   mesh = sharding.data_mesh()
   with checkpoints.open_manager(
     workdir, config.checkpoint.keep, config.checkpoint.keep_every_steps
   ) as manager:
+    claim(workdir, config, resuming=manager.latest_step() is not None)
     state = resume_or_start(config, manager, mesh)
     first_step = int(state.step)
     _LOG.info(
@@ -171,11 +172,10 @@ def resume_or_start(config: ConfigDict, manager, mesh) -> State:
   return checkpoints.restore(manager, like, everywhere)
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Writes config.json into workdir, unless another run lives there."""
-  workdir.mkdir(parents=True, exist_ok=True)
+def claim(workdir: pathlib.Path, config: ConfigDict, resuming: bool) -> None:
+  """Writes config.json into workdir, unless another run's checkpoints do."""
   path = workdir / "config.json"
-  if path.exists():
+  if resuming and path.exists():
     refuse_conflicts(path, config)
   if jax.process_index() == 0:
     path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
