@@ -114,8 +114,8 @@ def parse_flags(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, ValueError) as error:
-    message = one_line(error)
-  sys.exit(f"rad_jax: error: {message.rstrip(".")}. All flags: --helpfull")
+    message = one_line(error).rstrip(".")
+  sys.exit(f"rad_jax: error: {message}. All flags: --helpfull")
 
 
 def one_line(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
 
 def to_model_range(x: Any) -> Any:
@@ -19,7 +19,7 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
 
 
 def random_flip(
-  keys: PRNGKeyArray, x: Float[Array, "b h w c"]
+  keys: Key[Array, " b"], x: Float[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
   """Mirrors each image left to right with probability 1/2, by its own key."""
   flips = jax.vmap(jax.random.bernoulli)(keys)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Key, PRNGKeyArray
 
 from rad_jax.config import ConfigDict, is_synthetic
 from rad_jax.data import (
@@ -118,7 +118,7 @@ def train_step(config: ConfigDict) -> Step:
 
 def prepare(
   config: ConfigDict,
-) -> Callable[[dict[str, Array], PRNGKeyArray], Array]:
+) -> Callable[[dict[str, Array], Key[Array, " b"]], Array]:
   """(batch, keys [b]) -> x_0: scaled, then corrupted, then flipped.
 
   Flips come last so that an image and its noise are flipped together.

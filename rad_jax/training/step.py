@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from rad_jax.diffusion import process
 from rad_jax.diffusion.schedules import Schedule
@@ -37,7 +37,7 @@ class Regulariser(NamedTuple):
   stop_gradient: bool = False
 
 
-def example_keys(key: PRNGKeyArray, batch_size: int) -> PRNGKeyArray:
+def example_keys(key: PRNGKeyArray, batch_size: int) -> Key[Array, " b"]:
   """One key for each place in the global batch, [b]."""
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch_size))
 
@@ -119,7 +119,7 @@ def make_train_step(
   regulariser: Regulariser,
   optimizer: optax.GradientTransformation,
   ema_decay: float,
-  prepare: Callable[[Batch, PRNGKeyArray], Array] = lambda batch, _: batch[
+  prepare: Callable[[Batch, Key[Array, " b"]], Array] = lambda batch, _: batch[
     "x_0"
   ],
 ) -> Step:
