@@ -67,17 +67,15 @@ def assert_succeeds(outcome):
 
 
 def assert_one_clear_line(code, stderr, *expected):
-  """One line says what is wrong; absl adds a hint at its help."""
+  """The last line, and no other, says what is wrong."""
   assert code not in (0, None)
   assert "Traceback" not in stderr
-  lines = [
-    line
-    for line in stderr.splitlines()
-    if "error" in line.lower() and "--help" not in line
-  ]
-  assert len(lines) == 1, stderr
+  lines = stderr.splitlines()
+  errors = [line for line in lines if "error" in line.lower()]
+  assert errors == lines[-1:], stderr
+  assert errors[0].startswith("rad_jax: error: ")
   for text in expected:
-    assert text in lines[0]
+    assert text in errors[0]
 
 
 # ---- Whole runs ----

@@ -162,7 +162,7 @@ def linear_state(optimizer, step=0):
   state = initial_state(
     LINEAR, optimizer, (3,), jax.random.key(1), jax.random.key(2)
   )
-  return state.replace(step=jnp.asarray(step, jnp.int32))
+  return state._replace(step=jnp.asarray(step, jnp.int32))
 
 
 def points(n=8):
@@ -259,7 +259,7 @@ def test_young_average_forgets_its_start(done, decay, expected):
 def test_moving_average(ddpm_step, done, decay):
   """ema <- d ema + (1 - d) params, with the parameters after the update."""
   state = linear_state(optax.sgd(0.1), step=done)
-  state = state.replace(ema_params=jax.tree.map(lambda x: x + 1, state.params))
+  state = state._replace(ema_params=jax.tree.map(lambda x: x + 1, state.params))
   after, _ = ddpm_step(state, points())
   for new, old, params in zip(
     jax.tree.leaves(after.ema_params),

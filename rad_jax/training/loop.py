@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import pathlib
 import time
 from collections.abc import Iterator
@@ -192,7 +193,7 @@ def refuse_conflicts(path: pathlib.Path, config: ConfigDict) -> None:
 
 
 def mean_of(
-  window: Pending, last_saved: int, directory: pathlib.Path
+  window: Pending, last_saved: int, directory: os.PathLike[str]
 ) -> dict[str, float]:
   """The metrics' means over a window of steps, all of them finite."""
   rows = check_finite(window, last_saved, directory)
@@ -200,7 +201,7 @@ def mean_of(
 
 
 def check_finite(
-  window: Pending, last_saved: int, directory: pathlib.Path
+  window: Pending, last_saved: int, directory: os.PathLike[str]
 ) -> list[dict[str, np.ndarray]]:
   """Fetches a window's metrics; raises NonFiniteLoss at its first bad step."""
   rows = jax.device_get([row for _, row in window])

@@ -4,6 +4,7 @@ import contextlib
 import json
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import tensorboardX
 
@@ -40,7 +41,7 @@ def writer(workdir: pathlib.Path, first_step: int) -> Iterator[Writer]:
       board.close()
 
 
-def read(workdir: pathlib.Path) -> list[dict[str, float]]:
+def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """The rows of metrics.jsonl, oldest first. A torn last line is left out."""
   path = workdir / "metrics.jsonl"
   rows = []

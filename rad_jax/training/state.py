@@ -1,6 +1,7 @@
 """The training state: arrays only, so that the checkpoint is the state."""
 
-import flax.struct
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,8 +10,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 from rad_jax.models.network import Network
 
 
-@flax.struct.dataclass
-class State:
+class State(NamedTuple):
   """All that training carries from step to step.
 
   `key` is the root of the run's training randomness. It never changes: what

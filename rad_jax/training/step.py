@@ -1,6 +1,5 @@
 """The training step: one pure function of (state, batch), compiled once."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -161,8 +160,7 @@ def make_train_step(
       "w_linf": jnp.max(jnp.abs(w)),
       **{name: jnp.mean(term) for name, term in terms.items()},
     }
-    state = dataclasses.replace(
-      state,
+    state = state._replace(
       step=state.step + 1,
       params=params,
       ema_params=ema_params,
