@@ -56,8 +56,9 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   absl_logging.set_verbosity(absl_logging.WARNING)  # orbax's running comment
-  config = _CONFIG.value
   with clear_errors():
+    config = _CONFIG.value
+    config.lock()  # The first access raises if the file could not be read.
     configs.validate(config, jax.device_count())
     workdir = pathlib.Path(_WORKDIR.value or default_workdir())
     if _MODE.value == "train":
@@ -87,9 +88,12 @@ def default_workdir() -> str:
 
 def prepare_command(argv: list[str]) -> str:
   """The command that prepares the data of the command argv."""
-  kept = [
-    a for a in argv[1:] if a.lstrip("-").startswith(("config=", "config.data."))
-  ]
+  needed = ("config", "config.data.name", "config.data.data_dir")
+  kept = []
+  for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    name, equals, value = argument.lstrip("-").partition("=")
+    if argument.startswith("-") and name in needed:
+      kept.append(f"--{name}={value if equals else following}")
   return shlex.join(
     ["python", "-m", "rad_jax.main", *kept, "--mode=prepare_data"]
   )

@@ -125,6 +125,7 @@ def test_images_from_tfds(tmp_path, run):
     f"--config.data.data_dir={tmp_path / 'data'}",
     f"--workdir={tmp_path / 'run'}",
     *SMALL_UNET,
+    "--config.objective.name=ddpm",
     "--config.train.batch_size=4",
   ]
   assert_succeeds(run(*args))

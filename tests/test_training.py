@@ -40,7 +40,7 @@ def tiny_config(**fields):
   config.model.mlp.update(width=8, depth=1)
   config.optimizer.update(learning_rate=1e-2, warmup_steps=3, ema_decay=0.9)
   config.train.update(num_steps=12, batch_size=8, log_every_steps=3)
-  config.checkpoint.update(every_steps=2, keep=2, keep_every_steps=4)
+  config.checkpoint.update(every_steps=2, keep=2, keep_every_steps=6)
   config.sampling.num_steps = 5
   config.update_from_flattened_dict(
     {name.replace("__", "."): value for name, value in fields.items()}
@@ -90,9 +90,11 @@ def test_step_is_traced_once(jitted):
     assert int(state.step) == done
 
 
-def test_state_is_donated(jitted):
-  step, initial, batch = jitted
-  before = initial()
+def test_loop_donates_the_state(jitted):
+  _, initial, batch = jitted
+  before, mesh = initial(), loop.sharding.data_mesh()
+  batch = loop.sharding.place(batch, mesh)
+  step = loop.compile_step(tiny_config(), before, batch, mesh)
   after, _ = step(before, batch)
   for old, new in zip(
     jax.tree.leaves(before), jax.tree.leaves(after), strict=True
@@ -395,8 +397,8 @@ def test_finished_run_is_returned_as_it_is(straight, copied):
 
 
 def test_newest_and_every_mth_checkpoints_are_kept(straight):
-  # Saved at 2, 4, .. 12: the newest two, and the multiples of 4.
-  assert kept_steps(straight[1]) == [4, 8, 10, 12]
+  # Saved at 2, 4, .. 12: the newest two, and the multiples of 6.
+  assert kept_steps(straight[1]) == [6, 10, 12]
 
 
 def test_truncated_checkpoint_is_named(copied):
@@ -539,8 +541,15 @@ def test_another_run_is_refused(straight, field, value, differs):
 
 def test_all_differing_fields_are_named(straight):
   with pytest.raises(configs.ConfigError) as error:
-    loop.claim(straight[1], tiny_config(seed=1, objective__lam=0.0))
+    loop.claim(
+      straight[1], tiny_config(seed=1, objective__lam=0.0), resuming=True
+    )
   assert "objective.lam: 0.3 -> 0.0; seed: 0 -> 1" in str(error.value)
+
+
+def test_a_run_without_checkpoints_may_become_another(copied):
+  loop.claim(copied, tiny_config(seed=1), resuming=False)
+  assert json.loads((copied / "config.json").read_text())["seed"] == 1
 
 
 def test_the_rest_may_change(copied):
@@ -551,7 +560,7 @@ def test_the_rest_may_change(copied):
     data__loading="stream",
     sampling__num_steps=7,
   )
-  loop.claim(copied, config)
+  loop.claim(copied, config, resuming=True)
   saved = json.loads((copied / "config.json").read_text())
   assert saved["train"]["num_steps"] == 30
   assert saved["data"]["loading"] == "stream"
