@@ -117,7 +117,13 @@ def parse_flags(argv: list[str]) -> list[str]:
   """absl's parsing, with every error as one line and exit code 1."""
   try:
     return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, ValueError) as error:
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    OSError,
+    ValueError,
+  ) as error:
     message = one_line(error).rstrip(".")
   sys.exit(f"rad_jax: error: {message}. All flags: --helpfull")
 

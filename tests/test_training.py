@@ -564,3 +564,10 @@ def test_the_rest_may_change(copied):
   saved = json.loads((copied / "config.json").read_text())
   assert saved["train"]["num_steps"] == 30
   assert saved["data"]["loading"] == "stream"
+
+
+def test_run_without_a_checkpoint_does_not_bind_its_folder(tmp_path):
+  for seed in (0, 1):
+    loop.claim(tmp_path, tiny_config(seed=seed), resuming=False)
+  saved = json.loads((tmp_path / "config.json").read_text())
+  assert saved["seed"] == 1
