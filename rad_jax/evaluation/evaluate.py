@@ -14,10 +14,11 @@ spread_ratio: total standard deviation inside the support over the truth's.
 import json
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 
 from rad_jax.config import ConfigDict, is_synthetic
-from rad_jax.data import synthetic
+from rad_jax.data import examples, synthetic
 from rad_jax.evaluation import measures, sampling, truth
 from rad_jax.training import build
 
@@ -25,8 +26,14 @@ PROTOCOL = 1
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict:
-  """Samples from the newest checkpoint and writes workdir/evaluation.json."""
-  clean = clean_truth(config)
+  """Samples from the newest checkpoint and measures them.
+
+  Writes workdir/evaluation.json, and workdir/training_examples.npz to look
+  at: sampling.num_samples of the training examples, `clean` and `dirty`, as
+  the run saw them.
+  """
+  training_set = build.training_set(config)
+  clean = clean_truth(config, training_set)
   samples = sampling.draw(config, workdir, config.evaluation.num_samples)
   result = {
     "protocol": PROTOCOL,
@@ -38,16 +45,32 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict:
     "measures": compare(samples.x_0, clean, images=not is_synthetic(config)),
   }
   (workdir / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+  save_training_examples(config, workdir, training_set)
   return result
 
 
-def clean_truth(config: ConfigDict) -> truth.Truth:
+def save_training_examples(
+  config: ConfigDict, workdir: pathlib.Path, training_set: build.TrainingSet
+) -> None:
+  """Writes training_examples.npz: float32, model units, by example index."""
+  count = min(config.sampling.num_samples, training_set.num_examples)
+  index = np.arange(count, dtype=np.int32)
+  clean = examples.to_model_range(training_set.fetch(index))
+  corrupt = build.corruption(config)
+  dirty = np.asarray(corrupt(jnp.asarray(index), jnp.asarray(clean)))
+  np.savez_compressed(
+    workdir / "training_examples.npz", clean=clean, dirty=dirty
+  )
+
+
+def clean_truth(
+  config: ConfigDict, training_set: build.TrainingSet
+) -> truth.Truth:
   """The truth that a run's samples are held against."""
   if is_synthetic(config):
     return truth.of_world(synthetic.WORLDS[config.data.name]())
-  fetch, num_examples = build.training_set(config)
   return truth.of_images(
-    fetch(np.arange(num_examples)),
+    training_set.fetch(np.arange(training_set.num_examples)),
     config.data.linear_rank or config.evaluation.subspace_rank,
     config.evaluation.frechet_dims,
   )

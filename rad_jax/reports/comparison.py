@@ -36,16 +36,21 @@ class Run(NamedTuple):
   seed: int
   measures: dict[str, float]
   samples: np.ndarray
+  clean: np.ndarray
+  dirty: np.ndarray
 
 
 class Row(NamedTuple):
-  """Runs of one objective on one data set: measures by name, over seeds."""
+  """Runs of one objective on one data set.
+
+  measures: by name, over seeds. first: the run of the smallest seed.
+  """
 
   data: str
   objective: str
   measures: dict[str, np.ndarray]
   relative_cost: float
-  samples: np.ndarray
+  first: Run
 
 
 def read_run(folder: pathlib.Path) -> Run:
@@ -59,12 +64,16 @@ def read_run(folder: pathlib.Path) -> Run:
   path = folder / "samples" / f"step_{result['step']}" / "samples.npz"
   with np.load(path) as saved:
     samples = saved["x_0"]
+  with np.load(folder / "training_examples.npz") as saved:
+    clean, dirty = saved["clean"], saved["dirty"]
   return Run(
     data=config["data"]["name"],
     objective=config["objective"]["name"],
     seed=config["seed"],
     measures=result["measures"],
     samples=samples,
+    clean=clean,
+    dirty=dirty,
   )
 
 
@@ -90,7 +99,7 @@ def compare(
         for name in group[0].measures
       },
       relative_cost=step_seconds[data][objective] / step_seconds[data]["ddpm"],
-      samples=min(group, key=lambda run: run.seed).samples,
+      first=min(group, key=lambda run: run.seed),
     )
     for (data, objective), group in groups.items()
   ]
@@ -149,29 +158,39 @@ def error_figure(rows: list[Row]) -> plt.Figure:
 
 
 def sample_figure(rows: list[Row]) -> plt.Figure:
-  """Samples of each row of one data set, side by side: images, or points.
+  """One data set: the clean and the training examples, then each row's samples.
 
-  Points are drawn as the oblique plane is seen from its edge, or, in the
-  plane, as they are.
+  Images as a grid; points as they are, or, in 3-D, seen from the edge of the
+  oblique plane.
   """
+  first = rows[0].first
+  panels = [
+    ("clean truth", first.clean, "black"),
+    ("training set", first.dirty, "black"),
+  ]
+  for row in rows:
+    error = row.measures["support_rms"].mean()
+    colour = COLOURS.get(row.objective, "grey")
+    title = f"{_label(row)}\nerror {error:.3f}"
+    panels.append((title, row.first.samples, colour))
   figure, axes = plt.subplots(
     1,
-    len(rows),
-    figsize=(3 * len(rows), 3.8),
+    len(panels),
+    figsize=(2.6 * len(panels), 3.4),
     squeeze=False,
     sharex=True,
     sharey=True,
     layout="constrained",
   )
-  for axis, row in zip(axes[0], rows, strict=True):
-    error = row.measures["support_rms"].mean()
-    axis.set_title(f"{_label(row)}\nerror {error:.3f}")
-    if row.samples.ndim == 4:
-      grid = figures.image_grid(row.samples[:36], columns=6)
+  for axis, (title, examples, colour) in zip(axes[0], panels, strict=True):
+    axis.set_title(title)
+    if examples.ndim == 4:
+      grid = figures.image_grid(examples[:36], columns=6)
       axis.imshow(grid.squeeze(), cmap="gray", interpolation="nearest")
       axis.set_axis_off()
     else:
-      figures.draw_points(axis, row.samples, COLOURS.get(row.objective, "grey"))
+      figures.draw_points(axis, examples, colour)
+      axis.label_outer()
   return figure
 
 

@@ -116,6 +116,14 @@ def train_step(config: ConfigDict) -> Step:
   )
 
 
+def corruption(config: ConfigDict) -> Callable[[Array, Array], Array]:
+  """(index [b], x_0 [b, ...]) -> x_0 as the training set holds it."""
+  fields = config.data.corruption
+  if fields.fraction == 0:
+    return lambda index, x_0: x_0
+  return partial(corruptions.corrupt, keys(config).corruption, **fields)
+
+
 def prepare(
   config: ConfigDict,
 ) -> Callable[[dict[str, Array], Key[Array, " b"]], Array]:
@@ -123,15 +131,10 @@ def prepare(
 
   Flips come last so that an image and its noise are flipped together.
   """
-  corruption = config.data.corruption
-  corruption_key = keys(config).corruption
+  corrupt = corruption(config)
 
   def prepare_batch(batch, flip_keys):
-    x_0 = examples.to_model_range(batch["x_0"])
-    if corruption.fraction > 0:
-      x_0 = corruptions.corrupt(
-        corruption_key, batch["index"], x_0, **corruption
-      )
+    x_0 = corrupt(batch["index"], examples.to_model_range(batch["x_0"]))
     if config.data.flip and not is_synthetic(config):
       x_0 = examples.random_flip(flip_keys, x_0)
     return x_0
