@@ -21,7 +21,7 @@ def get_config(variant: str = ""):
   config.train.update(num_steps=3000, batch_size=128)
   config.checkpoint.every_steps = 1500
   config.sampling.update(
-    clip_x_0=0.0, num_samples=64, batch_size=500, num_steps=100
+    clip_x_0=0.0, num_samples=64, batch_size=512, num_steps=100
   )
   config.evaluation.num_samples = 2000
   return schema.variant(config, variant)

@@ -86,28 +86,32 @@ def step_seconds(world: str, data_dir, smoke: bool) -> dict[str, float]:
 def main() -> None:
   """Runs all that is missing, then prints the table and draws the figures."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--workdir", type=pathlib.Path, default="runs/demo")
+  parser.add_argument("--workdir", type=pathlib.Path)
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--smoke", action="store_true", help="seconds, no result")
   parser.add_argument("--processes", type=int, default=os.cpu_count())
   arguments = parser.parse_args()
+  workdir = arguments.workdir or pathlib.Path(
+    "runs/demo_smoke" if arguments.smoke else "runs/demo"
+  )
 
   # One thread a run, as many runs as cores: networks this small gain nothing
   # from more. Set before the runs' processes start and import jax.
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
   os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
   os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
-    (arguments.workdir / "compiled").absolute()
+    (workdir / "compiled").absolute()
   )
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
   from rad_jax.data import builders
   from rad_jax.reports import comparison
 
-  data_dir = arguments.workdir.absolute() / "data"
+  data_dir = workdir.absolute() / "data"
   builders.prepare("digits", str(data_dir))
   grid = list(itertools.product(range(arguments.seeds), WORLDS, OBJECTIVES))
   folders = [
-    arguments.workdir / "runs" / f"{world}-{objective}-{seed}"
+    workdir / "runs" / f"{world}-{objective}-{seed}"
     for seed, world, objective in grid
   ]
   started = time.perf_counter()
@@ -127,6 +131,8 @@ def main() -> None:
     bar.update(len(grid) - len(futures))
     for future in concurrent.futures.as_completed(futures):
       world, objective, seed = futures[future]
+      if future.exception():
+        pool.shutdown(cancel_futures=True)
       bar.write(
         f"{world:14} {objective:11} seed {seed}: error {future.result():.3f}"
       )
@@ -141,7 +147,7 @@ def main() -> None:
     world: step_seconds(world, data_dir, arguments.smoke) for world in WORLDS
   }
   rows = comparison.compare(runs, costs)
-  paths = comparison.write(rows, arguments.workdir)
+  paths = comparison.write(rows, workdir)
   print(f"\n{comparison.markdown_table(rows)}\n")
   print(
     "error: distance of the samples from the clean truth; spread: 1 is the"

@@ -139,6 +139,9 @@ def default() -> ConfigDict:
       },
       "evaluation": {
         "num_samples": 5000,
+        # Clean examples of an image set that samples are held against, at
+        # most, evenly spaced.
+        "num_reference": 5000,
         # Rank of the clean subspace of a set that is not linearised.
         "subspace_rank": 16,
         # Principal components in which the Frechet distance is taken.
@@ -156,6 +159,8 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
     raise ConfigError(f"unknown variant {name!r}: leave it out, or use :smoke")
   if config.data.name not in synthetic.WORLDS:
     config.data.image_size = min(config.data.image_size, 32)
+    if not config.data.linear_rank:
+      config.data.update(loading="stream", num_threads=2)
   config.data.num_examples = 512
   config.model.unet.update(
     channels=8,
@@ -168,7 +173,7 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
   config.train.update(num_steps=20, batch_size=16, log_every_steps=5)
   config.checkpoint.update(every_steps=10, keep_every_steps=0)
   config.sampling.update(num_steps=10, num_samples=16, batch_size=16)
-  config.evaluation.update(num_samples=64)
+  config.evaluation.update(num_samples=64, num_reference=64)
   return config
 
 
@@ -177,8 +182,17 @@ def is_synthetic(config: ConfigDict) -> bool:
   return config.data.name in synthetic.WORLDS
 
 
-def validate(config: ConfigDict, num_devices: int = 1) -> None:
-  """Raises ConfigError, which names the field, if config cannot be run."""
+def validate(
+  config: ConfigDict, num_devices: int = 1, training: bool = True
+) -> None:
+  """Raises ConfigError, which names the field, if config cannot be run.
+
+  Args:
+    config: the config.
+    num_devices: devices that share a batch.
+    training: whether it is train.batch_size that they share, or, where
+      samples are drawn, sampling.batch_size.
+  """
 
   def one_of(path: str, names) -> None:
     value = _get(config, path)
@@ -194,13 +208,19 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
   objective, optimizer = config.objective, config.optimizer
   corruption, sampling = config.data.corruption, config.sampling
 
+  within("seed", 0 <= config.seed < 2**32, "in [0, 2**32)")
   one_of("data.loading", ("memory", "stream"))
   one_of("data.corruption.kind", corruptions.CORRUPTIONS)
   p = corruption.fraction
   within("data.corruption.fraction", 0 <= p <= 1, "in [0, 1]")
   within("data.corruption.sigma", corruption.sigma >= 0, "at least 0")
   within("data.crop_size", data.crop_size >= 0, "at least 0")
-  within("data.linear_rank", data.linear_rank >= 0, "at least 0")
+  elements = data.image_size**2 * data.num_channels
+  within(
+    "data.linear_rank",
+    0 <= data.linear_rank <= elements,
+    f"in 0 .. {elements}, the elements of an image",
+  )
   within("data.num_channels", data.num_channels in (1, 3), "1 or 3")
   for path in ("data.num_examples", "data.image_size", "data.num_threads"):
     positive(path)
@@ -235,7 +255,19 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
       not is_synthetic(config),
       f"mlp for {data.name}, whose examples are points",
     )
-    levels = len(model.unet.channel_multipliers)
+    channels = model.unet.channels
+    within(
+      "model.unet.channels",
+      channels >= 4 and channels % 2 == 0,
+      "even and at least 4",
+    )
+    multipliers = model.unet.channel_multipliers
+    within(
+      "model.unet.channel_multipliers",
+      all(isinstance(m, int) and m >= 1 for m in multipliers),
+      "whole numbers from 1",
+    )
+    levels = len(multipliers)
     factor = 2 ** max(levels - 1, 0)
     within(
       "model.unet.channel_multipliers",
@@ -259,7 +291,11 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
   within("objective.omega", 1 <= objective.omega < math.inf, "at least 1")
   within("objective.step_size", 0 < objective.step_size <= 2, "in (0, 2]")
 
-  within("optimizer.learning_rate", optimizer.learning_rate > 0, "above 0")
+  within(
+    "optimizer.learning_rate",
+    0 < optimizer.learning_rate < math.inf,
+    "above 0 and finite",
+  )
   within("optimizer.warmup_steps", optimizer.warmup_steps >= 0, "at least 0")
   one_of("optimizer.decay", ("constant", "cosine", "linear"))
   within("optimizer.b1", 0 <= optimizer.b1 < 1, "in [0, 1)")
@@ -275,6 +311,7 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
     "checkpoint.keep",
     "sampling.num_samples",
     "sampling.batch_size",
+    "evaluation.num_reference",
     "evaluation.subspace_rank",
     "evaluation.frechet_dims",
   ):
@@ -290,12 +327,12 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
     keep_every >= 0 and keep_every % config.checkpoint.every_steps == 0,
     "0 or a multiple of checkpoint.every_steps",
   )
-  for path in ("train.batch_size", "sampling.batch_size"):
-    within(
-      path,
-      _get(config, path) % num_devices == 0,
-      f"a multiple of the number of devices, {num_devices}",
-    )
+  batch_size = "train.batch_size" if training else "sampling.batch_size"
+  within(
+    batch_size,
+    _get(config, batch_size) % num_devices == 0,
+    f"a multiple of the number of devices, {num_devices}",
+  )
   one_of("sampling.sampler", ("ddpm", "ddim"))
   one_of("sampling.variance", ("small", "large"))
   within("sampling.eta", 0 <= sampling.eta <= 1, "in [0, 1]")
@@ -314,12 +351,16 @@ _IDENTITY = ("seed", "data", "diffusion", "model", "objective")
 _FREE = ("data.data_dir", "data.loading", "data.num_threads")
 
 
-def conflicts(saved: PyTree, config: ConfigDict) -> list[str]:
+def conflicts(
+  saved: PyTree, config: ConfigDict, training: bool = True
+) -> list[str]:
   """The fields that forbid `config` to go on from a run of `saved`.
 
   Args:
     saved: the resolved config of the run, as a plain dict (from JSON).
     config: the config of today.
+    training: whether the run shall be trained on, where the batch size
+      counts, or sampled from.
 
   Returns:
     One "path: saved value -> today's value" for each differing field.
@@ -329,7 +370,7 @@ def conflicts(saved: PyTree, config: ConfigDict) -> list[str]:
     path
     for path in sorted(old.keys() | new.keys())
     if (path.split(".")[0] in _IDENTITY and path not in _FREE)
-    or path == "train.batch_size"
+    or (training and path == "train.batch_size")
   ]
   return [
     f"{path}: {old.get(path, 'unset')} -> {new.get(path, 'unset')}"

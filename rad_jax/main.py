@@ -41,11 +41,12 @@ _TRACEBACK = flags.DEFINE_bool(
   "traceback", False, "Show where an error was raised."
 )
 
-# What a user can mend; any other exception is a bug and shows its traceback.
+# What a user can mend, mostly: libraries raise some of these for bugs as well,
+# for which there is --traceback. All others are bugs and show theirs.
 _USER_ERRORS = (
   ValueError,
   OSError,
-  loop.NonFiniteLoss,
+  FloatingPointError,
   checkpoints.CheckpointError,
   builders.PreparationError,
 )
@@ -59,7 +60,9 @@ def main(argv: list[str]) -> None:
   with clear_errors():
     config = _CONFIG.value
     config.lock()  # The first access raises if the file could not be read.
-    configs.validate(config, jax.device_count())
+    configs.validate(
+      config, jax.device_count(), training=_MODE.value == "train"
+    )
     workdir = pathlib.Path(_WORKDIR.value or default_workdir())
     if _MODE.value == "train":
       loop.train(config, workdir)
@@ -110,6 +113,8 @@ def clear_errors() -> Iterator[None]:
     message = one_line(error)
     if isinstance(error, sources.NotPrepared):
       message += f". Prepare it with: {prepare_command(sys.argv)}"
+    elif not type(error).__module__.startswith("rad_jax."):
+      message += " (--traceback shows where)"
     sys.exit(f"rad_jax: error: {message}")
 
 

@@ -428,8 +428,8 @@ def test_divergence_stops_and_keeps_the_last_good_state(copied):
     optimizer__learning_rate=1e30,
     optimizer__warmup_steps=0,
     optimizer__max_grad_norm=0.0,
-    # No later checkpoint or report comes between the bad step and the end.
-    checkpoint__every_steps=8,
+    # A checkpoint is due at the very step that shows it.
+    checkpoint__every_steps=2,
     checkpoint__keep_every_steps=0,
   )
   with pytest.raises(loop.NonFiniteLoss) as error:
@@ -564,10 +564,3 @@ def test_the_rest_may_change(copied):
   saved = json.loads((copied / "config.json").read_text())
   assert saved["train"]["num_steps"] == 30
   assert saved["data"]["loading"] == "stream"
-
-
-def test_run_without_a_checkpoint_does_not_bind_its_folder(tmp_path):
-  for seed in (0, 1):
-    loop.claim(tmp_path, tiny_config(seed=seed), resuming=False)
-  saved = json.loads((tmp_path / "config.json").read_text())
-  assert saved["seed"] == 1

@@ -28,8 +28,15 @@ def fit(x: np.ndarray, rank: int) -> Subspace:
       f"{len(flat)} examples of {flat.shape[1]} elements have no"
       f" {rank} principal components"
     )
-  pca = PCA(rank, svd_solver="covariance_eigh").fit(flat)
+  # The solver is exact for small sets and randomised, by a fixed seed, for
+  # large ones.
+  pca = PCA(rank, svd_solver="auto", random_state=0).fit(flat)
   return Subspace(pca.mean_, pca.components_)
+
+
+def truncate(subspace: Subspace, rank: int) -> Subspace:
+  """The `rank` leading components of a subspace."""
+  return subspace._replace(basis=subspace.basis[:rank])
 
 
 def coordinates(subspace: Subspace, x: np.ndarray) -> np.ndarray:

@@ -32,9 +32,9 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict:
   at: sampling.num_samples of the training examples, `clean` and `dirty`, as
   the run saw them.
   """
+  samples = sampling.draw(config, workdir, config.evaluation.num_samples)
   training_set = build.training_set(config)
   clean = clean_truth(config, training_set)
-  samples = sampling.draw(config, workdir, config.evaluation.num_samples)
   result = {
     "protocol": PROTOCOL,
     "step": samples.step,
@@ -44,8 +44,8 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict:
     "evaluation": config.evaluation.to_dict(),
     "measures": compare(samples.x_0, clean, images=not is_synthetic(config)),
   }
-  (workdir / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
   save_training_examples(config, workdir, training_set)
+  (workdir / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
   return result
 
 
@@ -69,8 +69,10 @@ def clean_truth(
   """The truth that a run's samples are held against."""
   if is_synthetic(config):
     return truth.of_world(synthetic.WORLDS[config.data.name]())
+  count = min(config.evaluation.num_reference, training_set.num_examples)
+  evenly = np.linspace(0, training_set.num_examples - 1, count).astype(np.int32)
   return truth.of_images(
-    training_set.fetch(np.arange(training_set.num_examples)),
+    training_set.fetch(evenly),
     config.data.linear_rank or config.evaluation.subspace_rank,
     config.evaluation.frechet_dims,
   )
@@ -89,7 +91,7 @@ def compare(
       mean, covariance, clean.mean, clean.covariance
     ),
     "mean_error": float(np.linalg.norm(mean - clean.mean)),
-    "spread_ratio": measures.spread_ratio(inside, clean.covariance),
+    "spread_ratio": measures.spread_ratio(inside, clean.inside),
   }
   if images:
     found["support_psnr_db"] = measures.support_psnr(flat, clean.project)

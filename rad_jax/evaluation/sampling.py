@@ -12,6 +12,10 @@ from rad_jax.config import ConfigDict
 from rad_jax.training import build, checkpoints, loop, sharding
 
 
+class NonFiniteSamples(FloatingPointError):
+  """A sampler ran off to NaN or infinity."""
+
+
 class Samples(NamedTuple):
   """Samples in model units, [n, ...], and the step of their checkpoint."""
 
@@ -27,11 +31,12 @@ def draw(
   Raises:
     CheckpointError: workdir has no checkpoint, or a damaged one.
     ConfigError: workdir's run was of another model, data or objective.
+    NonFiniteSamples: the sampler diverged.
   """
   path = workdir / "config.json"
   if not path.exists():
     raise checkpoints.CheckpointError(f"no run in {workdir}: train first")
-  loop.refuse_conflicts(path, config)
+  loop.refuse_conflicts(path, config, training=False)
   mesh = sharding.data_mesh()
   everywhere = sharding.replicated(mesh)
   like = jax.eval_shape(lambda: build.state(config))
@@ -50,7 +55,14 @@ def draw(
   ):
     index = np.arange(start, start + batch_size, dtype=np.int32)
     batches.append(np.asarray(sampler(params, index)))
-  return Samples(np.concatenate(batches)[:num_samples], int(state.step))
+  x_0 = np.concatenate(batches)[:num_samples]
+  if not np.isfinite(x_0).all():
+    raise NonFiniteSamples(
+      f"samples from step {state.step} in {workdir} are not finite: the model"
+      " has not learnt yet, or the sampler diverges; set sampling.clip_x_0 or"
+      " take more sampling.num_steps"
+    )
+  return Samples(x_0, int(state.step))
 
 
 def sample(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:

@@ -169,7 +169,8 @@ def training_set(config: ConfigDict) -> TrainingSet:
   """
   data = config.data
   if is_synthetic(config):
-    generator = np.random.default_rng(config.seed)
+    # Apart from the streams [seed, epoch] of the data order.
+    generator = np.random.default_rng([config.seed, 0, 1])
     return _in_memory(
       synthetic.WORLDS[data.name]().sample(generator, data.num_examples)
     )
@@ -198,6 +199,7 @@ def training_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
   """This process's rows of the batches first_step .. num_steps - 1."""
   fetch, num_examples = training_set(config)
+  threads = config.data.num_threads if config.data.loading == "stream" else 1
   return batches.batches(
     fetch,
     config.seed,
@@ -206,9 +208,8 @@ def training_batches(
     config.train.batch_size,
     num_examples,
     rows=rows,
-    num_worker_threads=(
-      config.data.num_threads if config.data.loading == "stream" else 1
-    ),
+    num_worker_threads=threads,
+    prefetch=2 * threads,
   )
 
 

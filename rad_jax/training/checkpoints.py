@@ -36,8 +36,7 @@ def open_manager(
 
 def save(manager: ocp.CheckpointManager, step: int, state: PyTree) -> None:
   """Starts saving; returns once the state is copied off the devices."""
-  if step not in manager.all_steps():
-    manager.save(step, args=ocp.args.StandardSave(state))
+  manager.save(step, args=ocp.args.StandardSave(state))
 
 
 def restore(manager: ocp.CheckpointManager, like: T, sharding) -> T:

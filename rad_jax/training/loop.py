@@ -179,12 +179,16 @@ def claim(workdir: pathlib.Path, config: ConfigDict, resuming: bool) -> None:
   if resuming and path.exists():
     refuse_conflicts(path, config)
   if jax.process_index() == 0:
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    whole = path.with_suffix(".tmp")
+    whole.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    whole.replace(path)
 
 
-def refuse_conflicts(path: pathlib.Path, config: ConfigDict) -> None:
+def refuse_conflicts(
+  path: pathlib.Path, config: ConfigDict, training: bool = True
+) -> None:
   """Raises ConfigError if the config.json at `path` binds another run."""
-  found = configs.conflicts(json.loads(path.read_text()), config)
+  found = configs.conflicts(json.loads(path.read_text()), config, training)
   if found:
     raise configs.ConfigError(
       f"{path.parent} holds a run with another config ({'; '.join(found)}):"
@@ -215,7 +219,7 @@ def check_finite(
         )
         raise NonFiniteLoss(
           f"{name} is {value} at step {step}; {kept}. Lower"
-          " optimizer.learning_rate or objective.lam, or set"
-          " optimizer.max_grad_norm, and run again"
+          " optimizer.learning_rate or set optimizer.max_grad_norm and run"
+          " again, or lower objective.lam in another --workdir"
         )
   return rows

@@ -25,7 +25,7 @@ def writer(workdir: pathlib.Path, first_step: int) -> Iterator[Writer]:
   path = workdir / "metrics.jsonl"
   _drop_after(path, first_step)
   board = tensorboardX.SummaryWriter(
-    str(workdir / "tensorboard"), purge_step=first_step + 1 or None
+    str(workdir / "tensorboard"), purge_step=first_step + 1
   )
   with path.open("a") as lines:
 
