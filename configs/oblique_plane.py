@@ -1,4 +1,11 @@
-"""Robust_adv on the oblique plane in R^3, 90% of the points noised."""
+"""Robust_adv on the oblique plane in R^3, 90% of the points noised.
+
+  python -m rad_jax.main --config=configs/oblique_plane.py
+  python -m rad_jax.main --config=configs/oblique_plane.py --mode=evaluate
+
+Expected: support_rms 0.055 (DDPM 0.163), spread_ratio 0.97 (1.00), over three
+seeds of the demo; 20 s on 2 CPU cores.
+"""
 
 from rad_jax import config as schema
 

@@ -1,4 +1,10 @@
-"""Robust_adv on three Gaussians in the plane, 90% of the points noised."""
+"""Robust_adv on three Gaussians in the plane, 90% of the points noised.
+
+  python -m rad_jax.main --config=configs/three_gaussians.py
+  python -m rad_jax.main --config=configs/three_gaussians.py --mode=evaluate
+
+Expected: support_rms 0.137 (one seed); 20 s on 2 CPU cores.
+"""
 
 from rad_jax import config as schema
 

@@ -213,7 +213,9 @@ def validate(
   one_of("data.corruption.kind", corruptions.CORRUPTIONS)
   p = corruption.fraction
   within("data.corruption.fraction", 0 <= p <= 1, "in [0, 1]")
-  within("data.corruption.sigma", corruption.sigma >= 0, "at least 0")
+  within(
+    "data.corruption.sigma", 0 <= corruption.sigma < math.inf, "at least 0"
+  )
   within("data.crop_size", data.crop_size >= 0, "at least 0")
   elements = data.image_size**2 * data.num_channels
   within(

@@ -215,9 +215,11 @@ def test_projection_needs_the_whole_set():
 @pytest.mark.parametrize("path", ["train.batch_size", "sampling.batch_size"])
 def test_batches_are_split_evenly_over_the_devices(path):
   config = with_field(path, 6)
-  configs.validate(config, num_devices=2)
+  training = path == "train.batch_size"
+  configs.validate(config, 2, training)
+  configs.validate(config, 4, not training)
   with pytest.raises(configs.ConfigError) as error:
-    configs.validate(config, num_devices=4)
+    configs.validate(config, 4, training)
   assert f"config.{path}=6: it must be a multiple" in str(error.value)
   assert str(error.value).endswith("devices, 4")
 

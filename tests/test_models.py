@@ -9,10 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rad_jax.models import embedding
-from rad_jax.models import mlp
-from rad_jax.models import network
-from rad_jax.models import unet
+from rad_jax.models import embedding, mlp, network, unet
 
 # Compilation is the cost of these tests; without LLVM's passes it is halved.
 _jit = functools.partial(

@@ -20,9 +20,9 @@ from sklearn import datasets as sklearn_datasets
 from tensorflow_datasets.core import shuffle
 
 sys.path.insert(0, os.path.dirname(__file__))
-import cifar10_like  # noqa: E402
+import cifar10_like
 
-from rad_jax.data import builders, images, sources  # noqa: E402
+from rad_jax.data import builders, images, sources
 
 
 @pytest.fixture(scope="module", autouse=True)

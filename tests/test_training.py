@@ -76,7 +76,10 @@ def jitted():
     return step(state, batch)
 
   (batch,) = build.training_batches(
-    tiny_config(train__num_steps=1), 0, slice(None)
+    tiny_config(train__num_steps=1),
+    build.training_set(tiny_config()),
+    0,
+    slice(None),
   )
   initial = jax.jit(lambda: build.state(config))
   return jax.jit(counted_step, donate_argnums=0), initial, batch
@@ -429,13 +432,13 @@ def test_divergence_stops_and_keeps_the_last_good_state(copied):
     optimizer__warmup_steps=0,
     optimizer__max_grad_norm=0.0,
     # A checkpoint is due at the very step that shows it.
-    checkpoint__every_steps=2,
+    checkpoint__every_steps=1,
     checkpoint__keep_every_steps=0,
   )
   with pytest.raises(loop.NonFiniteLoss) as error:
     loop.train(wild, copied)
-  # Step 13 leaves wild parameters, the loss of step 14 shows them.
-  assert "at step 14" in str(error.value)
+  # The loss of step 13 is fine, the parameters that it leaves are not.
+  assert "param_norm is inf at step 13" in str(error.value)
   assert "the last good checkpoint is step 12 in " in str(error.value)
   assert kept_steps(copied)[-1] == 12
   for leaf in jax.tree.leaves(saved_state(copied).params):
@@ -467,6 +470,7 @@ def test_metrics_are_json_rows_and_tensorboard_events(straight):
     "train/loss",
     "train/dsm",
     "train/regulariser",
+    "train/param_norm",
     "train/w_linf",
     "train/grad_norm",
     "train/learning_rate",
@@ -491,7 +495,10 @@ def test_row_is_the_mean_of_its_window(straight, jitted):
   step, initial, _ = jitted
   state, losses = initial(), []
   for batch in build.training_batches(
-    tiny_config(train__num_steps=3), 0, slice(None)
+    tiny_config(train__num_steps=3),
+    build.training_set(tiny_config()),
+    0,
+    slice(None),
   ):
     state, measured = step(state, batch)
     losses.append(measured["loss"])

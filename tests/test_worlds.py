@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 
 from rad_jax.data import corruptions, examples, subspace, synthetic
-from rad_jax.evaluation import measures, truth
+from rad_jax.evaluation import evaluate, measures, truth
 
 WORLDS = {name: make() for name, make in synthetic.WORLDS.items()}
 
@@ -389,3 +389,15 @@ def test_truth_of_stored_images_is_in_model_units():
   np.testing.assert_allclose(stored.covariance, scaled.covariance, atol=1e-5)
   assert stored.features(x).shape == (10, 4)
   assert np.trace(stored.covariance) < 4
+
+
+def test_clean_images_have_the_spread_of_the_truth():
+  """Where the subspace holds a part of the variance only, too."""
+  x_0 = np.random.default_rng(0).uniform(-1, 1, (200, 4, 4, 1))
+  x_0 = x_0.astype(np.float32)
+  clean = truth.of_images(x_0, rank=3, frechet_dims=8)
+  found = evaluate.compare(x_0, clean, images=True)
+  np.testing.assert_allclose(found["spread_ratio"], 1, rtol=1e-5)
+  np.testing.assert_allclose(found["frechet"], 0, atol=1e-6)
+  shrunk = evaluate.compare(clean.project(x_0.reshape(200, 16)), clean, False)
+  np.testing.assert_allclose(shrunk["support_rms"], 0, atol=1e-5)

@@ -195,18 +195,17 @@ def _in_memory(x_0: np.ndarray) -> TrainingSet:
 
 
 def training_batches(
-  config: ConfigDict, first_step: int, rows: slice
+  config: ConfigDict, training_set: TrainingSet, first_step: int, rows: slice
 ) -> Iterator[dict[str, np.ndarray]]:
   """This process's rows of the batches first_step .. num_steps - 1."""
-  fetch, num_examples = training_set(config)
   threads = config.data.num_threads if config.data.loading == "stream" else 1
   return batches.batches(
-    fetch,
+    training_set.fetch,
     config.seed,
     first_step,
     config.train.num_steps,
     config.train.batch_size,
-    num_examples,
+    training_set.num_examples,
     rows=rows,
     num_worker_threads=threads,
     prefetch=2 * threads,

@@ -45,6 +45,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> State:
     NonFiniteLoss: the step is named; no bad checkpoint is written.
   """
   workdir.mkdir(parents=True, exist_ok=True)
+  training_set = build.training_set(config)
   mesh = sharding.data_mesh()
   with checkpoints.open_manager(
     workdir, config.checkpoint.keep, config.checkpoint.keep_every_steps
@@ -65,7 +66,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> State:
     if first_step >= config.train.num_steps:
       return state
     rows = sharding.process_rows(config.train.batch_size)
-    host_batches = build.training_batches(config, first_step, rows)
+    host_batches = build.training_batches(
+      config, training_set, first_step, rows
+    )
     on_device = (sharding.place(batch, mesh) for batch in host_batches)
     with metrics.writer(workdir, first_step) as write:
       return run_steps(config, state, on_device, mesh, manager, write)

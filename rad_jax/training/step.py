@@ -157,6 +157,7 @@ def make_train_step(
     metrics = {
       "loss": value,
       "grad_norm": optax.global_norm(gradient),
+      "param_norm": optax.global_norm(params),
       "w_linf": jnp.max(jnp.abs(w)),
       **{name: jnp.mean(term) for name, term in terms.items()},
     }
