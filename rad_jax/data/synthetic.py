@@ -33,16 +33,15 @@ def oblique_plane() -> World:
   The spread along each axis of the plane is 1 / sqrt(3) = 0.577. The support
   is taken to be the whole plane.
   """
-  basis = PLANE_BASIS
 
   def sample(generator, n):
-    return (generator.uniform(-1, 1, (n, 2)) @ basis).astype(np.float32)
+    return (generator.uniform(-1, 1, (n, 2)) @ PLANE_BASIS).astype(np.float32)
 
   return World(
     sample=sample,
-    project=lambda x: x @ basis.T @ basis,
+    project=lambda x: x @ PLANE_BASIS.T @ PLANE_BASIS,
     mean=np.zeros(3),
-    covariance=basis.T @ basis / 3,
+    covariance=PLANE_BASIS.T @ PLANE_BASIS / 3,
   )
 
 

@@ -87,6 +87,11 @@ def make(name: str, num_timesteps: int) -> Schedule:
   return from_alpha_bar(ALPHA_BAR[name](num_timesteps))
 
 
+def per_example(values: Float[Array, " b"], ndim: int) -> jax.Array:
+  """values [b] with trailing ones, to broadcast against a rank-ndim batch."""
+  return values.reshape(values.shape + (1,) * (ndim - 1))
+
+
 def at(table: Float[Array, " T"], t: jax.Array, ndim: int) -> jax.Array:
   """table[t] with trailing ones, to broadcast against a rank-ndim batch."""
-  return table[t].reshape(t.shape + (1,) * (ndim - t.ndim))
+  return per_example(table[t], ndim)

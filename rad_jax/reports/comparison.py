@@ -1,7 +1,7 @@
 """Runs side by side: one table and its figures, from their saved results.
 
-A run is a folder with config.json, evaluation.json and samples/. Runs that
-differ only in their seed are one row.
+A run is a folder with config.json, evaluation.json, training_examples.npz and
+samples/. Runs that differ only in their seed are one row.
 """
 
 import json
@@ -57,7 +57,7 @@ def read_run(folder: pathlib.Path) -> Run:
   """Reads a run that was trained, sampled and evaluated.
 
   Raises:
-    FileNotFoundError: one of the three is missing.
+    FileNotFoundError: one of these files is missing.
   """
   config = json.loads((folder / "config.json").read_text())
   result = json.loads((folder / "evaluation.json").read_text())

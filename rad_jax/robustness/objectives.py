@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rad_jax.diffusion.schedules import per_example
 from rad_jax.robustness import perturbations
 
 Batch = Float[Array, "b ..."]
@@ -44,7 +45,7 @@ def perturbed(noised: Noised, w: Batch) -> Batch:
   x_t is another method, and a harmful one. The state is not clipped: x_t has
   no range.
   """
-  return noised.x_t + perturbations.per_example(noised.sigma_t, w.ndim) * w
+  return noised.x_t + per_example(noised.sigma_t, w.ndim) * w
 
 
 def squared_error(a: Batch, b: Batch) -> Scalars:

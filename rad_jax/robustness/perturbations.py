@@ -10,13 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from rad_jax.diffusion.schedules import per_example
+
 Batch = Float[Array, "b ..."]
 Scalars = Float[Array, " b"]
-
-
-def per_example(values: Scalars, ndim: int) -> Array:
-  """values [b] with trailing ones, to broadcast against a rank-ndim batch."""
-  return values.reshape(values.shape + (1,) * (ndim - 1))
 
 
 def uniform(
