@@ -12,8 +12,8 @@ import ml_collections
 from jaxtyping import PyTree
 
 from rad_jax.data import corruptions, synthetic
-from rad_jax.diffusion import schedules
-from rad_jax.robustness import objectives, radius
+from rad_jax.diffusion import parametrisation, schedules
+from rad_jax.robustness import attacks, objectives, radius
 
 ConfigDict: TypeAlias = ml_collections.ConfigDict
 
@@ -61,8 +61,25 @@ def default() -> ConfigDict:
         },
       },
       "diffusion": {
-        "schedule": "linear",  # or "cosine"
+        "process": "ddpm",  # or "edm", "flow"
+        # What the network predicts: eps, x_0, v, velocity, edm.
+        "prediction": "eps",
+        # "own": the plain loss on what is predicted; or "eps", "min_snr".
+        "weighting": "own",
+        # Of ddpm: "linear" or "cosine", over this many timesteps.
+        "schedule": "linear",
         "num_timesteps": 1000,
+        # Of edm: the sampler's ends and spacing, and the law of ln sigma in
+        # training.
+        "sigma_min": 0.002,
+        "sigma_max": 80.0,
+        "rho": 7.0,
+        "log_mean": -1.2,
+        "log_std": 1.2,
+        # Standard deviation of the data, for edm's process and prediction.
+        "sigma_data": 0.5,
+        # Of flow, the law of t in training: "uniform" or "logit_normal".
+        "time": "uniform",
       },
       "model": {
         "name": "unet",  # or "mlp"
@@ -81,24 +98,57 @@ def default() -> ConfigDict:
         "mlp": {"width": 128, "depth": 3},
       },
       "objective": {
-        # ddpm, invariance, robust_ran, robust_adv, true_noise,
-        # true_noise_only.
+        # A name in robustness.objectives.OBJECTIVES.
         "name": "robust_adv",
-        # "" is the objective's own; or "none", "uniform", "fgsm".
-        "perturbation": "",
         # Weight of the regulariser, at least 0.
         "lam": 0.3,
         "lambda_t": "constant",  # or "inverse_std"
         # r(t): "seed", "noise_scale", "constant".
         "radius": "seed",
-        # Floor of the radius, noise units, in (0, 1].
-        "beta": 8 / 255,
         # Exponent of the radius, at least 1.
         "omega": 2.0,
-        # FGSM step in units of the radius, in (0, 2].
-        "step_size": 1.0,
+        # Floor (or factor) of the radius, noise units, in (0, 1].
+        "beta": 8 / 255,
+        "beta_role": "additive",  # or "multiplicative"
+        "beta_law": "fixed",  # or "uniform": drawn for each example
+        # "noise": |w| <= r; "state": |sigma w| <= r.
+        "radius_units": "noise",
         # No gradient through the regulariser's target.
         "stop_gradient": False,
+      },
+      "attack": {
+        # "" is the objective's own; or none, gaussian, uniform, fgsm, n_fgsm,
+        # pgd, mi_fgsm.
+        "name": "",
+        "norm": "linf",  # or "l2": root mean square of w's elements <= r
+        # What it raises: "J", "residual", "denoising".
+        "goal": "J",
+        # These override the attack's own numbers; -1 leaves them.
+        "num_steps": -1,
+        # In units of the radius, in (0, 2].
+        "step_size": -1.0,
+        # Scale of the random start, in units of the radius.
+        "start": -1.0,
+        "momentum": -1.0,
+        # Compute type of the attack's passes; "" is model.dtype.
+        "dtype": "",
+        # Log how much more PGD-10 finds, every N steps; 0 does not. It costs
+        # some 27 forward passes each time.
+        "monitor_every_steps": 0,
+      },
+      # Where the regulariser is on, for cheaper training.
+      "regulariser": {
+        # One step in N has it. lam is not scaled up.
+        "every_steps": 1,
+        # Share of each batch that has it, in (0, 1].
+        "batch_fraction": 1.0,
+        # Share of the training that goes by before it starts, in [0, 1).
+        "start": 0.0,
+        # Steps over which lam then rises from 0.
+        "warmup_steps": 0,
+        # Updates on each batch, w climbing by the gradient of the one before;
+        # 1 is off.
+        "free_replays": 1,
       },
       "optimizer": {
         "learning_rate": 2e-4,
@@ -116,6 +166,9 @@ def default() -> ConfigDict:
         # Global: over all devices and processes.
         "batch_size": 128,
         "log_every_steps": 100,
+        # Workdir of the run whose newest parameters a new run starts from;
+        # "" draws them.
+        "init_from": "",
       },
       "checkpoint": {
         "every_steps": 5000,
@@ -125,9 +178,12 @@ def default() -> ConfigDict:
         "keep_every_steps": 0,
       },
       "sampling": {
-        "sampler": "ddpm",  # or "ddim"
-        # Network evaluations, 1 .. num_timesteps.
+        "sampler": "ddpm",  # or "ddim", "euler" (ddim at eta 0), "heun"
+        # Noise levels visited; 1 .. num_timesteps for ddpm's process.
         "num_steps": 1000,
+        # Levels of sigma / alpha below it are skipped, for models that were
+        # trained on noisy data alone; 0 skips none.
+        "stop_sigma": 0.0,
         "variance": "small",  # of ddpm; or "large"
         "eta": 0.0,  # of ddim, in [0, 1]
         # Half-range of every clean estimate, data units; 0 does not clip.
@@ -136,6 +192,22 @@ def default() -> ConfigDict:
         "ema": True,
         "num_samples": 64,
         "batch_size": 64,
+      },
+      # --mode=sweep: a tuple of values for each axis of the grid; () is the
+      # config's own value.
+      "sweep": {
+        "objective": (),
+        "lam": (),
+        "radius": (),
+        "beta": (),
+        "fraction": (),
+        "sigma": (),
+        "seed": (),
+        # Runs have the same "steps", "passes" (the network passes of
+        # train.num_steps steps of ddpm) or "seconds" (their time here).
+        "match": "steps",
+        # Runs at the same time, each in a process of its own.
+        "processes": 1,
       },
       "evaluation": {
         "num_samples": 5000,
@@ -205,8 +277,8 @@ def validate(
     within(path, _get(config, path) >= 1, "at least 1")
 
   data, diffusion, model = config.data, config.diffusion, config.model
-  objective, optimizer = config.objective, config.optimizer
   corruption, sampling = config.data.corruption, config.sampling
+  optimizer = config.optimizer
 
   within("seed", 0 <= config.seed < 2**32, "in [0, 2**32)")
   one_of("data.loading", ("memory", "stream"))
@@ -232,13 +304,7 @@ def validate(
     '0 where data.loading is "stream": the projection needs the whole set',
   )
 
-  one_of("diffusion.schedule", schedules.ALPHA_BAR)
-  minimum = 21 if diffusion.schedule == "linear" else 1
-  within(
-    "diffusion.num_timesteps",
-    diffusion.num_timesteps >= minimum,
-    f"at least {minimum} with the {diffusion.schedule} schedule",
-  )
+  _validate_diffusion(config, one_of, within)
 
   one_of("model.name", ("mlp", "unet"))
   one_of("model.dtype", ("float32", "bfloat16"))
@@ -284,14 +350,7 @@ def validate(
       f"among the sides of the feature maps, {sorted(sides)}",
     )
 
-  one_of("objective.name", objectives.OBJECTIVES)
-  one_of("objective.perturbation", ("", "none", "uniform", "fgsm"))
-  one_of("objective.lambda_t", radius.LAMBDAS)
-  one_of("objective.radius", radius.RADII)
-  within("objective.lam", 0 <= objective.lam < math.inf, "at least 0")
-  within("objective.beta", 0 < objective.beta <= 1, "in (0, 1]")
-  within("objective.omega", 1 <= objective.omega < math.inf, "at least 1")
-  within("objective.step_size", 0 < objective.step_size <= 2, "in (0, 2]")
+  _validate_method(config, one_of, within, positive)
 
   within(
     "optimizer.learning_rate",
@@ -316,6 +375,7 @@ def validate(
     "evaluation.num_reference",
     "evaluation.subspace_rank",
     "evaluation.frechet_dims",
+    "sweep.processes",
   ):
     positive(path)
   within(
@@ -335,22 +395,141 @@ def validate(
     _get(config, batch_size) % num_devices == 0,
     f"a multiple of the number of devices, {num_devices}",
   )
-  one_of("sampling.sampler", ("ddpm", "ddim"))
+  one_of("sampling.sampler", ("ddpm", "ddim", "euler", "heun"))
+  within("sampling.stop_sigma", sampling.stop_sigma >= 0, "at least 0")
   one_of("sampling.variance", ("small", "large"))
+  one_of("sweep.match", ("steps", "passes", "seconds"))
   within("sampling.eta", 0 <= sampling.eta <= 1, "in [0, 1]")
   within("sampling.clip_x_0", sampling.clip_x_0 >= 0, "at least 0")
+  within("sampling.num_steps", sampling.num_steps >= 1, "at least 1")
   within(
     "sampling.num_steps",
-    1 <= sampling.num_steps <= diffusion.num_timesteps,
+    diffusion.process != "ddpm"
+    or sampling.num_steps <= diffusion.num_timesteps,
     f"1 to diffusion.num_timesteps, {diffusion.num_timesteps}",
   )
+
+
+def _validate_diffusion(config, one_of, within) -> None:
+  diffusion = config.diffusion
+  one_of("diffusion.process", ("ddpm", "edm", "flow"))
+  one_of("diffusion.prediction", parametrisation.PREDICTIONS)
+  one_of("diffusion.weighting", parametrisation.WEIGHTINGS)
+  one_of("diffusion.schedule", schedules.ALPHA_BAR)
+  one_of("diffusion.time", ("uniform", "logit_normal"))
+  minimum = 21 if diffusion.schedule == "linear" else 1
+  within(
+    "diffusion.num_timesteps",
+    diffusion.num_timesteps >= minimum,
+    f"at least {minimum} with the {diffusion.schedule} schedule",
+  )
+  for name in ("sigma_min", "sigma_data", "log_std", "rho"):
+    within(f"diffusion.{name}", 0 < diffusion[name] < math.inf, "above 0")
+  within(
+    "diffusion.sigma_max",
+    diffusion.sigma_min < diffusion.sigma_max < math.inf,
+    f"above diffusion.sigma_min, {diffusion.sigma_min}",
+  )
+  within("diffusion.log_mean", math.isfinite(diffusion.log_mean), "finite")
+
+
+def _validate_method(config, one_of, within, positive) -> None:
+  """The objective, its attack, and where they are on."""
+  objective, attack = config.objective, config.attack
+  regulariser, corruption = config.regulariser, config.data.corruption
+  one_of("objective.name", objectives.OBJECTIVES)
+  one_of("objective.lambda_t", radius.LAMBDAS)
+  one_of("objective.radius", radius.RADII)
+  one_of("objective.beta_role", ("additive", "multiplicative"))
+  one_of("objective.beta_law", ("fixed", "uniform"))
+  one_of("objective.radius_units", ("noise", "state"))
+  within("objective.lam", 0 <= objective.lam < math.inf, "at least 0")
+  within("objective.beta", 0 < objective.beta <= 1, "in (0, 1]")
+  within("objective.omega", 1 <= objective.omega < math.inf, "at least 1")
+
+  one_of("attack.name", ("", "none", "gaussian", *attacks.ATTACKS))
+  one_of("attack.norm", attacks.BALLS)
+  one_of("attack.goal", objectives.GOALS)
+  one_of("attack.dtype", ("", "float32", "bfloat16"))
+  for name in ("num_steps", "start", "momentum"):
+    value = attack[name]
+    within(f"attack.{name}", value == -1 or value >= 0, "at least 0, or -1")
+  step_size = attack.step_size
+  within(
+    "attack.step_size",
+    step_size == -1 or 0 < step_size <= 2,
+    "in (0, 2], or -1",
+  )
+  within(
+    "attack.monitor_every_steps", attack.monitor_every_steps >= 0, "at least 0"
+  )
+
+  chosen = objectives.OBJECTIVES[objective.name]
+  name = attack.name or chosen.attack
+  climbs = name in attacks.ATTACKS
+  within(
+    "attack.name",
+    chosen.target is not None or name == "none",
+    f'"" or "none": {objective.name} has nothing to perturb',
+  )
+  within(
+    "attack.monitor_every_steps",
+    climbs or attack.monitor_every_steps == 0,
+    f"0 where the attack is {name}: there is nothing to compare PGD with",
+  )
+  positive("regulariser.every_steps")
+  positive("regulariser.free_replays")
+  within(
+    "regulariser.warmup_steps", regulariser.warmup_steps >= 0, "at least 0"
+  )
+  within("regulariser.start", 0 <= regulariser.start < 1, "in [0, 1)")
+  fraction = regulariser.batch_fraction
+  within("regulariser.batch_fraction", 0 < fraction <= 1, "in (0, 1]")
+  rows = fraction * config.train.batch_size
+  within(
+    "regulariser.batch_fraction",
+    abs(rows - round(rows)) < 1e-6 and round(rows) >= 1,
+    f"a whole number of train.batch_size's {config.train.batch_size} examples",
+  )
+  within(
+    "regulariser.free_replays",
+    regulariser.free_replays == 1 or climbs,
+    f"1 where the attack is {name}: there is no w to climb",
+  )
+  if objective.name.startswith("noise_aware"):
+    within(
+      "objective.name",
+      corruption.kind == "gaussian" or corruption.fraction == 0,
+      f"another where data.corruption.kind is {corruption.kind!r}: noise-aware"
+      " training must know the sigma of Gaussian noise",
+    )
+  if objective.name == "noise_aware":
+    within(
+      "sampling.stop_sigma",
+      corruption.fraction < 1 or config.sampling.stop_sigma >= corruption.sigma,
+      f"at least data.corruption.sigma, {corruption.sigma}, where every example"
+      " is dirty: below it noise_aware has nothing to learn from",
+    )
 
 
 # What a checkpoint is bound to: the fields that decide which parameters it
 # holds, which examples and noise it saw, and what it was trained for. How
 # fast or where the data is read from is not among them.
-_IDENTITY = ("seed", "data", "diffusion", "model", "objective")
-_FREE = ("data.data_dir", "data.loading", "data.num_threads")
+_IDENTITY = (
+  "seed",
+  "data",
+  "diffusion",
+  "model",
+  "objective",
+  "attack",
+  "regulariser",
+)
+_FREE = (
+  "data.data_dir",
+  "data.loading",
+  "data.num_threads",
+  "attack.monitor_every_steps",
+)
 
 
 def conflicts(

@@ -1,102 +1,87 @@
-"""The forward process and the algebra between its quantities.
+"""Noise levels, and the algebra between a state, its data and its noise.
 
-With a = sqrt(alpha_bar_t) and s = sigma_t = sqrt(1 - alpha_bar_t):
-x_t = a x_0 + s eps, v = a eps - s x_0, score = -eps / s.
-Arrays of one batch share a shape [b, ...]; t is int [b], a table index.
+At a level (alpha, sigma) the state is x_t = alpha x_0 + sigma eps. DDPM has
+alpha = sqrt(alpha_bar_t) and sigma = sqrt(1 - alpha_bar_t), EDM alpha = 1,
+flow matching alpha = 1 - t and sigma = t; nothing here depends on which.
+Arrays of one batch share a shape [b, ...], and the fields of its level are
+[b].
 """
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from typing import NamedTuple
 
-from rad_jax.diffusion import schedules
-from rad_jax.diffusion.schedules import Schedule
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 Batch = Float[Array, "b ..."]
-Timesteps = Int[Array, " b"]
+Scalars = Float[Array, " b"]
 
 
-def _coefficients(schedule: Schedule, t: Timesteps, ndim: int):
-  return (
-    schedules.at(schedule.sqrt_alpha_bar, t, ndim),
-    schedules.at(schedule.sigma, t, ndim),
-  )
+class Level(NamedTuple):
+  """Noise levels, one for each example (or each step of a sampler).
+
+  alpha, sigma: the coefficients of x_t = alpha x_0 + sigma eps.
+  time: what the network is told, 0 (least noise) to about 1000.
+  input_scale: what the network's input is multiplied by.
+  """
+
+  alpha: Array
+  sigma: Array
+  time: Array
+  input_scale: Array
 
 
-def diffuse(schedule: Schedule, x_0: Batch, t: Timesteps, eps: Batch) -> Batch:
-  """x_t = a x_0 + s eps (Ho et al. 2020, Eq. 4)."""
-  a, s = _coefficients(schedule, t, x_0.ndim)
+def per_example(values: Scalars, ndim: int) -> jax.Array:
+  """values [b] with trailing ones, to broadcast against a rank-ndim batch."""
+  return values.reshape(values.shape + (1,) * (ndim - 1))
+
+
+def unit_sigma(level: Level) -> Array:
+  """sigma / sqrt(alpha^2 + sigma^2), in (0, 1): DDPM's sigma_t of this level.
+
+  Two processes have the same value where their signal-to-noise ratio is the
+  same.
+  """
+  return level.sigma / jnp.hypot(level.alpha, level.sigma)
+
+
+def _coefficients(level: Level, ndim: int) -> tuple[Array, Array]:
+  return per_example(level.alpha, ndim), per_example(level.sigma, ndim)
+
+
+def diffuse(level: Level, x_0: Batch, eps: Batch) -> Batch:
+  """x_t = alpha x_0 + sigma eps (Ho et al. 2020, Eq. 4)."""
+  a, s = _coefficients(level, x_0.ndim)
   return a * x_0 + s * eps
 
 
-def eps_to_x_0(
-  schedule: Schedule, x_t: Batch, t: Timesteps, eps: Batch
-) -> Batch:
-  """x_0 = (x_t - s eps) / a: the clean estimate a noise estimate implies."""
-  a, s = _coefficients(schedule, t, x_t.ndim)
+def eps_to_x_0(level: Level, x_t: Batch, eps: Batch) -> Batch:
+  """x_0 = (x_t - sigma eps) / alpha: the clean estimate eps implies."""
+  a, s = _coefficients(level, x_t.ndim)
   return (x_t - s * eps) / a
 
 
-def x_0_to_eps(
-  schedule: Schedule, x_t: Batch, t: Timesteps, x_0: Batch
-) -> Batch:
-  """eps = (x_t - a x_0) / s."""
-  a, s = _coefficients(schedule, t, x_t.ndim)
+def x_0_to_eps(level: Level, x_t: Batch, x_0: Batch) -> Batch:
+  """eps = (x_t - alpha x_0) / sigma."""
+  a, s = _coefficients(level, x_t.ndim)
   return (x_t - a * x_0) / s
 
 
-def eps_to_v(schedule: Schedule, x_t: Batch, t: Timesteps, eps: Batch) -> Batch:
-  """v = a eps - s x_0 = (eps - s x_t) / a (Salimans & Ho 2022, section 4)."""
-  a, s = _coefficients(schedule, t, x_t.ndim)
-  return (eps - s * x_t) / a
+def transition(
+  later: Level, earlier: Level, x_0: Array, x_t: Array
+) -> tuple[Array, Array, Array]:
+  """q(x_s | x_t, x_0) and q(x_t | x_s) for an earlier level s of a step.
 
-
-def v_to_eps(schedule: Schedule, x_t: Batch, t: Timesteps, v: Batch) -> Batch:
-  """eps = a v + s x_t."""
-  a, s = _coefficients(schedule, t, x_t.ndim)
-  return a * v + s * x_t
-
-
-def v_to_x_0(schedule: Schedule, x_t: Batch, t: Timesteps, v: Batch) -> Batch:
-  """x_0 = a x_t - s v."""
-  a, s = _coefficients(schedule, t, x_t.ndim)
-  return a * x_t - s * v
-
-
-def eps_to_score(schedule: Schedule, t: Timesteps, eps: Batch) -> Batch:
-  """score = grad log p_t(x_t) = -eps / s (Song et al. 2021)."""
-  return -eps / schedules.at(schedule.sigma, t, eps.ndim)
-
-
-def score_to_eps(schedule: Schedule, t: Timesteps, score: Batch) -> Batch:
-  """eps = -s score."""
-  return -score * schedules.at(schedule.sigma, t, score.ndim)
-
-
-def posterior(
-  schedule: Schedule, x_0: Batch, x_t: Batch, t: Timesteps
-) -> tuple[Batch, Batch]:
-  """Mean and variance of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, Eqs. 6, 7).
-
-  At t = 0 the previous state is x_0 itself: mean x_0 and variance 0.
+  The levels' fields broadcast against x_t. sigma^2_{t|s} = sigma_t^2 -
+  (alpha_t / alpha_s)^2 sigma_s^2 is the noise added on the way (Kingma et al.
+  2021, arXiv 2107.00630, appendix A; for DDPM, Ho et al. 2020, Eqs. 6, 7).
 
   Returns:
-    The mean [b, ...] and the variance, broadcastable against it.
+    The mean and the variance of q(x_s | x_t, x_0), and sigma^2_{t|s}, which is
+    beta_t between neighbouring levels of DDPM.
   """
-  alpha_bar = jnp.square(schedule.sqrt_alpha_bar)
-  previous = jnp.concatenate([jnp.ones((1,)), alpha_bar[:-1]])
-  alpha_bar_t = schedules.at(alpha_bar, t, x_t.ndim)
-  alpha_bar_s = schedules.at(previous, t, x_t.ndim)
-  return transition(x_0, x_t, alpha_bar_t, alpha_bar_s)
-
-
-def transition(
-  x_0: Array, x_t: Array, alpha_bar_t: Array, alpha_bar_s: Array
-) -> tuple[Array, Array]:
-  """Mean and variance of q(x_s | x_t, x_0) for any earlier time s < t."""
-  alpha = alpha_bar_t / alpha_bar_s
-  var_t = 1 - alpha_bar_t
-  var_s = 1 - alpha_bar_s
-  mean = (
-    jnp.sqrt(alpha_bar_s) * (1 - alpha) * x_0 + jnp.sqrt(alpha) * var_s * x_t
-  ) / var_t
-  return mean, (1 - alpha) * var_s / var_t
+  ratio = later.alpha / earlier.alpha
+  var_t, var_s = jnp.square(later.sigma), jnp.square(earlier.sigma)
+  added = var_t - jnp.square(ratio) * var_s
+  mean = (ratio * var_s * x_t + earlier.alpha * added * x_0) / var_t
+  return mean, added * var_s / var_t, added

@@ -1,36 +1,33 @@
-"""Noise schedules: tables of alpha_bar over the T timesteps.
+"""Noise processes: which levels a run trains on, and which a sampler visits.
 
-A timestep t is a table index 0 .. T-1, from the least to the most noise; the
-literature's t = 1 .. T is this index plus one. Tables are computed in float64
-and cast last: cumulated in float32, 1 - alpha_bar_0 is off by 1.7e-4.
+DDPM's levels are a table over T timesteps, EDM's and flow matching's are
+continuous. A timestep is a table index 0 .. T-1, from the least to the most
+noise; the literature's t = 1 .. T is this index plus one. Tables are computed
+in float64 and cast last: cumulated in float32, 1 - alpha_bar_0 is off by
+1.7e-4.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Key
+
+from rad_jax.diffusion.process import Level
 
 
-class Schedule(NamedTuple):
-  """The two coefficients of x_t = sqrt_alpha_bar x_0 + sigma eps.
+class Process(NamedTuple):
+  """A noise process.
 
-  Both are float32 tables of shape [T]; sqrt_alpha_bar**2 + sigma**2 = 1.
+  draw: one key an example [b] -> the levels they are trained at, [b].
+  grid: num_steps -> that many levels to sample through, from the most noise
+    to the least; the data itself follows the last.
   """
 
-  sqrt_alpha_bar: Float[Array, " T"]
-  sigma: Float[Array, " T"]
-
-  @property
-  def num_timesteps(self) -> int:
-    """T."""
-    return self.sigma.shape[0]
-
-  @property
-  def sigma_max(self) -> Float[Array, ""]:
-    """sigma of the last timestep, just under 1."""
-    return self.sigma[-1]
+  draw: Callable[[Key[Array, " b"]], Level]
+  grid: Callable[[int], Level]
 
 
 def linear_alpha_bar(num_timesteps: int) -> np.ndarray:
@@ -73,25 +70,139 @@ def cosine_alpha_bar(num_timesteps: int) -> np.ndarray:
 ALPHA_BAR = {"linear": linear_alpha_bar, "cosine": cosine_alpha_bar}
 
 
-def from_alpha_bar(alpha_bar: np.ndarray) -> Schedule:
-  """The float32 tables of a float64 alpha_bar [T]."""
+def ddpm(alpha_bar: np.ndarray) -> Process:
+  """DDPM: alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar), t uniform.
+
+  Args:
+    alpha_bar: float64 [T], decreasing in (0, 1).
+  """
   alpha_bar = np.asarray(alpha_bar, np.float64)
-  return Schedule(
-    sqrt_alpha_bar=jnp.asarray(np.sqrt(alpha_bar), jnp.float32),
-    sigma=jnp.asarray(np.sqrt(1 - alpha_bar), jnp.float32),
+  table = _level(
+    np.sqrt(alpha_bar),
+    np.sqrt(1 - alpha_bar),
+    np.arange(len(alpha_bar)),
+    np.ones(len(alpha_bar)),
   )
 
+  def draw(keys):
+    t = jax.vmap(lambda k: jax.random.randint(k, (), 0, len(alpha_bar)))(keys)
+    return jax.tree.map(lambda column: column[t], table)
 
-def make(name: str, num_timesteps: int) -> Schedule:
-  """The schedule of a name in ALPHA_BAR with T timesteps."""
-  return from_alpha_bar(ALPHA_BAR[name](num_timesteps))
+  def grid(num_steps):
+    t = respaced_timesteps(len(alpha_bar), num_steps)
+    return jax.tree.map(lambda column: column[t], table)
+
+  return Process(draw, grid)
 
 
-def per_example(values: Float[Array, " b"], ndim: int) -> jax.Array:
-  """values [b] with trailing ones, to broadcast against a rank-ndim batch."""
-  return values.reshape(values.shape + (1,) * (ndim - 1))
+def respaced_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
+  """num_steps timesteps, evenly spaced from T-1 down to 0 (both included).
+
+  One step alone starts from T-1. num_steps = T gives every timestep. Even
+  spacing between both ends is our choice; DDIM's code keeps a fixed stride.
+
+  Raises:
+    ValueError: num_steps is not in 1 .. num_timesteps.
+  """
+  if not 1 <= num_steps <= num_timesteps:
+    raise ValueError(
+      f"sampling takes 1 to {num_timesteps} steps, got {num_steps}"
+    )
+  if num_steps == 1:
+    return np.array([num_timesteps - 1])
+  return np.rint(np.linspace(num_timesteps - 1, 0, num_steps)).astype(int)
 
 
-def at(table: Float[Array, " T"], t: jax.Array, ndim: int) -> jax.Array:
-  """table[t] with trailing ones, to broadcast against a rank-ndim batch."""
-  return per_example(table[t], ndim)
+def edm(
+  sigma_min: float = 0.002,
+  sigma_max: float = 80.0,
+  sigma_data: float = 0.5,
+  log_mean: float = -1.2,
+  log_std: float = 1.2,
+  rho: float = 7.0,
+) -> Process:
+  """EDM: alpha = 1, ln sigma normal in training (Karras et al. 2022, table 1).
+
+  The network's input is scaled to unit variance, c_in = 1 / sqrt(sigma^2 +
+  sigma_data^2). It is told 999 (ln sigma - ln sigma_min) / (ln sigma_max -
+  ln sigma_min), EDM's c_noise = ln(sigma) / 4 brought to the range of DDPM's
+  timesteps, for which the embeddings are made.
+
+  Args:
+    sigma_min, sigma_max: the sampler's ends.
+    sigma_data: standard deviation of the data.
+    log_mean, log_std: mean and standard deviation of ln sigma.
+    rho: the sampler's levels are evenly spaced in sigma^(1 / rho).
+  """
+
+  def level(sigma, xp):
+    low, high = np.log(sigma_min), np.log(sigma_max)
+    return Level(
+      alpha=xp.ones_like(sigma),
+      sigma=sigma,
+      time=999 * (xp.log(sigma) - low) / (high - low),
+      input_scale=1 / xp.hypot(sigma, sigma_data),
+    )
+
+  def draw(keys):
+    z = jax.vmap(jax.random.normal)(keys)
+    return level(jnp.exp(log_mean + log_std * z), jnp)
+
+  def grid(num_steps):
+    even = np.linspace(
+      sigma_max ** (1 / rho), sigma_min ** (1 / rho), num_steps
+    )
+    return _level(*level(even**rho, np))
+
+  return Process(draw, grid)
+
+
+def flow(time: str = "uniform", end: float = 1e-3) -> Process:
+  """Flow matching's straight path: alpha = 1 - t, sigma = t (Liu et al. 2022).
+
+  t keeps `end` away from 0 and from 1, where eps or x_0 cannot be told from
+  the state. Noise is at t = 1, as for the other processes; some texts turn
+  the path round. The network is told 999 t.
+
+  Args:
+    time: the law of t in training: "uniform", or "logit_normal" (mean 0 and
+      standard deviation 1; Esser et al. 2024, section 3.1).
+    end: in (0, 1/2).
+  """
+
+  def level(t, xp):
+    return Level(1 - t, t, 999 * t, xp.ones_like(t))
+
+  def draw(keys):
+    if time == "logit_normal":
+      t = jax.nn.sigmoid(jax.vmap(jax.random.normal)(keys))
+    else:
+      t = jax.vmap(jax.random.uniform)(keys)
+    return level(end + (1 - 2 * end) * t, jnp)
+
+  def grid(num_steps):
+    return _level(*level(np.linspace(1 - end, end, num_steps), np))
+
+  return Process(draw, grid)
+
+
+def stopped(levels: Level, sigma: float) -> Level:
+  """The levels of a grid at which sigma_t / alpha_t is at least sigma.
+
+  A sampler that stops there ends with the clean estimate of the last one: all
+  that a model trained on data of this noise alone can be asked for (Daras et
+  al. 2024).
+
+  Raises:
+    ValueError: no level is left.
+  """
+  keep = np.asarray(levels.sigma / levels.alpha) >= sigma
+  if not keep.any():
+    raise ValueError(f"no noise level of the sampler reaches sigma {sigma}")
+  return jax.tree.map(lambda column: column[keep], levels)
+
+
+def _level(alpha, sigma, time, input_scale) -> Level:
+  """Float32 on the device, from float64 tables."""
+  columns = (alpha, sigma, time, input_scale)
+  return Level(*(jnp.asarray(column, jnp.float32) for column in columns))

@@ -1,14 +1,13 @@
 """Training objectives: what the network is asked to do around x_t.
 
-An objective is one pure function
+An objective is one line of OBJECTIVES: how examples are noised, whether the
+network is fitted to their noise (the clean branch), what it shall predict at
+the perturbed state (the target), and which attack finds that state:
 
-  (eps_fn, eps_hat, noised, w, lambda_t, stop_gradient) -> (loss [b], terms)
+  clean |eps_hat - eps|^2 + lambda_t |eps_theta(x_t') - target|^2.
 
-and the perturbation it is given, under a name in OBJECTIVES. To add one,
-write the function and add its line there. eps_hat = eps_fn(x_t) is handed in
-because the attack needs it too, and it is computed once. `terms` holds the
-parts of the loss, each [b], for the metrics; `stop_gradient` asks that no
-gradient reach the network through the regulariser's target.
+All of it is in noise units, whatever the network predicts (see
+diffusion.parametrisation). To add an objective, write its target and its line.
 
 |.|^2 is the mean over an example's elements, as DDPM's code has it: against
 the sum it scales loss and gradient alike, and lambda keeps its meaning.
@@ -21,31 +20,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rad_jax.diffusion.schedules import per_example
-from rad_jax.robustness import perturbations
+from rad_jax.diffusion.process import per_example
+from rad_jax.robustness import noising
+from rad_jax.robustness.noising import Noised
 
 Batch = Float[Array, "b ..."]
 Scalars = Float[Array, " b"]
 EpsFn = Callable[[Batch], Batch]
-Terms = dict[str, Scalars]
-
-
-class Noised(NamedTuple):
-  """A noised batch: x_t = sqrt(alpha_bar_t) x_0 + sigma_t eps."""
-
-  x_t: Batch
-  eps: Batch
-  sigma_t: Scalars
+# (eps_hat, eps, w) -> the noise to predict at x_t'.
+Target = Callable[[Batch, Batch, Batch], Batch]
 
 
 def perturbed(noised: Noised, w: Batch) -> Batch:
-  """x_t' = x_t + sigma_t w: the state whose noise is eps + w.
+  """x_t' = x_t + sigma w: the state whose noise is eps + w.
 
-  w is in noise units and delta = sigma_t w in state units. Adding w itself to
+  w is in noise units and delta = sigma w in state units. Adding w itself to
   x_t is another method, and a harmful one. The state is not clipped: x_t has
   no range.
   """
-  return noised.x_t + per_example(noised.sigma_t, w.ndim) * w
+  return noised.x_t + per_example(noised.sigma, w.ndim) * w
 
 
 def squared_error(a: Batch, b: Batch) -> Scalars:
@@ -53,116 +46,137 @@ def squared_error(a: Batch, b: Batch) -> Scalars:
   return jnp.mean(jnp.square(a - b), axis=tuple(range(1, a.ndim)))
 
 
-def ddpm(
-  eps_fn, eps_hat, noised, w, lambda_t, stop_gradient
-) -> tuple[Scalars, Terms]:
-  """|eps_hat - eps|^2 (Ho et al. 2020, Eq. 14)."""
-  del eps_fn, w, lambda_t, stop_gradient
-  dsm = squared_error(eps_hat, noised.eps)
-  return dsm, {"dsm": dsm}
+def unmoved(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
+  """eps_hat: invariance, as classifiers' adversarial training asks for."""
+  del eps, w
+  return eps_hat
 
 
-def _regularised(eps_fn, eps_hat, target, noised, w, lambda_t, stop_gradient):
-  if stop_gradient:
-    target = jax.lax.stop_gradient(target)
-  dsm = squared_error(eps_hat, noised.eps)
-  regulariser = squared_error(eps_fn(perturbed(noised, w)), target)
-  loss = dsm + lambda_t * regulariser
-  return loss, {"dsm": dsm, "regulariser": regulariser}
+def moved(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
+  """eps_hat + w: equivariance, the paper's. x_0_hat stays where it is."""
+  del eps
+  return eps_hat + w
 
 
-def invariance(
-  eps_fn, eps_hat, noised, w, lambda_t, stop_gradient
-) -> tuple[Scalars, Terms]:
-  """ddpm + lambda_t |eps_theta(x_t') - eps_hat|^2: the one that must fail."""
-  return _regularised(
-    eps_fn, eps_hat, eps_hat, noised, w, lambda_t, stop_gradient
-  )
+def true_moved(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
+  """eps + w: the true noise of x_t' (AT_Diff, Wang et al. 2025)."""
+  del eps_hat
+  return eps + w
 
 
-def equivariance(
-  eps_fn, eps_hat, noised, w, lambda_t, stop_gradient
-) -> tuple[Scalars, Terms]:
-  """ddpm + lambda_t |eps_theta(x_t') - (eps_hat + w)|^2: the paper's.
-
-  The target carries gradients as the formula is printed; the paper does not
-  say otherwise.
-  """
-  return _regularised(
-    eps_fn, eps_hat, eps_hat + w, noised, w, lambda_t, stop_gradient
-  )
-
-
-def true_noise(
-  eps_fn, eps_hat, noised, w, lambda_t, stop_gradient
-) -> tuple[Scalars, Terms]:
-  """ddpm + lambda_t |eps_theta(x_t') - (eps + w)|^2 (AT_Diff, ICLR 2025)."""
-  return _regularised(
-    eps_fn, eps_hat, noised.eps + w, noised, w, lambda_t, stop_gradient
-  )
-
-
-def true_noise_only(
-  eps_fn, eps_hat, noised, w, lambda_t, stop_gradient
-) -> tuple[Scalars, Terms]:
-  """|eps_theta(x_t') - (eps + w)|^2: true_noise without its clean branch."""
-  del eps_hat, lambda_t, stop_gradient
-  regulariser = squared_error(eps_fn(perturbed(noised, w)), noised.eps + w)
-  return regulariser, {"regulariser": regulariser}
+def true_unmoved(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
+  """eps: DDPM-IP's, which shakes the input alone (Ning et al. 2023)."""
+  del eps_hat, w
+  return eps
 
 
 class Objective(NamedTuple):
-  """A loss and the perturbation it is given: "none", "uniform" or "fgsm"."""
+  """One line of OBJECTIVES.
 
-  loss: Callable[..., tuple[Scalars, Terms]]
-  perturbation: str
+  noise: how examples are noised (robustness.noising).
+  clean: whether there is a clean branch. Without one, the value is the
+    target's error alone, with no lambda.
+  target: what to predict at x_t'; None for no perturbed branch.
+  attack: the default one: "none", "gaussian", or a name in attacks.ATTACKS.
+  """
+
+  noise: Callable[..., Noised]
+  clean: bool
+  target: Target | None
+  attack: str
 
 
 OBJECTIVES = {
-  "ddpm": Objective(ddpm, "none"),
-  "invariance": Objective(invariance, "fgsm"),
-  "robust_ran": Objective(equivariance, "uniform"),
-  "robust_adv": Objective(equivariance, "fgsm"),
-  "true_noise": Objective(true_noise, "fgsm"),
-  "true_noise_only": Objective(true_noise_only, "fgsm"),
+  "ddpm": Objective(noising.blind, True, None, "none"),
+  "invariance": Objective(noising.blind, True, unmoved, "fgsm"),
+  "robust_ran": Objective(noising.blind, True, moved, "uniform"),
+  "robust_adv": Objective(noising.blind, True, moved, "fgsm"),
+  "true_noise": Objective(noising.blind, True, true_moved, "fgsm"),
+  "true_noise_only": Objective(noising.blind, False, true_moved, "fgsm"),
+  "input_perturbation": Objective(
+    noising.blind, False, true_unmoved, "gaussian"
+  ),
+  "noise_aware": Objective(noising.aware, True, None, "none"),
+  "noise_aware_ran": Objective(noising.aware, True, moved, "uniform"),
+  "noise_aware_adv": Objective(noising.aware, True, moved, "fgsm"),
 }
 
 
-def perturbation(
-  name: str,
+def without_regulariser(objective: Objective) -> Objective:
+  """What is left of an objective in steps that go without its perturbation."""
+  return Objective(objective.noise, True, None, "none")
+
+
+def loss(
+  objective: Objective,
   eps_fn: EpsFn,
   eps_hat: Batch,
   noised: Noised,
-  keys: Array,
-  radius: Scalars,
-  step_size: float,
-) -> Batch:
-  """The perturbation w of a name, against the network as it stands.
-
-  FGSM climbs J(w) = |eps_theta(x_t + sigma_t w) - eps_hat|^2, a sum over the
-  elements, and differentiates by w only. Hand it parameters and eps_hat under
-  stop-gradient, and no weight gradient is built.
+  w: Batch,
+  lambda_t: Scalars,
+  stop_gradient: bool = False,
+) -> tuple[Scalars, dict[str, Scalars]]:
+  """The objective's value for each example, in noise units.
 
   Args:
-    name: "none" (zeros), "uniform", or "fgsm" (from a uniform start).
-    eps_fn: the noise predictor with its parameters, t and dropout key bound.
-    eps_hat: eps_fn(x_t).
+    objective: from OBJECTIVES.
+    eps_fn: the noise predictor x_t -> eps_hat, with all else bound.
+    eps_hat: eps_fn(x_t): handed in because the attack needs it too.
     noised: the batch.
-    keys: one key an example, [b].
-    radius: r(t) of each example in noise units, [b].
-    step_size: of FGSM, in units of the radius.
+    w: the perturbation, in noise units.
+    lambda_t: weight of the perturbed branch, [b].
+    stop_gradient: no gradient reaches the network through the target. The
+      paper prints the formula without.
 
   Returns:
-    w, in the shape of x_t.
+    The value [b], and its terms, "dsm" and "regulariser", each [b].
   """
-  if name == "none":
-    return jnp.zeros_like(noised.x_t)
-  w_0 = perturbations.uniform(keys, radius, noised.x_t.shape[1:])
-  if name == "uniform":
-    return w_0
+  terms = {}
+  if objective.clean:
+    terms["dsm"] = noised.weight * squared_error(eps_hat, noised.eps)
+  if objective.target is None:
+    return terms["dsm"], terms
+  target = objective.target(eps_hat, noised.eps, w)
+  if stop_gradient:
+    target = jax.lax.stop_gradient(target)
+  terms["regulariser"] = squared_error(eps_fn(perturbed(noised, w)), target)
+  if not objective.clean:
+    return terms["regulariser"], terms
+  return terms["dsm"] + lambda_t * terms["regulariser"], terms
 
-  def movement(w: Batch) -> Scalars:
-    difference = eps_fn(perturbed(noised, w)) - eps_hat
-    return jnp.sum(jnp.square(difference), axis=tuple(range(1, w.ndim)))
 
-  return perturbations.fgsm(movement, w_0, radius, step_size)
+GOALS = ("J", "residual", "denoising")
+
+
+def goal(
+  name: str,
+  objective: Objective,
+  eps_fn: EpsFn,
+  eps_hat: Batch,
+  noised: Noised,
+) -> Callable[[Batch], Scalars]:
+  """What an attack raises: w -> [b], a sum over an example's elements.
+
+  Hand it parameters and eps_hat under stop-gradient, and no weight gradient
+  is built.
+
+  Args:
+    name: "J" is the paper's movement |eps_theta(x_t') - eps_hat|^2, whose
+      gradient is zero at w = 0; "residual" the perturbed branch's own
+      |eps_theta(x_t') - target|^2; "denoising" the true loss at x_t',
+      |eps_theta(x_t') - (eps + w)|^2.
+    objective: from OBJECTIVES; it has a target.
+    eps_fn, eps_hat, noised: as for `loss`.
+  """
+  targets = {
+    "J": unmoved,
+    "residual": objective.target,
+    "denoising": true_moved,
+  }
+
+  def value(w: Batch) -> Scalars:
+    target = targets[name](eps_hat, noised.eps, w)
+    error = eps_fn(perturbed(noised, w)) - target
+    return jnp.sum(jnp.square(error), axis=tuple(range(1, w.ndim)))
+
+  return value

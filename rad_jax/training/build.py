@@ -1,6 +1,7 @@
 """The border: pure parts made from a config, each by one function."""
 
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
 
@@ -20,14 +21,23 @@ from rad_jax.data import (
   subspace,
   synthetic,
 )
-from rad_jax.diffusion import samplers, schedules
+from rad_jax.diffusion import parametrisation, samplers, schedules
+from rad_jax.diffusion import process as processes
 from rad_jax.models.mlp import mlp
 from rad_jax.models.network import Network
 from rad_jax.models.unet import unet
-from rad_jax.robustness import objectives, radius
-from rad_jax.training import optimizers
+from rad_jax.robustness import attacks, objectives, radius
+from rad_jax.training import budget, optimizers
 from rad_jax.training import state as states
-from rad_jax.training.step import Regulariser, Step, make_train_step
+from rad_jax.training.step import (
+  Batch,
+  Method,
+  Metrics,
+  Predictor,
+  Step,
+  make_monitor,
+  make_train_step,
+)
 
 
 class Keys(NamedTuple):
@@ -44,19 +54,50 @@ def keys(config: ConfigDict) -> Keys:
   return Keys(*jax.random.split(jax.random.key(config.seed), 4))
 
 
-def schedule(config: ConfigDict) -> schedules.Schedule:
-  """The noise schedule."""
-  return schedules.make(
-    config.diffusion.schedule, config.diffusion.num_timesteps
+def process(config: ConfigDict) -> schedules.Process:
+  """The noise process."""
+  diffusion = config.diffusion
+  if diffusion.process == "edm":
+    return schedules.edm(
+      diffusion.sigma_min,
+      diffusion.sigma_max,
+      diffusion.sigma_data,
+      diffusion.log_mean,
+      diffusion.log_std,
+      diffusion.rho,
+    )
+  if diffusion.process == "flow":
+    return schedules.flow(diffusion.time)
+  return schedules.ddpm(
+    schedules.ALPHA_BAR[diffusion.schedule](diffusion.num_timesteps)
   )
 
 
-def network(config: ConfigDict) -> Network:
-  """The noise predictor."""
+def prediction(config: ConfigDict) -> parametrisation.Prediction:
+  """What the network predicts."""
+  return parametrisation.predictions(config.diffusion.sigma_data)[
+    config.diffusion.prediction
+  ]
+
+
+def network(config: ConfigDict, dtype: str = "") -> Network:
+  """The network, computing in model.dtype or another."""
   model = config.model
+  dtype = dtype or model.dtype
   if model.name == "mlp":
-    return mlp(**model.mlp, dtype=model.dtype)
-  return unet(**model.unet, dtype=model.dtype)
+    return mlp(**model.mlp, dtype=dtype)
+  return unet(**model.unet, dtype=dtype)
+
+
+def predictor(config: ConfigDict, dtype: str = "") -> Predictor:
+  """The network as a noise predictor."""
+  apply = network(config, dtype).apply
+
+  def predict(params, x_t, level, dropout_key=None):
+    output_fn = lambda x, time: apply(params, x, time, dropout_key)
+    return parametrisation.eps_fn(output_fn, prediction(config))(x_t, level)
+
+  return predict
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:
@@ -70,9 +111,10 @@ def learning_rate(config: ConfigDict) -> optax.Schedule:
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-  """The optimiser."""
+  """The optimiser. All updates on one batch have their step's rate."""
+  replays, rate = config.regulariser.free_replays, learning_rate(config)
   return optimizers.adam(
-    learning_rate(config),
+    lambda update: rate(update // replays),
     config.optimizer.b1,
     config.optimizer.b2,
     config.optimizer.max_grad_norm,
@@ -90,30 +132,139 @@ def state(config: ConfigDict) -> states.State:
   )
 
 
-def train_step(config: ConfigDict) -> Step:
-  """The training step of config.objective. Jit it with the state donated."""
-  objective = config.objective
-  loss, perturbation = objectives.OBJECTIVES[objective.name]
-  return make_train_step(
-    network(config),
-    schedule(config),
-    loss,
-    Regulariser(
-      perturbation=objective.perturbation or perturbation,
-      radius=partial(
-        radius.RADII[objective.radius],
-        sigma_max=schedule(config).sigma_max,
-        beta=objective.beta,
-        omega=objective.omega,
-      ),
-      lambda_t=partial(radius.LAMBDAS[objective.lambda_t], objective.lam),
-      step_size=objective.step_size,
-      stop_gradient=objective.stop_gradient,
-    ),
-    optimizer(config),
-    config.optimizer.ema_decay,
-    prepare(config),
+def attack(config: ConfigDict) -> attacks.Attack | None:
+  """The attack's numbers; None for "none" and "gaussian"."""
+  fields = config.attack
+  objective = objectives.OBJECTIVES[config.objective.name]
+  name = fields.name or objective.attack
+  if name not in attacks.ATTACKS:
+    return None
+  chosen = {
+    field: fields[field]
+    for field in ("num_steps", "step_size", "start", "momentum")
+    if fields[field] >= 0
+  }
+  return attacks.ATTACKS[name]._replace(norm=fields.norm, **chosen)
+
+
+def perturb(config: ConfigDict) -> Callable[..., Array]:
+  """(goal, keys [b], radius [b], shape) -> w."""
+  chosen = attack(config)
+  if chosen is not None:
+    return partial(attacks.maximise, chosen)
+  objective = objectives.OBJECTIVES[config.objective.name]
+  if (config.attack.name or objective.attack) == "gaussian":
+    return lambda goal, keys, radius, shape: attacks.gaussian(
+      keys, radius, shape
+    )
+  return lambda goal, keys, radius, shape: jnp.zeros((*radius.shape, *shape))
+
+
+def radius_of(config: ConfigDict) -> Callable[[Array, Array], Array]:
+  """(sigma_t [b], keys [b]) -> r [b] in noise units."""
+  fields = config.objective
+  noisiest = processes.unit_sigma(process(config).grid(1))[0]
+
+  def of(sigma_t, keys):
+    r = radius.radius(
+      sigma_t,
+      noisiest,
+      radius.draw_beta(keys, fields.beta, fields.beta_law),
+      fields.radius,
+      fields.omega,
+      fields.beta_role == "multiplicative",
+    )
+    return r / sigma_t if fields.radius_units == "state" else r
+
+  return of
+
+
+def ramp(config: ConfigDict) -> Callable[[Array], Array | float]:
+  """step -> factor of lambda_t: 1, or rising to it from where it starts."""
+  steps, first = config.regulariser.warmup_steps, timetable(config).first_step
+  if steps == 0:
+    return lambda step: 1.0
+  return lambda step: jnp.clip((step - first + 1) / steps, 0.0, 1.0)
+
+
+def method(config: ConfigDict) -> Method:
+  """config.objective, and how it is applied."""
+  fields, regulariser = config.objective, config.regulariser
+  share = Fraction(
+    round(regulariser.batch_fraction * config.train.batch_size),
+    config.train.batch_size,
   )
+  weighting = parametrisation.weightings(prediction(config))
+  return Method(
+    objective=objectives.OBJECTIVES[fields.name],
+    predictor=predictor(config),
+    process=process(config),
+    radius=radius_of(config),
+    lambda_t=partial(radius.LAMBDAS[fields.lambda_t], fields.lam),
+    weight=weighting[config.diffusion.weighting],
+    perturb=perturb(config),
+    goal=config.attack.goal,
+    attack=attack(config) or attacks.ATTACKS["uniform"],
+    attack_predictor=(
+      predictor(config, config.attack.dtype) if config.attack.dtype else None
+    ),
+    stop_gradient=fields.stop_gradient,
+    ramp=ramp(config),
+    regularised=(share.numerator, share.denominator),
+    free_replays=regulariser.free_replays,
+  )
+
+
+def train_step(config: ConfigDict, regularised: bool = True) -> Step:
+  """The training step. Jit it with the state donated.
+
+  Args:
+    config: the config.
+    regularised: False for the steps of the timetable that go without.
+  """
+  chosen = method(config)
+  if not regularised:
+    chosen = chosen._replace(
+      objective=objectives.without_regulariser(chosen.objective),
+      regularised=(1, 1),
+      free_replays=1,
+    )
+  return make_train_step(
+    chosen, optimizer(config), config.optimizer.ema_decay, prepare(config)
+  )
+
+
+def monitor(config: ConfigDict) -> Callable[[states.State, Batch], Metrics]:
+  """(state, batch) -> how much more PGD-10 finds than the attack. Jit-able."""
+  return make_monitor(method(config), prepare(config))
+
+
+def timetable(config: ConfigDict) -> budget.Timetable:
+  """The steps at which the regulariser is on."""
+  fields = config.regulariser
+  return budget.Timetable(
+    first_step=round(fields.start * config.train.num_steps),
+    every=fields.every_steps,
+  )
+
+
+def passes(config: ConfigDict) -> float:
+  """Forward passes of a step while the regulariser is on; DDPM's are 3."""
+  chosen = attack(config)
+  return budget.passes(
+    objectives.OBJECTIVES[config.objective.name],
+    chosen.num_steps if chosen else 0,
+    config.attack.goal,
+    config.regulariser.batch_fraction,
+    config.regulariser.free_replays,
+  )
+
+
+def total_passes(config: ConfigDict, num_steps: int | None = None) -> float:
+  """Forward passes of the first num_steps steps, or of the whole run."""
+  if num_steps is None:
+    num_steps = config.train.num_steps
+  return budget.total_passes(timetable(config), num_steps, passes(config))
 
 
 def corruption(config: ConfigDict) -> Callable[[Array, Array], Array]:
@@ -124,20 +275,32 @@ def corruption(config: ConfigDict) -> Callable[[Array, Array], Array]:
   return partial(corruptions.corrupt, keys(config).corruption, **fields)
 
 
+def known_noise(config: ConfigDict) -> Callable[[Array], Array]:
+  """index [b] -> sigma_c [b] of the examples' Gaussian noise, 0 where clean."""
+  fields = config.data.corruption
+  if fields.fraction == 0 or fields.kind != "gaussian":
+    return lambda index: jnp.zeros(index.shape)
+  key = keys(config).corruption
+  return lambda index: (
+    fields.sigma * corruptions.is_dirty(key, index, fields.fraction)
+  )
+
+
 def prepare(
   config: ConfigDict,
-) -> Callable[[dict[str, Array], Key[Array, " b"]], Array]:
-  """(batch, keys [b]) -> x_0: scaled, then corrupted, then flipped.
+) -> Callable[[Batch, Key[Array, " b"]], tuple[Array, Array]]:
+  """(batch, keys [b]) -> x_0: scaled, corrupted, then flipped; and sigma_c.
 
-  Flips come last so that an image and its noise are flipped together.
+  Flips come last so that an image and its noise are flipped together. sigma_c
+  is what noise-aware objectives are told; the others do not look at it.
   """
-  corrupt = corruption(config)
+  corrupt, noise_of = corruption(config), known_noise(config)
 
   def prepare_batch(batch, flip_keys):
     x_0 = corrupt(batch["index"], examples.to_model_range(batch["x_0"]))
     if config.data.flip and not is_synthetic(config):
       x_0 = examples.random_flip(flip_keys, x_0)
-    return x_0
+    return x_0, noise_of(batch["index"])
 
   return prepare_batch
 
@@ -215,22 +378,25 @@ def training_batches(
 def sampler(config: ConfigDict) -> Callable[..., Array]:
   """(params, index [b]) -> samples [b, ...] in model units. Jit-able."""
   sampling = config.sampling
-  apply = network(config).apply
-  update = (
-    samplers.ddpm(sampling.variance)
-    if sampling.sampler == "ddpm"
-    else samplers.ddim(sampling.eta)
+  predict = predictor(config)
+  levels = schedules.stopped(
+    process(config).grid(sampling.num_steps), sampling.stop_sigma
   )
+  update = {
+    "ddpm": samplers.ddpm(sampling.variance),
+    "ddim": samplers.ddim(sampling.eta),
+    "euler": samplers.ddim(0.0),
+    "heun": samplers.heun(),
+  }[sampling.sampler]
 
   def draw(params, index):
     return samplers.sample(
-      lambda x_t, t: apply(params, x_t, t),
-      schedule(config),
+      lambda x_t, level: predict(params, x_t, level),
+      levels,
       update,
       keys(config).sampling,
       index,
       example_shape(config),
-      sampling.num_steps,
       sampling.clip_x_0 or None,
     )
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from rad_jax import config as configs
 from rad_jax.config import ConfigDict
-from rad_jax.training import build, checkpoints, metrics, sharding
+from rad_jax.training import budget, build, checkpoints, metrics, sharding
 from rad_jax.training.state import State
 from rad_jax.training.step import Batch, Metrics, Step
 
@@ -83,7 +83,9 @@ def run_steps(
   write: metrics.Writer,
 ) -> State:
   """The loop. Metrics are fetched while the next step runs."""
-  step_fn = None
+  step_fns: dict[bool, Step] = {}
+  timetable, monitor = build.timetable(config), None
+  monitor_every = config.attack.monitor_every_steps
   window: Pending = []
   learning_rate = build.learning_rate(config)
   first_step, last_step = int(state.step), config.train.num_steps
@@ -111,6 +113,7 @@ def run_steps(
       {
         **{f"train/{name}": value for name, value in values.items()},
         "train/learning_rate": float(learning_rate(step - 1)),
+        "train/passes": build.total_passes(config, step),
         "train/images_per_second": images_per_second,
       },
     )
@@ -121,10 +124,19 @@ def run_steps(
 
   with bar:
     for done, batch in enumerate(batches, first_step + 1):
-      if step_fn is None:
-        step_fn = compile_step(config, state, batch, mesh)
-        started = time.perf_counter()
-      state, measured = step_fn(state, batch)
+      regularised = budget.is_on(timetable, done - 1)
+      if regularised not in step_fns:
+        compiling = time.perf_counter()
+        step_fns[regularised] = compile_step(
+          config, state, batch, mesh, regularised
+        )
+        started += time.perf_counter() - compiling
+      watched: Metrics = {}
+      if monitor_every and done % monitor_every == 0:
+        monitor = monitor or jax.jit(build.monitor(config))
+        watched = monitor(state, batch)
+      state, measured = step_fns[regularised](state, batch)
+      measured |= watched
       if window:
         # Waits for the step before, while this one runs: the host neither
         # stalls the device nor runs away from it.
@@ -143,14 +155,18 @@ def run_steps(
 
 
 def compile_step(
-  config: ConfigDict, state: State, batch: Batch, mesh: jax.sharding.Mesh
+  config: ConfigDict,
+  state: State,
+  batch: Batch,
+  mesh: jax.sharding.Mesh,
+  regularised: bool = True,
 ) -> Step:
   """The step, compiled ahead for these shapes: it cannot recompile later."""
   started = time.perf_counter()
   everywhere = sharding.replicated(mesh)
   compiled = (
     jax.jit(
-      build.train_step(config),
+      build.train_step(config, regularised),
       in_shardings=(everywhere, sharding.by_example(mesh)),
       out_shardings=everywhere,
       donate_argnums=0,
@@ -171,9 +187,56 @@ def resume_or_start(config: ConfigDict, manager, mesh) -> State:
   """The newest checkpoint's state, or a new one, replicated over the mesh."""
   everywhere = sharding.replicated(mesh)
   if manager.latest_step() is None:
-    return jax.jit(lambda: build.state(config), out_shardings=everywhere)()
+    state = jax.jit(lambda: build.state(config), out_shardings=everywhere)()
+    source = config.train.init_from
+    return (
+      start_from(pathlib.Path(source), state, config, mesh) if source else state
+    )
   like = jax.eval_shape(lambda: build.state(config))
   return checkpoints.restore(manager, like, everywhere)
+
+
+def start_from(
+  source: pathlib.Path,
+  state: State,
+  config: ConfigDict,
+  mesh: jax.sharding.Mesh,
+) -> State:
+  """`state` with the newest parameters of another run, for fine-tuning.
+
+  Step, optimiser and randomness stay those of `state`. A single set of
+  parameters starts both the raw ones and their moving average: the other
+  run's sampling.ema says which.
+
+  Raises:
+    CheckpointError: source has no run or no whole checkpoint.
+    ConfigError: its network or noise process is another.
+  """
+  path = source / "config.json"
+  if not path.exists():
+    raise checkpoints.CheckpointError(
+      f"no run in config.train.init_from={str(source)!r}"
+    )
+  saved = configs.default()
+  saved.update(configs.ConfigDict(json.loads(path.read_text())))
+  found = [
+    line
+    for line in configs.conflicts(saved.to_dict(), config, training=False)
+    if line.startswith(("model.", "diffusion."))
+  ]
+  if found:
+    raise configs.ConfigError(
+      f"config.train.init_from={str(source)!r} holds another model"
+      f" ({'; '.join(found)}): restore these fields"
+    )
+  like = jax.eval_shape(lambda: build.state(saved))
+  with checkpoints.open_manager(source) as manager:
+    found_state = checkpoints.restore(manager, like, sharding.replicated(mesh))
+  params = build.parameters_of(found_state, saved)
+  _LOG.info("starting from step %d of %s", int(found_state.step), source)
+  return state._replace(
+    params=params, ema_params=jax.tree.map(jax.numpy.copy, params)
+  )
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict, resuming: bool) -> None:
@@ -202,9 +265,13 @@ def refuse_conflicts(
 def mean_of(
   window: Pending, last_saved: int, directory: os.PathLike[str]
 ) -> dict[str, float]:
-  """The metrics' means over a window of steps, all of them finite."""
+  """The metrics' means over a window, each over the steps that have it."""
   rows = check_finite(window, last_saved, directory)
-  return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+  names = dict.fromkeys(name for row in rows for name in row)
+  return {
+    name: float(np.mean([row[name] for row in rows if name in row]))
+    for name in names
+  }
 
 
 def check_finite(

@@ -8,32 +8,66 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
-from rad_jax.diffusion import process
-from rad_jax.diffusion.schedules import Schedule
-from rad_jax.models.network import Network
-from rad_jax.robustness import objectives
+from rad_jax.diffusion import process as processes
+from rad_jax.diffusion.process import Level
+from rad_jax.diffusion.schedules import Process
+from rad_jax.robustness import attacks, objectives
+from rad_jax.robustness.noising import Noised
+from rad_jax.robustness.objectives import Objective
 from rad_jax.training.state import State
 
 Metrics = dict[str, Float[Array, ""]]
 Batch = dict[str, Array]
 Step = Callable[[State, Batch], tuple[State, Metrics]]
+# (params, x_t, level, dropout_key) -> eps_hat
+Predictor = Callable[[PyTree, Array, Level, PRNGKeyArray | None], Array]
 
 
-class Regulariser(NamedTuple):
-  """How an objective is applied.
+class Method(NamedTuple):
+  """An objective, and how it is applied.
 
-  perturbation: "none", "uniform" or "fgsm".
-  radius: sigma_t [b] -> r [b], in noise units.
+  objective: a line of robustness.objectives.
+  predictor: the network as a noise predictor.
+  process: the noise process.
+  radius: (sigma_t [b], keys [b]) -> r [b], in noise units.
   lambda_t: r [b] -> lambda_t [b].
-  step_size: of FGSM, in units of r.
+  weight: level -> weight of the whole loss [b].
+  perturb: (goal, keys [b], r [b], shape) -> w; goal: w -> [b].
+  goal: what the attack raises, a name in objectives.GOALS.
+  attack: the numbers of `perturb`; free replays take their steps from it.
+  attack_predictor: the predictor that is attacked, if not `predictor`.
   stop_gradient: no gradient through the regulariser's target.
+  ramp: step -> factor of lambda_t, for warm-up.
+  regularised: (n, m): the first n of every m examples are regularised.
+  free_replays: updates on each batch; above 1, w climbs by the gradient of
+    the update before and `perturb` gives no more than its start.
   """
 
-  perturbation: str
-  radius: Callable[[Array], Array]
+  objective: Objective
+  predictor: Predictor
+  process: Process
+  radius: Callable[[Array, Array], Array]
   lambda_t: Callable[[Array], Array]
-  step_size: float = 1.0
+  weight: Callable[[Level], Array]
+  perturb: Callable[..., Array]
+  goal: str = "J"
+  attack: attacks.Attack = attacks.ATTACKS["fgsm"]
+  attack_predictor: Predictor | None = None
   stop_gradient: bool = False
+  ramp: Callable[[Array], Array | float] = lambda step: 1.0
+  regularised: tuple[int, int] = (1, 1)
+  free_replays: int = 1
+
+
+class Draws(NamedTuple):
+  """A batch after all that is random in it."""
+
+  level: Level
+  noised: Noised
+  radius: Array
+  lambda_t: Array
+  w_keys: Array
+  dropout_key: PRNGKeyArray
 
 
 def example_keys(key: PRNGKeyArray, batch_size: int) -> Key[Array, " b"]:
@@ -41,126 +75,211 @@ def example_keys(key: PRNGKeyArray, batch_size: int) -> Key[Array, " b"]:
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch_size))
 
 
-def ema_decay_at(step: Array, decay: float) -> Array:
+def ema_decay_at(update: Array, decay: float) -> Array:
   """min(decay, (1 + n) / (10 + n)): a young average forgets its start."""
-  return jnp.minimum(decay, (1 + step) / (10 + step))
+  return jnp.minimum(decay, (1 + update) / (10 + update))
 
 
-def make_gradients(
-  network: Network,
-  schedule: Schedule,
-  loss: Callable,
-  regulariser: Regulariser,
-) -> Callable[[PyTree, Array, PRNGKeyArray], tuple[PyTree, tuple]]:
-  """Builds (params, x_0 [b, ...], key) -> (gradients, (loss, terms, w)).
+def draw(
+  method: Method,
+  x_0: Array,
+  sigma_c: Array,
+  key: PRNGKeyArray,
+  ramp: Array | float = 1.0,
+) -> Draws:
+  """Level, noise and keys of each example, from (key, its place) alone.
 
-  t, eps and w of each example come from (key, its place) alone. The dropout
-  mask is the same in all passes. The clean forward pass serves attack and loss:
-  8 passes' worth with FGSM, 6 with random w, 3 without either. The attack
-  stands inside the differentiated loss for this: outside, XLA does not merge
-  the two clean passes of a U-Net, and a step costs 9.
+  Args:
+    method: its process, noising, radius and lambda_t are used.
+    x_0: training examples, [b, ...].
+    sigma_c: known noise of each, [b]; see robustness.noising.
+    key: of the step.
+    ramp: factor of lambda_t.
   """
+  b, shape = x_0.shape[0], x_0.shape[1:]
+  t_key, eps_key, w_key, beta_key, dropout_key = jax.random.split(key, 5)
+  level = method.process.draw(example_keys(t_key, b))
+  z = jax.vmap(lambda k: jax.random.normal(k, shape))(example_keys(eps_key, b))
+  radius = method.radius(processes.unit_sigma(level), example_keys(beta_key, b))
+  return Draws(
+    level=level,
+    noised=method.objective.noise(x_0, sigma_c, level, z),
+    radius=radius,
+    lambda_t=ramp * method.lambda_t(radius),
+    w_keys=example_keys(w_key, b),
+    dropout_key=dropout_key,
+  )
 
-  def gradients(params, x_0, key):
-    t_key, eps_key, w_key, dropout_key = jax.random.split(key, 4)
-    b, shape = x_0.shape[0], x_0.shape[1:]
-    t = jax.vmap(
-      lambda k: jax.random.randint(k, (), 0, schedule.num_timesteps)
-    )(example_keys(t_key, b))
-    eps = jax.vmap(lambda k: jax.random.normal(k, shape))(
-      example_keys(eps_key, b)
-    )
-    noised = objectives.Noised(
-      x_t=process.diffuse(schedule, x_0, t, eps),
-      eps=eps,
-      sigma_t=schedule.sigma[t],
-    )
-    radius = regulariser.radius(noised.sigma_t)
 
-    def eps_fn_of(params):
-      return lambda x_t: network.apply(params, x_t, t, dropout_key)
+def find_w(method: Method, params: PyTree, eps_hat: Array, draws: Draws):
+  """The perturbation w of a batch, against the network as it stands."""
+  params, eps_hat = jax.lax.stop_gradient((params, eps_hat))
+  predictor = method.attack_predictor or method.predictor
+  goal = objectives.goal(
+    method.goal,
+    method.objective,
+    lambda x_t: predictor(params, x_t, draws.level, draws.dropout_key),
+    eps_hat,
+    draws.noised,
+  )
+  shape = eps_hat.shape[1:]
+  return method.perturb(goal, draws.w_keys, draws.radius, shape)
 
-    def mean_loss(params):
-      eps_fn = eps_fn_of(params)
-      eps_hat = eps_fn(noised.x_t)
-      frozen_params, frozen_eps_hat = jax.lax.stop_gradient((params, eps_hat))
-      w = objectives.perturbation(
-        regulariser.perturbation,
-        eps_fn_of(frozen_params),
-        frozen_eps_hat,
-        noised,
-        example_keys(w_key, b),
-        radius,
-        regulariser.step_size,
-      )
-      values, terms = loss(
-        eps_fn,
-        eps_hat,
-        noised,
-        w,
-        regulariser.lambda_t(radius),
-        regulariser.stop_gradient,
-      )
-      return jnp.mean(values), (terms, w)
 
-    (value, (terms, w)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(
-      params
-    )
-    return gradient, (value, terms, w)
+def example_losses(
+  method: Method, params: PyTree, draws: Draws, w: Array | None
+) -> tuple[Array, tuple[dict[str, Array], Array | None]]:
+  """The weighted loss of each example [b], its terms, and w.
 
-  return gradients
+  The dropout mask is the same in all passes. The clean pass serves attack and
+  loss. The attack stands inside the differentiated loss for this: outside,
+  XLA does not merge the two clean passes of a U-Net, and a step costs 9
+  passes, not 8.
+
+  Args:
+    method: the method.
+    params: of the network.
+    draws: the batch.
+    w: the perturbation; None asks the method's attack for it.
+  """
+  eps_fn = lambda x_t: method.predictor(
+    params, x_t, draws.level, draws.dropout_key
+  )
+  eps_hat = eps_fn(draws.noised.x_t)
+  if w is None and method.objective.target is not None:
+    w = find_w(method, params, eps_hat, draws)
+  values, terms = objectives.loss(
+    method.objective,
+    eps_fn,
+    eps_hat,
+    draws.noised,
+    w,
+    draws.lambda_t,
+    method.stop_gradient,
+  )
+  return method.weight(draws.level) * values, (terms, w)
+
+
+def make_mean_loss(method: Method):
+  """Builds (params, w or None, draws) -> (loss, (terms, w)).
+
+  Terms are means, of the regulariser over the examples that have it; w is of
+  these examples alone.
+  """
+  n, m = method.regularised
+  plain = method._replace(
+    objective=objectives.without_regulariser(method.objective)
+  )
+
+  def mean_loss(params: PyTree, w: Array | None, draws: Draws):
+    attacked, rest = split(draws, n, m)
+    values, (terms, w) = example_losses(method, params, attacked, w)
+    total, count = jnp.sum(values), len(values)
+    terms = {name: jnp.mean(term) for name, term in terms.items()}
+    if rest is not None:
+      values, (plain_terms, _) = example_losses(plain, params, rest, None)
+      total, count = total + jnp.sum(values), count + len(values)
+      terms["dsm_plain"] = jnp.mean(plain_terms["dsm"])
+    return total / count, (terms, w)
+
+  return mean_loss
+
+
+def split(draws: Draws, n: int, m: int) -> tuple[Draws, Draws | None]:
+  """The first n of every m examples, and the others.
+
+  Interleaved, so that each device of a sharded batch keeps its own share.
+  Each part has a dropout key of its own.
+  """
+  if n == m:
+    return draws, None
+
+  def part(rows: slice, dropout_key):
+    def take(x):
+      grouped = x.reshape(x.shape[0] // m, m, *x.shape[1:])[:, rows]
+      return grouped.reshape(-1, *x.shape[1:])
+
+    arrays = draws._replace(dropout_key=())
+    return jax.tree.map(take, arrays)._replace(dropout_key=dropout_key)
+
+  keys = jax.random.split(draws.dropout_key)
+  return part(slice(0, n), keys[0]), part(slice(n, m), keys[1])
 
 
 def make_train_step(
-  network: Network,
-  schedule: Schedule,
-  loss: Callable,
-  regulariser: Regulariser,
+  method: Method,
   optimizer: optax.GradientTransformation,
   ema_decay: float,
-  prepare: Callable[[Batch, Key[Array, " b"]], Array] = lambda batch, _: batch[
-    "x_0"
-  ],
+  prepare: Callable[
+    [Batch, Key[Array, " b"]], tuple[Array, Array]
+  ] = lambda batch, _: (batch["x_0"], jnp.zeros(len(batch["x_0"]))),
 ) -> Step:
   """Builds the step. Jit it with the state donated.
 
   Args:
-    network: the noise predictor.
-    schedule: the noise schedule.
-    loss: an objective's loss (robustness.objectives).
-    regulariser: how the loss is applied.
+    method: what is minimised.
     optimizer: any optax transformation.
     ema_decay: decay of the parameters' moving average, in [0, 1).
     prepare: (batch, keys [b]) -> x_0 [b, ...], the training examples as the
-      network shall see them: scaled, corrupted, flipped. The keys are fresh
-      at each step.
+      network shall see them: scaled, corrupted, flipped; and the known noise
+      of each, sigma_c [b]. The keys are fresh at each step.
 
   Returns:
     (state, batch) -> (state, metrics); the metrics are scalars on the device.
   """
-  gradients = make_gradients(network, schedule, loss, regulariser)
+  mean_loss = make_mean_loss(method)
+  replays = method.free_replays
+
+  def update(carry, w, draws, count):
+    params, ema_params, opt_state = carry
+    by = (0, 1) if replays > 1 else 0
+    (value, (terms, w)), gradient = jax.value_and_grad(
+      mean_loss, by, has_aux=True
+    )(params, w, draws)
+    gradient, w_gradient = gradient if replays > 1 else (gradient, None)
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    ema_params = optax.incremental_update(
+      params, ema_params, 1 - ema_decay_at(count, ema_decay)
+    )
+    metrics = {
+      "loss": value,
+      "grad_norm": optax.global_norm(gradient),
+      "param_norm": optax.global_norm(params),
+      **terms,
+    }
+    if w is not None:
+      metrics["w_linf"] = jnp.max(jnp.abs(w))
+    return (params, ema_params, opt_state), metrics, w_gradient
+
+  def replay(carry, draws, count):
+    """Updates on one batch, w climbing by each one's own backward pass."""
+    attacked, _ = split(draws, *method.regularised)
+    shape = draws.noised.x_t.shape[1:]
+    w_0 = attacks.start(method.attack, attacked.w_keys, attacked.radius, shape)
+
+    def one(carry, i):
+      carry, w = carry
+      carry, metrics, gradient = update(carry, w, draws, replays * count + i)
+      w = attacks.step(method.attack, w, gradient, attacked.radius)
+      return (carry, w), metrics
+
+    (carry, _), metrics = jax.lax.scan(one, (carry, w_0), jnp.arange(replays))
+    return carry, jax.tree.map(jnp.mean, metrics)
 
   def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
     prepare_key, loss_key = jax.random.split(
       jax.random.fold_in(state.key, state.step)
     )
     batch_size = batch["x_0"].shape[0]
-    x_0 = prepare(batch, example_keys(prepare_key, batch_size))
-    gradient, (value, terms, w) = gradients(state.params, x_0, loss_key)
-    updates, opt_state = optimizer.update(
-      gradient, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
-    ema_params = optax.incremental_update(
-      params, state.ema_params, 1 - ema_decay_at(state.step, ema_decay)
-    )
-    metrics = {
-      "loss": value,
-      "grad_norm": optax.global_norm(gradient),
-      "param_norm": optax.global_norm(params),
-      "w_linf": jnp.max(jnp.abs(w)),
-      **{name: jnp.mean(term) for name, term in terms.items()},
-    }
+    x_0, sigma_c = prepare(batch, example_keys(prepare_key, batch_size))
+    draws = draw(method, x_0, sigma_c, loss_key, method.ramp(state.step))
+    carry = (state.params, state.ema_params, state.opt_state)
+    if replays > 1:
+      carry, metrics = replay(carry, draws, state.step)
+    else:
+      carry, metrics, _ = update(carry, None, draws, state.step)
+    params, ema_params, opt_state = carry
     state = state._replace(
       step=state.step + 1,
       params=params,
@@ -170,3 +289,55 @@ def make_train_step(
     return state, metrics
 
   return train_step
+
+
+def make_monitor(
+  method: Method,
+  prepare: Callable[[Batch, Key[Array, " b"]], tuple[Array, Array]],
+  strong: attacks.Attack = attacks.ATTACKS["pgd"],
+) -> Callable[[State, Batch], Metrics]:
+  """Builds (state, batch) -> how much more PGD-10 finds than the attack.
+
+  Both start from the same draw, inside the same radius, and raise the
+  method's goal: a training attack that the network has learnt to evade shows
+  as a growing ratio, before the samples show it.
+
+  Returns:
+    "goal_attack" and "goal_pgd", the goal's mean over elements and examples
+    at w of each; "pgd_gain", their ratio; "regulariser_pgd", the perturbed
+    branch's loss at PGD's w.
+  """
+
+  def monitor(state: State, batch: Batch) -> Metrics:
+    prepare_key, loss_key = jax.random.split(
+      jax.random.fold_in(state.key, state.step)
+    )
+    x_0, sigma_c = prepare(batch, example_keys(prepare_key, len(batch["x_0"])))
+    draws = draw(method, x_0, sigma_c, loss_key)
+    eps_fn = lambda x_t: method.predictor(
+      state.params, x_t, draws.level, draws.dropout_key
+    )
+    eps_hat = eps_fn(draws.noised.x_t)
+    strongest = method._replace(
+      attack_predictor=None,
+      perturb=lambda *args: attacks.maximise(
+        strong._replace(norm=method.attack.norm), *args
+      ),
+    )
+    goal, residual = (
+      objectives.goal(name, method.objective, eps_fn, eps_hat, draws.noised)
+      for name in (method.goal, "residual")
+    )
+    elements = eps_hat.size
+    weak = jnp.sum(goal(find_w(method, state.params, eps_hat, draws)))
+    same_start = draws._replace(w_keys=jax.random.clone(draws.w_keys))
+    w = find_w(strongest, state.params, eps_hat, same_start)
+    found = jnp.sum(goal(w))
+    return {
+      "goal_attack": weak / elements,
+      "goal_pgd": found / elements,
+      "pgd_gain": found / jnp.maximum(weak, jnp.finfo(jnp.float32).tiny),
+      "regulariser_pgd": jnp.sum(residual(w)) / elements,
+    }
+
+  return monitor

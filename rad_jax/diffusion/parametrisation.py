@@ -1,0 +1,147 @@
+"""What a network predicts: five ways to write one denoiser.
+
+Every network output y is a mix of the data and the noise of the state,
+y = c_x_0 x_0 + c_eps eps, so two coefficients a level say all about it: its
+training target, the estimates of eps and x_0 it implies, its natural loss
+weight, and how it must move for the noise estimate to move by w at
+x_t + sigma w, with x_0 unmoved: by c_eps w.
+
+| prediction | c_x_0 | c_eps: equivariant shift / w |
+|---|---|---|
+| eps | 0 | 1 |
+| x_0 | 1 | 0 |
+| v | -sigma | alpha |
+| velocity | -1 | 1 |
+| edm | ratio / (sd root) | -sd / root |
+
+v is normalised by hypot(alpha, sigma), which is 1 for DDPM. For edm, ratio =
+sigma / alpha, sd = sigma_data and root = hypot(ratio, sd).
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rad_jax.diffusion.process import Level, per_example
+
+Batch = Float[Array, "b ..."]
+Scalars = Float[Array, " b"]
+Coefficients = tuple[Array, Array]
+Prediction = Callable[[Level], Coefficients]
+Weighting = Callable[[Level], Scalars]
+EpsFn = Callable[[Batch, Level], Batch]
+
+
+def eps(level: Level) -> Coefficients:
+  """y = eps (Ho et al. 2020)."""
+  return jnp.zeros_like(level.sigma), jnp.ones_like(level.sigma)
+
+
+def x_0(level: Level) -> Coefficients:
+  """y = x_0."""
+  return jnp.ones_like(level.sigma), jnp.zeros_like(level.sigma)
+
+
+def v(level: Level) -> Coefficients:
+  """y = alpha eps - sigma x_0, normalised (Salimans & Ho 2022, section 4)."""
+  scale = jnp.hypot(level.alpha, level.sigma)
+  return -level.sigma / scale, level.alpha / scale
+
+
+def velocity(level: Level) -> Coefficients:
+  """y = eps - x_0: dx_t/dt of the straight path (Liu et al. 2022)."""
+  return -jnp.ones_like(level.sigma), jnp.ones_like(level.sigma)
+
+
+def edm(sigma_data: float) -> Prediction:
+  """y = F, where x_0_hat = c_skip x + c_out F (Karras et al. 2022, table 1).
+
+  x = x_t / alpha has noise sigma / alpha; F's target has unit variance.
+  """
+
+  def coefficients(level: Level) -> Coefficients:
+    ratio = level.sigma / level.alpha
+    root = jnp.hypot(ratio, sigma_data)
+    return ratio / (sigma_data * root), -sigma_data / root
+
+  return coefficients
+
+
+def predictions(sigma_data: float) -> dict[str, Prediction]:
+  """All of them by name."""
+  return {
+    "eps": eps,
+    "x_0": x_0,
+    "v": v,
+    "velocity": velocity,
+    "edm": edm(sigma_data),
+  }
+
+
+PREDICTIONS = tuple(predictions(1.0))
+
+
+def target(
+  prediction: Prediction, level: Level, x_0: Batch, eps: Batch
+) -> Batch:
+  """y = c_x_0 x_0 + c_eps eps: what the network should put out."""
+  c_x_0, c_eps = (per_example(c, x_0.ndim) for c in prediction(level))
+  return c_x_0 * x_0 + c_eps * eps
+
+
+def to_eps(prediction: Prediction, level: Level, x_t: Batch, y: Batch) -> Batch:
+  """eps_hat = (alpha y - c_x_0 x_t) / (alpha c_eps - sigma c_x_0)."""
+  c_x_0, _ = prediction(level)
+  numerator = (
+    per_example(level.alpha, x_t.ndim) * y - per_example(c_x_0, x_t.ndim) * x_t
+  )
+  return numerator / per_example(_determinant(prediction, level), x_t.ndim)
+
+
+def eps_fn(
+  output_fn: Callable[[Batch, Scalars], Batch], prediction: Prediction
+) -> EpsFn:
+  """The noise predictor that a network, told its input and time, amounts to."""
+
+  def predict(x_t: Batch, level: Level) -> Batch:
+    y = output_fn(per_example(level.input_scale, x_t.ndim) * x_t, level.time)
+    return to_eps(prediction, level, x_t, y)
+
+  return predict
+
+
+def own_weight(prediction: Prediction) -> Weighting:
+  """|y_hat - y|^2 / |eps_hat - eps|^2: the plain loss on the output itself.
+
+  This is DDPM's simple loss for eps, 1 / SNR (the plain |x_0_hat - x_0|^2) for
+  x_0, EDM's weighting for edm, flow matching's loss for velocity.
+  """
+  return lambda level: jnp.square(_determinant(prediction, level) / level.alpha)
+
+
+def eps_weight(level: Level) -> Scalars:
+  """DDPM's simple loss whatever the network predicts: 1."""
+  return jnp.ones_like(level.sigma)
+
+
+def min_snr_weight(level: Level) -> Scalars:
+  """min(SNR, 5) |x_0_hat - x_0|^2 (Hang et al. 2023, arXiv 2303.09556)."""
+  return jnp.minimum(1, 5 * jnp.square(level.sigma / level.alpha))
+
+
+def weightings(prediction: Prediction) -> dict[str, Weighting]:
+  """Weights of |eps_hat - eps|^2 in the loss, by name."""
+  return {
+    "own": own_weight(prediction),
+    "eps": eps_weight,
+    "min_snr": min_snr_weight,
+  }
+
+
+WEIGHTINGS = tuple(weightings(eps))
+
+
+def _determinant(prediction: Prediction, level: Level) -> Scalars:
+  c_x_0, c_eps = prediction(level)
+  return level.alpha * c_eps - level.sigma * c_x_0

@@ -1,0 +1,75 @@
+"""From training examples to noised ones: blind to their corruption, or not.
+
+A training example is y = x_0 + sigma_c n: clean where sigma_c = 0, and dirty
+by a Gaussian of known standard deviation elsewhere. Plain diffusion takes y
+for clean data. Noise-aware diffusion counts the noise that is in y already as
+part of the noise at level t.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rad_jax.diffusion import process
+from rad_jax.diffusion.process import Level, per_example
+
+Batch = Float[Array, "b ..."]
+Scalars = Float[Array, " b"]
+
+
+class Noised(NamedTuple):
+  """A noised batch.
+
+  x_t: the states, [b, ...].
+  eps: what eps_hat is regressed on, [b, ...].
+  weight: of that regression, [b].
+  sigma: noise of the state; w noise units move it by sigma w, [b].
+  """
+
+  x_t: Batch
+  eps: Batch
+  weight: Scalars
+  sigma: Scalars
+
+
+def blind(y: Batch, sigma_c: Scalars, level: Level, z: Batch) -> Noised:
+  """x_t = alpha y + sigma z, eps = z: DDPM, whatever is in y."""
+  return Noised(
+    process.diffuse(level, y, z), z, jnp.ones_like(sigma_c), level.sigma
+  )
+
+
+def aware(y: Batch, sigma_c: Scalars, level: Level, z: Batch) -> Noised:
+  """Noises y up to the level, and corrects the target for what was there.
+
+  With kappa = 1 - (alpha sigma_c / sigma)^2, the share of the level's noise
+  variance that is new,
+
+    x_t = alpha y + sigma sqrt(kappa) z,  eps = z / sqrt(kappa),
+    weight = kappa^2:
+
+  E[z / sqrt(kappa) | x_t] = E[eps | x_t], where eps is all the noise on the
+  clean x_0, so the regression has the clean data's optimum. This is the loss
+  |kappa x_0_hat + (1 - kappa) x_t / alpha - y|^2 of Daras et al. 2024 ("Ambient
+  Tweedie", arXiv 2404.10177, Theorem 4.1) in noise units. A clean example has
+  kappa = 1 and is DDPM's.
+
+  An example says nothing of levels below its own noise (kappa <= 0): there
+  x_t is that of `blind`, and the weight is 0.
+
+  Args:
+    y: training examples, [b, ...].
+    sigma_c: known standard deviation of the Gaussian noise in each, [b].
+    level: the levels, [b].
+    z: unit Gaussian noise, [b, ...].
+  """
+  kappa = 1 - jnp.square(level.alpha * sigma_c / level.sigma)
+  usable = kappa > 1e-3
+  root = per_example(jnp.sqrt(jnp.where(usable, kappa, 1.0)), y.ndim)
+  return Noised(
+    x_t=process.diffuse(level, y, root * z),
+    eps=z / root,
+    weight=jnp.where(usable, jnp.square(kappa), 0.0),
+    sigma=level.sigma,
+  )
