@@ -193,6 +193,14 @@ def default() -> ConfigDict:
         "num_samples": 64,
         "batch_size": 64,
       },
+      "diagnose": {
+        # Noise levels, evenly spaced along the sampler's grid.
+        "num_levels": 10,
+        # Clean training examples at each.
+        "num_examples": 256,
+        # Steps of the Lipschitz estimate.
+        "power_iterations": 10,
+      },
       # --mode=sweep: a tuple of values for each axis of the grid; () is the
       # config's own value.
       "sweep": {
@@ -246,6 +254,7 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
   config.checkpoint.update(every_steps=10, keep_every_steps=0)
   config.sampling.update(num_steps=10, num_samples=16, batch_size=16)
   config.evaluation.update(num_samples=64, num_reference=64)
+  config.diagnose.update(num_levels=3, num_examples=16, power_iterations=3)
   return config
 
 
@@ -376,6 +385,9 @@ def validate(
     "evaluation.subspace_rank",
     "evaluation.frechet_dims",
     "sweep.processes",
+    "diagnose.num_levels",
+    "diagnose.num_examples",
+    "diagnose.power_iterations",
   ):
     positive(path)
   within(
@@ -485,6 +497,7 @@ def _validate_method(config, one_of, within, positive) -> None:
   within("regulariser.start", 0 <= regulariser.start < 1, "in [0, 1)")
   fraction = regulariser.batch_fraction
   within("regulariser.batch_fraction", 0 < fraction <= 1, "in (0, 1]")
+  positive("train.batch_size")
   rows = fraction * config.train.batch_size
   within(
     "regulariser.batch_fraction",

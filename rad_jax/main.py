@@ -9,7 +9,7 @@ import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -20,19 +20,15 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from rad_jax import config as configs
+from rad_jax.config import ConfigDict
 from rad_jax.data import builders, sources
-from rad_jax.evaluation import evaluate, sampling
-from rad_jax.reports import figures
-from rad_jax.training import checkpoints, loop
+from rad_jax.evaluation import diagnose, evaluate, hint, sampling
+from rad_jax.experiments import sweep
+from rad_jax.reports import curves, figures, frontier
+from rad_jax.training import checkpoints, cost, loop
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file; :smoke behind it shrinks it to seconds."
-)
-_MODE = flags.DEFINE_enum(
-  "mode",
-  "train",
-  ["train", "sample", "evaluate", "prepare_data"],
-  "What to do.",
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run; runs/<config> if not given."
@@ -52,6 +48,75 @@ _USER_ERRORS = (
 )
 
 
+def _train(config: ConfigDict, workdir: pathlib.Path) -> None:
+  loop.train(config, workdir)
+  print(f"trained: {workdir}")
+
+
+def _sample(config: ConfigDict, workdir: pathlib.Path) -> None:
+  folder = sampling.sample(config, workdir)
+  print(f"sampled: {figures.show_samples(folder)}")
+
+
+def _evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
+  result = evaluate.evaluate(config, workdir)
+  for name, value in result["measures"].items():
+    print(f"{name}: {value:.4g}")
+  print(f"evaluated: {workdir / 'evaluation.json'}")
+
+
+def _diagnose(config: ConfigDict, workdir: pathlib.Path) -> None:
+  result = diagnose.diagnose(config, workdir)
+  print(curves.diagnosis_table(result))
+  _print_paths("diagnosed", curves.write_diagnosis(workdir))
+
+
+def _cost(config: ConfigDict, workdir: pathlib.Path) -> None:
+  del workdir
+  print(cost.table(cost.cost(config)))
+
+
+def _hint(config: ConfigDict, workdir: pathlib.Path) -> None:
+  result = hint.hint(config, workdir)
+  print(curves.hint_table(result))
+  _print_paths("written", curves.write_hint(workdir))
+
+
+def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
+  runs = sweep.matched(sweep.grid(config), config.sweep.match, workdir)
+  rows = sweep.run_all(runs, workdir, config.sweep.processes)
+  paths = frontier.write(rows, workdir)
+  print(paths[0].read_text())
+  _print_paths("swept", paths)
+
+
+def _prepare_data(config: ConfigDict, workdir: pathlib.Path) -> None:
+  del workdir
+  if configs.is_synthetic(config):
+    print(f"{config.data.name} is drawn on the fly: nothing to prepare")
+  else:
+    builders.prepare(config.data.name, config.data.data_dir or None)
+    print(f"prepared: {config.data.name}")
+
+
+def _print_paths(done: str, paths: Iterable[pathlib.Path]) -> None:
+  for path in paths:
+    print(f"{done}: {path}")
+
+
+MODES = {
+  "train": _train,
+  "sample": _sample,
+  "evaluate": _evaluate,
+  "diagnose": _diagnose,
+  "cost": _cost,
+  "hint": _hint,
+  "sweep": _sweep,
+  "prepare_data": _prepare_data,
+}
+_MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
+
+
 def main(argv: list[str]) -> None:
   """Runs the mode that the flags ask for."""
   if len(argv) > 1:
@@ -61,25 +126,11 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     config.lock()  # The first access raises if the file could not be read.
     configs.validate(
-      config, jax.device_count(), training=_MODE.value == "train"
+      config, jax.device_count(), training=_MODE.value in ("train", "sweep")
     )
-    workdir = pathlib.Path(_WORKDIR.value or default_workdir())
-    if _MODE.value == "train":
-      loop.train(config, workdir)
-      print(f"trained: {workdir}")
-    elif _MODE.value == "sample":
-      folder = sampling.sample(config, workdir)
-      print(f"sampled: {figures.show_samples(folder)}")
-    elif _MODE.value == "evaluate":
-      result = evaluate.evaluate(config, workdir)
-      for name, value in result["measures"].items():
-        print(f"{name}: {value:.4g}")
-      print(f"evaluated: {workdir / 'evaluation.json'}")
-    elif configs.is_synthetic(config):
-      print(f"{config.data.name} is drawn on the fly: nothing to prepare")
-    else:
-      builders.prepare(config.data.name, config.data.data_dir or None)
-      print(f"prepared: {config.data.name}")
+    MODES[_MODE.value](
+      config, pathlib.Path(_WORKDIR.value or default_workdir())
+    )
 
 
 def default_workdir() -> str:

@@ -131,6 +131,22 @@ BAD = [
   ("data.num_threads", 0),
   ("diffusion.schedule", "quadratic"),
   ("diffusion.num_timesteps", 20),
+  ("diffusion.process", "ve"),
+  ("diffusion.prediction", "score"),
+  ("diffusion.weighting", "snr"),
+  ("diffusion.time", "beta"),
+  ("diffusion.sigma_min", 0.0),
+  ("diffusion.sigma_min", nan),
+  ("diffusion.sigma_max", 0.002),
+  ("diffusion.sigma_max", 0.001),
+  ("diffusion.sigma_max", inf),
+  ("diffusion.sigma_max", nan),
+  ("diffusion.sigma_data", 0.0),
+  ("diffusion.sigma_data", inf),
+  ("diffusion.rho", 0.0),
+  ("diffusion.log_std", 0.0),
+  ("diffusion.log_mean", inf),
+  ("diffusion.log_mean", nan),
   ("model.name", "transformer"),
   ("model.dtype", "float16"),
   ("model.mlp.width", 0),
@@ -141,7 +157,6 @@ BAD = [
   ("model.unet.dropout", 1.0),
   ("model.unet.channel_multipliers", ()),
   ("objective.name", "robust"),
-  ("objective.perturbation", "pgd"),
   ("objective.lambda_t", "linear"),
   ("objective.radius", "cosine"),
   ("objective.lam", -1.0),
@@ -150,8 +165,29 @@ BAD = [
   ("objective.beta", 2.0),
   ("objective.omega", 0.5),
   ("objective.omega", inf),
-  ("objective.step_size", 0.0),
-  ("objective.step_size", 2.5),
+  ("objective.beta_role", "power"),
+  ("objective.beta_law", "normal"),
+  ("objective.radius_units", "pixels"),
+  ("attack.name", "cw"),
+  ("attack.norm", "l1"),
+  ("attack.goal", "loss"),
+  ("attack.dtype", "float16"),
+  ("attack.num_steps", -2),
+  ("attack.step_size", 0.0),
+  ("attack.step_size", 2.5),
+  ("attack.step_size", nan),
+  ("attack.start", -0.5),
+  ("attack.start", nan),
+  ("attack.momentum", -0.5),
+  ("attack.monitor_every_steps", -1),
+  ("regulariser.every_steps", 0),
+  ("regulariser.batch_fraction", 0.0),
+  ("regulariser.batch_fraction", 1.5),
+  ("regulariser.batch_fraction", nan),
+  ("regulariser.start", -0.1),
+  ("regulariser.start", 1.0),
+  ("regulariser.warmup_steps", -1),
+  ("regulariser.free_replays", 0),
   ("optimizer.learning_rate", 0.0),
   ("optimizer.learning_rate", nan),
   ("optimizer.warmup_steps", -1),
@@ -168,7 +204,11 @@ BAD = [
   ("checkpoint.keep", 0),
   ("checkpoint.keep_every_steps", -5000),
   ("checkpoint.keep_every_steps", 7000),
-  ("sampling.sampler", "heun"),
+  ("sampling.sampler", "rk4"),
+  ("sampling.stop_sigma", -0.1),
+  ("sampling.stop_sigma", nan),
+  ("sweep.match", "flops"),
+  ("sweep.processes", 0),
   ("sampling.variance", "learned"),
   ("sampling.num_steps", 0),
   ("sampling.num_steps", 1001),
@@ -232,8 +272,20 @@ def test_batches_are_split_evenly_over_the_devices(path):
     ("objective.lam", 0.0),
     ("objective.beta", 1.0),
     ("objective.omega", 1.0),
-    ("objective.step_size", 2.0),
-    ("objective.perturbation", "uniform"),
+    ("attack.name", "none"),
+    ("attack.name", "gaussian"),
+    ("attack.name", "uniform"),
+    ("attack.name", "pgd"),
+    ("attack.num_steps", 0),
+    ("attack.step_size", 2.0),
+    ("attack.start", 0.0),
+    ("attack.monitor_every_steps", 7),
+    ("regulariser.every_steps", 5),
+    ("regulariser.batch_fraction", 1 / 128),
+    ("regulariser.start", 0.0),
+    ("regulariser.free_replays", 4),
+    ("sampling.sampler", "heun"),
+    ("sampling.stop_sigma", 0.2),
     ("optimizer.warmup_steps", 0),
     ("optimizer.max_grad_norm", 0.0),
     ("optimizer.ema_decay", 0.0),
@@ -246,6 +298,130 @@ def test_batches_are_split_evenly_over_the_devices(path):
 )
 def test_ends_of_a_range_are_allowed(path, value):
   configs.validate(with_field(path, value))
+
+
+NOISE_AWARE = {
+  "objective__name": "noise_aware",
+  "data__corruption__fraction": 1.0,
+  "data__corruption__sigma": 0.2,
+}
+
+
+# Each: the field that the error names, its value, the other fields, and what
+# else the error says.
+IMPOSSIBLE = {
+  "noise-aware training on outliers": (
+    "objective.name",
+    "noise_aware",
+    {"data__corruption__kind": "outlier", "data__corruption__fraction": 0.5},
+    "data.corruption.kind is 'outlier'",
+  ),
+  "the same, with a regulariser": (
+    "objective.name",
+    "noise_aware_adv",
+    {"data__corruption__kind": "outlier", "data__corruption__fraction": 0.5},
+    "data.corruption.kind is 'outlier'",
+  ),
+  "sampling below all that noise-aware training saw": (
+    "sampling.stop_sigma",
+    0.1,
+    NOISE_AWARE,
+    "at least data.corruption.sigma, 0.2",
+  ),
+  "an attack on nothing": (
+    "attack.name",
+    "fgsm",
+    {"objective__name": "ddpm"},
+    "ddpm",
+  ),
+  "an attack on nothing, noise-aware": (
+    "attack.name",
+    "fgsm",
+    {"objective__name": "noise_aware"},
+    "noise_aware",
+  ),
+  "monitoring Gaussian noise": (
+    "attack.monitor_every_steps",
+    10,
+    {"attack__name": "gaussian"},
+    "the attack is gaussian",
+  ),
+  "monitoring no attack": (
+    "attack.monitor_every_steps",
+    10,
+    {"attack__name": "none"},
+    "the attack is none",
+  ),
+  "monitoring ddpm": (
+    "attack.monitor_every_steps",
+    10,
+    {"objective__name": "ddpm"},
+    "the attack is none",
+  ),
+  "replays of input perturbation": (
+    "regulariser.free_replays",
+    3,
+    {"objective__name": "input_perturbation"},
+    "the attack is gaussian",
+  ),
+  "a share of no whole examples": (
+    "regulariser.batch_fraction",
+    0.3,
+    {"train__batch_size": 128},
+    "train.batch_size's 128 examples",
+  ),
+  "a share of less than one example": (
+    "regulariser.batch_fraction",
+    1e-9,
+    {},
+    "train.batch_size's 128 examples",
+  ),
+  "more sampling steps than ddpm's timesteps": (
+    "sampling.num_steps",
+    200,
+    {"diffusion__num_timesteps": 100},
+    "diffusion.num_timesteps, 100",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_impossible_combination_is_named(name):
+  path, value, others, expected = IMPOSSIBLE[name]
+  with pytest.raises(configs.ConfigError) as error:
+    configs.validate(with_field(path, value, **others))
+  assert f"config.{path}={value!r}: it must be " in str(error.value)
+  assert expected in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "path, value, others",
+  [
+    ("sampling.stop_sigma", 0.2, NOISE_AWARE),
+    (
+      "data.corruption.fraction",
+      0.9,
+      {"objective__name": "noise_aware", "data__corruption__sigma": 0.2},
+    ),
+    # No example is an outlier.
+    ("data.corruption.kind", "outlier", {"objective__name": "noise_aware"}),
+    ("attack.name", "none", {"objective__name": "ddpm"}),
+    ("attack.name", "fgsm", {"objective__name": "input_perturbation"}),
+    (
+      "regulariser.free_replays",
+      3,
+      {"objective__name": "input_perturbation", "attack__name": "fgsm"},
+    ),
+    ("attack.monitor_every_steps", 10, {"attack__name": "uniform"}),
+    ("regulariser.batch_fraction", 0.3, {"train__batch_size": 10}),
+    # Continuous levels have no table to run out of.
+    ("sampling.num_steps", 1001, {"diffusion__process": "edm"}),
+    ("sampling.num_steps", 1001, {"diffusion__process": "flow"}),
+  ],
+)
+def test_possible_combination(path, value, others):
+  configs.validate(with_field(path, value, **others))
 
 
 def test_flatten():
@@ -263,6 +439,14 @@ def test_flatten():
     ("model.unet.channel_multipliers", (1, 2)),
     ("objective.name", "ddpm"),
     ("objective.lam", 1.0),
+    ("objective.beta_law", "uniform"),
+    ("diffusion.process", "edm"),
+    ("diffusion.prediction", "v"),
+    ("diffusion.weighting", "min_snr"),
+    ("attack.name", "pgd"),
+    ("attack.step_size", 0.5),
+    ("regulariser.every_steps", 2),
+    ("regulariser.free_replays", 2),
     ("train.batch_size", 64),
   ],
 )
@@ -287,6 +471,10 @@ def test_conflict_names_the_field_and_both_values(path, value):
     ("data.data_dir", "/elsewhere"),
     ("data.loading", "stream"),
     ("data.num_threads", 2),
+    ("attack.monitor_every_steps", 100),
+    ("train.init_from", "/elsewhere"),
+    ("sampling.stop_sigma", 0.2),
+    ("sweep.seed", (0, 1)),
   ],
 )
 def test_no_conflict(path, value):

@@ -1,7 +1,8 @@
-"""Schedules, conversions and samplers against closed forms."""
+"""Processes, the state's algebra and samplers against closed forms."""
 
 import functools
 import math
+import statistics
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +10,23 @@ import numpy as np
 import pytest
 
 from rad_jax.diffusion import process, samplers, schedules
+from rad_jax.diffusion.process import Level
 
-LINEAR = schedules.make("linear", 1000)
-SHORT = schedules.make("linear", 100)
+SHORT = schedules.ddpm(schedules.linear_alpha_bar(100))
+PROCESSES = {
+  "ddpm": schedules.ddpm(schedules.linear_alpha_bar(1000)),
+  "edm": schedules.edm(),
+  "flow": schedules.flow(),
+}
 UPDATES = {
   "ddpm_small": samplers.ddpm("small"),
   "ddpm_large": samplers.ddpm("large"),
   "ddim_0": samplers.ddim(0.0),
   "ddim_half": samplers.ddim(0.5),
   "ddim_1": samplers.ddim(1.0),
+  "heun": samplers.heun(),
 }
+every_process = pytest.mark.parametrize("name", PROCESSES)
 
 
 def _short_alpha_bar():
@@ -28,6 +36,20 @@ def _short_alpha_bar():
 
 def _normal(seed, shape):
   return jax.random.normal(jax.random.key(seed), shape)
+
+
+def _keys(seed, count):
+  return jax.random.split(jax.random.key(seed), count)
+
+
+def _level(alpha, sigma):
+  """Levels of these coefficients; what the network is told does not matter."""
+  alpha, sigma = (jnp.asarray(value, jnp.float32) for value in (alpha, sigma))
+  return Level(alpha, sigma, jnp.zeros_like(sigma), jnp.ones_like(sigma))
+
+
+def _pick(levels, which):
+  return jax.tree.map(lambda column: column[which], levels)
 
 
 # Schedules.
@@ -77,238 +99,472 @@ def test_cosine_schedule_is_the_squared_cosine_until_it_is_clipped():
 
 
 @pytest.mark.parametrize("name", schedules.ALPHA_BAR)
-def test_tables_are_rounded_once_from_float64(name):
-  schedule = schedules.make(name, 1000)
+def test_ddpm_levels_are_rounded_once_from_float64(name):
   alpha_bar = schedules.ALPHA_BAR[name](1000)
-  assert schedule.num_timesteps == 1000
-  assert schedule.sigma.dtype == schedule.sqrt_alpha_bar.dtype == jnp.float32
-  a = np.asarray(schedule.sqrt_alpha_bar, np.float64)
-  s = np.asarray(schedule.sigma, np.float64)
+  levels = schedules.ddpm(alpha_bar).grid(1000)
+  for column in levels:
+    assert column.dtype == jnp.float32
+    assert column.shape == (1000,)
+  a = np.asarray(levels.alpha, np.float64)[::-1]
+  s = np.asarray(levels.sigma, np.float64)[::-1]
   # Rounded before the square root, sigma_0^2 would be off by 3e-4.
   np.testing.assert_allclose(s**2, 1 - alpha_bar, rtol=1e-6)
   np.testing.assert_allclose(a**2, alpha_bar, rtol=1e-6)
   np.testing.assert_allclose(a**2 + s**2, 1, atol=2e-7)
-  assert float(schedule.sigma_max) == s.max() == s[-1]
+  np.testing.assert_array_equal(levels.time, np.arange(1000)[::-1])
+  np.testing.assert_array_equal(levels.input_scale, 1)
 
 
-def test_at_gives_each_example_its_own_entry():
-  t = jnp.array([3, 0, 99])
-  entries = schedules.at(SHORT.sigma, t, 4)
-  assert entries.shape == (3, 1, 1, 1)
-  np.testing.assert_array_equal(entries.ravel(), np.asarray(SHORT.sigma)[t])
+def test_ddpm_trains_at_every_timestep_alike():
+  # Chi squared of 49 degrees of freedom: 49 with a deviation of 9.9.
+  alpha_bar = schedules.cosine_alpha_bar(50)
+  levels = schedules.ddpm(alpha_bar).draw(_keys(0, 20_000))
+  t = np.asarray(levels.time, int)
+  counts = np.bincount(t, minlength=50)
+  assert counts.shape == (50,)
+  assert np.sum(np.square(counts - 400) / 400) < 49 + 5 * 9.9
+  np.testing.assert_allclose(levels.alpha, np.sqrt(alpha_bar[t]), rtol=1e-6)
+  np.testing.assert_allclose(levels.sigma, np.sqrt(1 - alpha_bar[t]), rtol=1e-6)
 
 
-# The process.
-
-
-@pytest.fixture(scope="module")
-def noised():
-  """x_0, eps, t and x_t of six examples over the whole of SHORT."""
-  x_0, eps = _normal(0, (6, 2, 3, 1)), _normal(1, (6, 2, 3, 1))
-  t = jnp.array([0, 1, 10, 50, 90, 99])
-  return x_0, eps, t, process.diffuse(SHORT, x_0, t, eps)
-
-
-def test_diffuse_has_the_stated_moments():
-  # 40,000 draws of two points: standard errors 0.005 sigma_t and less.
-  n, t = 40_000, 30
-  alpha_bar = _short_alpha_bar()[t]
-  x_0 = jnp.tile(jnp.array([[2.0, -1.0]]), (n, 1))
-  x_t = process.diffuse(SHORT, x_0, jnp.full(n, t), _normal(2, (n, 2)))
-  np.testing.assert_allclose(
-    np.mean(x_t, 0), np.sqrt(alpha_bar) * np.array([2.0, -1.0]), atol=0.02
-  )
-  np.testing.assert_allclose(
-    np.cov(x_t, rowvar=False), (1 - alpha_bar) * np.eye(2), atol=0.02
-  )
-
-
-def test_diffuse_takes_each_example_at_its_own_time(noised):
-  x_0, eps, t, x_t = noised
-  alpha_bar = _short_alpha_bar()[t]
-  for i in range(6):
-    np.testing.assert_allclose(
-      x_t[i],
-      np.sqrt(alpha_bar[i]) * np.asarray(x_0[i], np.float64)
-      + np.sqrt(1 - alpha_bar[i]) * np.asarray(eps[i], np.float64),
-      atol=1e-6,
+@pytest.mark.parametrize(
+  "made",
+  [*PROCESSES.values(), schedules.flow("logit_normal")],
+  ids=[*PROCESSES, "logit_normal"],
+)
+def test_an_example_draws_its_level_from_its_own_key(made):
+  levels = made.draw(_keys(1, 8))
+  for column in levels:
+    assert column.shape == (8,)
+    assert column.dtype == jnp.float32
+  assert len(np.unique(levels.sigma)) == 8
+  for which in ([5], [7, 5, 2]):
+    which = jnp.array(which)
+    jax.tree.map(
+      lambda alone, among: np.testing.assert_allclose(alone, among, rtol=1e-6),
+      made.draw(_keys(1, 8)[which]),
+      _pick(levels, which),
     )
 
 
-def test_conversions_recover_what_the_state_was_made_of(noised):
-  x_0, eps, t, x_t = noised
-  s = schedules.at(SHORT.sigma, t, 4)
-  a = schedules.at(SHORT.sqrt_alpha_bar, t, 4)
-  v = a * eps - s * x_0
-  # Divisions by a_99 = 0.005 and by s_0 = 0.03 amplify the rounding.
-  close = lambda x, y: np.testing.assert_allclose(x, y, atol=3e-4)
-  close(process.eps_to_x_0(SHORT, x_t, t, eps), x_0)
-  close(process.x_0_to_eps(SHORT, x_t, t, x_0), eps)
-  close(process.eps_to_v(SHORT, x_t, t, eps), v)
-  close(process.v_to_eps(SHORT, x_t, t, v), eps)
-  close(process.v_to_x_0(SHORT, x_t, t, v), x_0)
+# Two sets of settings, so that no default can stand where an argument should.
+EDM_SETTINGS = [
+  {},
+  {
+    "sigma_min": 0.01,
+    "sigma_max": 50.0,
+    "sigma_data": 1.3,
+    "log_mean": 0.4,
+    "log_std": 0.7,
+    "rho": 3.0,
+  },
+]
+EDM_DEFAULTS = {
+  "sigma_min": 0.002,
+  "sigma_max": 80.0,
+  "sigma_data": 0.5,
+  "log_mean": -1.2,
+  "log_std": 1.2,
+  "rho": 7.0,
+}
 
 
-def test_conversions_invert_each_other_for_any_estimate(noised):
-  _, _, t, x_t = noised
-  guess = _normal(3, x_t.shape)
-  # x_0 of a wrong eps is as large as 1 / a_99 = 200: the error is relative.
-  close = lambda x: np.testing.assert_allclose(x, guess, atol=3e-4)
-  x_0 = process.eps_to_x_0(SHORT, x_t, t, guess)
-  v = process.eps_to_v(SHORT, x_t, t, guess)
-  close(process.x_0_to_eps(SHORT, x_t, t, x_0))
-  close(process.v_to_eps(SHORT, x_t, t, v))
-  close(
-    process.score_to_eps(SHORT, t, process.eps_to_score(SHORT, t, guess)),
-  )
+def _check_edm_columns(levels, settings):
+  sigma = np.asarray(levels.sigma, np.float64)
+  np.testing.assert_array_equal(levels.alpha, 1)
   np.testing.assert_allclose(
-    process.v_to_x_0(SHORT, x_t, t, v), x_0, rtol=1e-3, atol=3e-4
+    levels.input_scale,
+    1 / np.sqrt(sigma**2 + settings["sigma_data"] ** 2),
+    rtol=1e-5,
   )
-
-
-def test_score_is_the_gradient_of_the_log_density(noised):
-  x_0, eps, t, x_t = noised
-  mean = schedules.at(SHORT.sqrt_alpha_bar, t, 4) * x_0
-  variance = 1 - jnp.asarray(_short_alpha_bar()[t], jnp.float32)
-
-  def log_density(x):
-    squares = jnp.sum(jnp.square(x - mean), axis=(1, 2, 3))
-    return jnp.sum(-squares / (2 * variance))
-
+  span = np.log(settings["sigma_max"] / settings["sigma_min"])
   np.testing.assert_allclose(
-    process.eps_to_score(SHORT, t, eps),
-    jax.grad(log_density)(x_t),
-    rtol=1e-3,
-    atol=3e-3,  # (x_t - mean) / s_0^2 magnifies rounding a thousandfold.
+    levels.time,
+    999 * np.log(sigma / settings["sigma_min"]) / span,
+    atol=2e-3,
   )
 
 
-def _bayes(x_0, x_t, alpha_bar_t, alpha_bar_s):
-  """q(x_s | x_t, x_0) as prior times likelihood, both scalar Gaussians."""
-  alpha = alpha_bar_t / alpha_bar_s
-  prior_precision = 1 / (1 - alpha_bar_s)
-  likelihood_precision = alpha / (1 - alpha)
-  variance = 1 / (prior_precision + likelihood_precision)
-  mean = variance * (
-    prior_precision * np.sqrt(alpha_bar_s) * x_0
-    + likelihood_precision * x_t / np.sqrt(alpha)
+@pytest.mark.parametrize("given", EDM_SETTINGS)
+def test_edm_draws_log_normal_noise(given):
+  settings = EDM_DEFAULTS | given
+  levels = schedules.edm(**given).draw(_keys(2, 20_000))
+  log_sigma = np.log(np.asarray(levels.sigma, np.float64))
+  # Four standard errors.
+  std = settings["log_std"]
+  assert log_sigma.mean() == pytest.approx(
+    settings["log_mean"], abs=4 * std / math.sqrt(20_000)
   )
-  return mean, variance
-
-
-def test_posterior_is_bayes_rule(noised):
-  x_0, _, t, x_t = noised
-  mean, variance = process.posterior(SHORT, x_0, x_t, t)
-  alpha_bar = _short_alpha_bar()
-  for i in range(1, 6):
-    expected_mean, expected_variance = _bayes(
-      np.asarray(x_0[i], np.float64),
-      np.asarray(x_t[i], np.float64),
-      alpha_bar[t[i]],
-      alpha_bar[t[i] - 1],
+  assert log_sigma.std() == pytest.approx(std, rel=4 / math.sqrt(40_000))
+  normal = statistics.NormalDist(settings["log_mean"], std)
+  for share in (0.1, 0.5, 0.9):
+    assert np.mean(log_sigma < normal.inv_cdf(share)) == pytest.approx(
+      share, abs=0.015
     )
-    np.testing.assert_allclose(mean[i], expected_mean, atol=5e-4)
-    np.testing.assert_allclose(variance[i], expected_variance, rtol=1e-3)
+  _check_edm_columns(levels, settings)
 
 
-def test_transition_over_several_steps_is_bayes_rule():
-  alpha_bar = _short_alpha_bar()
-  for t, s in [(99, 40), (40, 12), (12, 0)]:
-    actual = process.transition(
-      jnp.float32(0.7),
-      jnp.float32(-1.3),
-      jnp.float32(alpha_bar[t]),
-      jnp.float32(alpha_bar[s]),
+@pytest.mark.parametrize("given", EDM_SETTINGS)
+def test_edm_grid_is_that_of_karras(given):
+  settings = EDM_DEFAULTS | given
+  low, high, rho = (
+    settings[name] for name in ("sigma_min", "sigma_max", "rho")
+  )
+  levels = schedules.edm(**given).grid(18)
+  # Karras et al. 2022, Eq. 5.
+  expected = [
+    (high ** (1 / rho) + i / 17 * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    for i in range(18)
+  ]
+  np.testing.assert_allclose(levels.sigma, expected, rtol=1e-6)
+  assert float(levels.sigma[0]) == pytest.approx(high, rel=1e-6)
+  assert float(levels.sigma[-1]) == pytest.approx(low, rel=1e-6)
+  assert float(levels.time[0]) == pytest.approx(999, abs=1e-3)
+  assert float(levels.time[-1]) == pytest.approx(0, abs=1e-3)
+  _check_edm_columns(levels, settings)
+
+
+@pytest.mark.parametrize("time", ["uniform", "logit_normal"])
+@pytest.mark.parametrize("end", [1e-3, 0.1])
+def test_flow_draws_its_stated_law(time, end):
+  levels = schedules.flow(time, end).draw(_keys(3, 20_000))
+  t = np.asarray(levels.sigma, np.float64)
+  assert t.min() >= end - 1e-6
+  assert t.max() <= 1 - end + 1e-6
+  for share in (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98):
+    quantile = share
+    if time == "logit_normal":
+      quantile = 1 / (1 + math.exp(-statistics.NormalDist().inv_cdf(share)))
+    # Four standard errors of a share of 20,000 draws.
+    assert np.mean(t < end + (1 - 2 * end) * quantile) == pytest.approx(
+      share, abs=4 * math.sqrt(share * (1 - share) / 20_000)
     )
-    expected = _bayes(0.7, -1.3, alpha_bar[t], alpha_bar[s])
-    np.testing.assert_allclose(actual, expected, rtol=5e-4)
+  np.testing.assert_allclose(levels.alpha + levels.sigma, 1, atol=1e-6)
+  np.testing.assert_allclose(levels.time, 999 * t, rtol=1e-5)
+  np.testing.assert_array_equal(levels.input_scale, 1)
 
 
-def test_posterior_at_time_zero_is_the_clean_example(noised):
-  x_0, _, _, x_t = noised
-  mean, variance = process.posterior(SHORT, x_0, x_t, jnp.zeros(6, jnp.int32))
-  np.testing.assert_allclose(mean, x_0, atol=1e-6)
-  np.testing.assert_array_equal(variance, 0)
+@pytest.mark.parametrize("end", [1e-3, 0.1])
+def test_flow_grid_is_even_in_time(end):
+  levels = schedules.flow(end=end).grid(5)
+  step = (1 - 2 * end) / 4
+  expected = np.array([1 - end - i * step for i in range(5)])
+  np.testing.assert_allclose(levels.sigma, expected, rtol=1e-6)
+  # 1 - t taken in float32 would cost alpha of the first level 6e-5.
+  np.testing.assert_allclose(levels.alpha, 1 - expected, rtol=1e-6)
+  np.testing.assert_allclose(levels.time, 999 * expected, rtol=1e-6)
+  np.testing.assert_array_equal(levels.input_scale, 1)
 
 
-# Samplers.
+@every_process
+@pytest.mark.parametrize("num_steps", [1, 2, 18])
+def test_grids_fall_from_the_most_noise(name, num_steps):
+  made = PROCESSES[name]
+  levels = made.grid(num_steps)
+  for column in levels:
+    assert column.shape == (num_steps,)
+    assert column.dtype == jnp.float32
+    assert np.isfinite(column).all()
+  ratio = np.asarray(levels.sigma / levels.alpha)
+  assert np.all(np.diff(ratio) < 0)
+  assert np.all(np.diff(np.asarray(levels.time)) < 0)
+  assert ratio[0] == pytest.approx(
+    {"ddpm": 157.4, "edm": 80, "flow": 999}[name], rel=1e-3
+  )
+  assert np.all(np.asarray(levels.time) >= -1e-3)
+  assert np.all(np.asarray(levels.time) <= 1000)
 
 
 @pytest.mark.parametrize("num_steps", [2, 3, 7, 333, 999, 1000])
 def test_respaced_timesteps_are_even_and_hold_both_ends(num_steps):
-  t = samplers.respaced_timesteps(1000, num_steps)
+  t = schedules.respaced_timesteps(1000, num_steps)
   gaps = -np.diff(t)
   assert t.shape == (num_steps,)
   assert (t[0], t[-1]) == (999, 0)
   assert gaps.min() >= 1
   assert gaps.max() - gaps.min() <= 1
+  np.testing.assert_array_equal(PROCESSES["ddpm"].grid(num_steps).time, t)
 
 
 def test_respacing_to_every_step_and_to_one():
   np.testing.assert_array_equal(
-    samplers.respaced_timesteps(50, 50), np.arange(50)[::-1]
+    schedules.respaced_timesteps(50, 50), np.arange(50)[::-1]
   )
-  np.testing.assert_array_equal(samplers.respaced_timesteps(50, 1), [49])
+  np.testing.assert_array_equal(schedules.respaced_timesteps(50, 1), [49])
 
 
 @pytest.mark.parametrize("num_steps", [-1, 0, 51])
 def test_respacing_refuses_other_numbers_of_steps(num_steps):
   with pytest.raises(ValueError, match=f"got {num_steps}"):
-    samplers.respaced_timesteps(50, num_steps)
+    schedules.respaced_timesteps(50, num_steps)
 
 
-def _transition(t, s):
-  alpha_bar = _short_alpha_bar()
-  alpha_bar_s = 1.0 if s is None else alpha_bar[s]
-  return samplers.Transition(
-    jnp.int32(t), jnp.float32(alpha_bar[t]), jnp.float32(alpha_bar_s)
+@every_process
+def test_stopped_keeps_the_levels_of_at_least_this_noise(name):
+  levels = PROCESSES[name].grid(20)
+  ratio = np.asarray(levels.sigma / levels.alpha)
+  # A level's own ratio keeps it; just above, it goes.
+  for sigma, count in [
+    (float(ratio[7]), 8),
+    (float(ratio[7]) * 1.001, 7),
+    (0.0, 20),
+    (float(ratio[0]), 1),
+  ]:
+    kept = schedules.stopped(levels, sigma)
+    jax.tree.map(
+      np.testing.assert_array_equal, kept, _pick(levels, slice(count))
+    )
+  with pytest.raises(ValueError, match="reaches sigma"):
+    schedules.stopped(levels, float(ratio[0]) * 1.001)
+
+
+# The process.
+
+
+def _ends(name):
+  """Six levels from the least to the most noise, and float64 coefficients."""
+  if name == "ddpm":
+    alpha_bar = _short_alpha_bar()[[0, 1, 10, 50, 90, 99]]
+    alpha, sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+  elif name == "edm":
+    sigma = np.array([0.02, 0.05, 0.5, 2.0, 20.0, 80.0])
+    alpha = np.ones(6)
+  else:
+    sigma = np.array([0.02, 0.05, 0.3, 0.6, 0.9, 0.99])
+    alpha = 1 - sigma
+  return _level(alpha, sigma), alpha, sigma
+
+
+def _broadcast(column):
+  return column.reshape(-1, 1, 1, 1)
+
+
+def test_per_example_gives_each_example_its_own_entry():
+  entries = process.per_example(jnp.array([3.0, 0.0, 99.0]), 4)
+  assert entries.shape == (3, 1, 1, 1)
+  np.testing.assert_array_equal(entries.ravel(), [3, 0, 99])
+
+
+def test_unit_sigma_depends_on_the_ratio_alone():
+  level, _, sigma = _ends("ddpm")
+  np.testing.assert_allclose(process.unit_sigma(level), sigma, rtol=1e-6)
+  for name in PROCESSES:
+    level, alpha, sigma = _ends(name)
+    unit = process.unit_sigma(level)
+    np.testing.assert_allclose(
+      unit, np.sqrt(1 / (1 + (alpha / sigma) ** 2)), rtol=1e-6
+    )
+    # The same ratio with alpha 1, and with alpha^2 + sigma^2 = 1.
+    ratio = sigma / alpha
+    np.testing.assert_allclose(
+      process.unit_sigma(_level(np.ones(6), ratio)), unit, rtol=1e-6
+    )
+
+
+def test_diffuse_has_the_stated_moments():
+  # 40,000 draws of two points: standard errors 0.005 sigma_t and less.
+  n = 40_000
+  for alpha, sigma in [(0.8, 0.6), (1.0, 1.7), (0.3, 0.7)]:
+    x_0 = jnp.tile(jnp.array([[2.0, -1.0]]), (n, 1))
+    level = _level(np.full(n, alpha), np.full(n, sigma))
+    x_t = process.diffuse(level, x_0, _normal(2, (n, 2)))
+    np.testing.assert_allclose(
+      np.mean(x_t, 0), alpha * np.array([2.0, -1.0]), atol=0.02 * sigma
+    )
+    np.testing.assert_allclose(
+      np.cov(x_t, rowvar=False), sigma**2 * np.eye(2), atol=0.03 * sigma**2
+    )
+
+
+@pytest.fixture(scope="module")
+def clean():
+  return _normal(0, (6, 2, 3, 1)), _normal(1, (6, 2, 3, 1))
+
+
+@every_process
+def test_diffuse_takes_each_example_at_its_own_level(name, clean):
+  level, alpha, sigma = _ends(name)
+  x_0, eps = clean
+  np.testing.assert_allclose(
+    process.diffuse(level, x_0, eps),
+    _broadcast(alpha) * np.asarray(x_0, np.float64)
+    + _broadcast(sigma) * np.asarray(eps, np.float64),
+    rtol=1e-6,
+    atol=1e-6,
   )
 
 
-def _parts(update, transition, x_0_hat_of):
+@every_process
+def test_conversions_recover_what_the_state_was_made_of(name, clean):
+  level, _, _ = _ends(name)
+  x_0, eps = clean
+  x_t = process.diffuse(level, x_0, eps)
+  # Divisions by a_99 = 0.005 and by s_0 = 0.02 amplify the rounding.
+  close = lambda x, y: np.testing.assert_allclose(x, y, atol=3e-4)
+  close(process.eps_to_x_0(level, x_t, eps), x_0)
+  close(process.x_0_to_eps(level, x_t, x_0), eps)
+
+
+@every_process
+def test_conversions_invert_each_other_for_any_estimate(name, clean):
+  level, alpha, sigma = _ends(name)
+  x_t, guess = process.diffuse(level, *clean), _normal(3, (6, 2, 3, 1))
+  x_0 = process.eps_to_x_0(level, x_t, guess)
+  np.testing.assert_allclose(
+    x_0,
+    (np.asarray(x_t, np.float64) - _broadcast(sigma) * np.asarray(guess))
+    / _broadcast(alpha),
+    rtol=1e-4,
+    atol=1e-4,
+  )
+  # x_0 of a wrong eps is as large as 1 / a_99 = 200: the error is relative.
+  np.testing.assert_allclose(
+    process.x_0_to_eps(level, x_t, x_0), guess, atol=3e-4
+  )
+
+
+def _bayes(x_0, x_t, a_t, s_t, a_s, s_s):
+  """q(x_s | x_t, x_0) as prior times likelihood, both scalar Gaussians."""
+  ratio = a_t / a_s
+  added = s_t**2 - ratio**2 * s_s**2
+  variance = 1 / (1 / s_s**2 + ratio**2 / added)
+  mean = variance * (a_s * x_0 / s_s**2 + ratio * x_t / added)
+  return mean, variance, added
+
+
+@every_process
+def test_transition_over_several_steps_is_bayes_rule(name):
+  _, alpha, sigma = _ends(name)
+  for t, s in [(5, 4), (4, 2), (3, 2), (2, 0), (1, 0)]:
+    x_0, x_t = 0.7, -1.3
+    actual = process.transition(
+      _level(alpha[t], sigma[t]),
+      _level(alpha[s], sigma[s]),
+      jnp.float32(x_0),
+      jnp.float32(x_t),
+    )
+    expected = _bayes(x_0, x_t, alpha[t], sigma[t], alpha[s], sigma[s])
+    np.testing.assert_allclose(actual, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("num_timesteps", [100, 1000])
+def test_transition_is_the_posterior_of_ddpm(num_timesteps):
+  # Ho et al. 2020, Eqs. 6 and 7, whose beta_t is alone of order 1e-4 at first.
+  alpha_bar = schedules.linear_alpha_bar(num_timesteps)
+  levels = schedules.ddpm(alpha_bar).grid(num_timesteps)
+  levels = _pick(levels, slice(None, None, -1))
+  x_0, x_t = np.full(num_timesteps - 1, 0.7), np.full(num_timesteps - 1, -1.3)
+  mean, small, large = process.transition(
+    _pick(levels, slice(1, None)),
+    _pick(levels, slice(-1)),
+    jnp.asarray(x_0, jnp.float32),
+    jnp.asarray(x_t, jnp.float32),
+  )
+  before, after = alpha_bar[:-1], alpha_bar[1:]
+  beta = 1 - after / before
+  expected = (np.sqrt(before) * beta * x_0) / (1 - after) + (
+    np.sqrt(1 - beta) * (1 - before) * x_t
+  ) / (1 - after)
+  np.testing.assert_allclose(mean, expected, rtol=2e-5, atol=1e-6)
+  variance = (1 - before) / (1 - after) * beta
+  early = slice(num_timesteps // 50)
+  for actual, exact in [(small, variance), (large, beta)]:
+    np.testing.assert_allclose(actual[early], exact[early], rtol=1e-5)
+    np.testing.assert_allclose(actual, exact, rtol=1e-4)
+
+
+@every_process
+def test_transitions_compose(name):
+  # q(x_r | x_t, x_0) is q(x_r | x_s, x_0) averaged over q(x_s | x_t, x_0).
+  _, alpha, sigma = _ends(name)
+  at = [_level(alpha[i], sigma[i]) for i in range(6)]
+  x_0, x_t = jnp.float32(0.7), jnp.float32(-1.3)
+  for t, s, r in [(5, 3, 2), (3, 2, 1), (4, 2, 0)]:
+    mean_s, var_s, added_s = process.transition(at[t], at[s], x_0, x_t)
+    mean, var_r, added_r = process.transition(at[s], at[r], x_0, mean_s)
+    one = process.transition(at[s], at[r], x_0, mean_s + 1)[0]
+    actual = (
+      mean,
+      var_r + jnp.square(one - mean) * var_s,
+      added_s + jnp.square(at[t].alpha / at[s].alpha) * added_r,
+    )
+    np.testing.assert_allclose(
+      actual, process.transition(at[t], at[r], x_0, x_t), rtol=1e-4
+    )
+
+
+# Samplers.
+
+
+def _point(c):
+  """The denoiser of data that is the point c alone."""
+
+  def denoise(x_t, level):
+    return jnp.full_like(x_t, c), (x_t - level.alpha * c) / level.sigma
+
+  return denoise
+
+
+def _parts(update, level_t, level_s, denoise):
   """The update's value at x_t = 0, its slope by x_t and its noise's scale."""
 
   def apply(x_t, z):
-    x_t = jnp.float32(x_t)
-    return float(update(transition, x_t, x_0_hat_of(x_t), jnp.float32(z)))
+    return float(
+      update(denoise, level_t, level_s, jnp.float32(x_t), jnp.float32(z))
+    )
 
   value = apply(0, 0)
   return value, apply(1, 0) - value, apply(0, 1) - value
 
 
-@pytest.mark.parametrize("name", sorted(set(UPDATES) - {"ddpm_large"}))
-def test_updates_are_exact_where_the_data_is_one_point(name):
+@every_process
+@pytest.mark.parametrize("update", sorted(set(UPDATES) - {"ddpm_large"}))
+def test_updates_are_exact_where_the_data_is_one_point(update, name):
   # x_t ~ N(a_t c, s_t^2) must go to x_s ~ N(a_s c, s_s^2), at any spacing.
-  for t, s in [(99, 98), (60, 20), (5, 4)]:
-    transition = _transition(t, s)
+  _, alpha, sigma = _ends(name)
+  for t, s in [(5, 4), (3, 2), (4, 1), (1, 0)]:
     value, slope, noise = _parts(
-      UPDATES[name], transition, lambda _: jnp.float32(0.8)
+      UPDATES[update],
+      _level(alpha[t], sigma[t]),
+      _level(alpha[s], sigma[s]),
+      _point(0.8),
     )
-    alpha_bar_t, alpha_bar_s = map(float, transition[1:])
-    assert value + slope * math.sqrt(alpha_bar_t) * 0.8 == pytest.approx(
-      math.sqrt(alpha_bar_s) * 0.8, abs=1e-4
+    assert value + slope * alpha[t] * 0.8 == pytest.approx(
+      alpha[s] * 0.8, abs=1e-4
     )
-    assert slope**2 * (1 - alpha_bar_t) + noise**2 == pytest.approx(
-      1 - alpha_bar_s, rel=1e-3
+    assert slope**2 * sigma[t] ** 2 + noise**2 == pytest.approx(
+      sigma[s] ** 2, rel=1e-3
     )
 
 
 def test_large_variance_is_exact_for_unit_gaussian_data():
-  # x_t ~ N(0, 1) at every t, and E[x_0 | x_t] = a_t x_t.
-  for t, s in [(99, 98), (60, 20), (5, 4)]:
-    transition = _transition(t, s)
-    a_t = jnp.sqrt(transition.alpha_bar_t)
+  # DDPM: x_t ~ N(0, 1) at every t, and E[x_0 | x_t] = a_t x_t.
+  _, alpha, sigma = _ends("ddpm")
+
+  def denoise(x_t, level):
+    return level.alpha * x_t, level.sigma * x_t
+
+  for t, s in [(5, 4), (3, 2), (1, 0)]:
     value, slope, noise = _parts(
-      UPDATES["ddpm_large"], transition, lambda x_t, a=a_t: a * x_t
+      UPDATES["ddpm_large"],
+      _level(alpha[t], sigma[t]),
+      _level(alpha[s], sigma[s]),
+      denoise,
     )
     assert value == 0
     assert slope**2 + noise**2 == pytest.approx(1, abs=1e-4)
 
 
-def test_eta_scales_the_noise_of_ddim():
-  transition = _transition(60, 20)
+@every_process
+def test_eta_scales_the_noise_of_ddim(name):
+  _, alpha, sigma = _ends(name)
   noise = [
-    _parts(samplers.ddim(eta), transition, lambda _: jnp.float32(0))[2]
+    _parts(
+      samplers.ddim(eta),
+      _level(alpha[4], sigma[4]),
+      _level(alpha[2], sigma[2]),
+      _point(0.0),
+    )[2]
     for eta in (0.0, 0.5, 1.0)
   ]
   assert noise[0] == 0
@@ -316,75 +572,197 @@ def test_eta_scales_the_noise_of_ddim():
   assert noise[1] == pytest.approx(noise[2] / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", UPDATES)
-def test_last_transition_is_the_clean_estimate_without_noise(name):
-  x_0_hat = _normal(4, (5,))
-  x_s = UPDATES[name](
-    _transition(0, None), _normal(5, (5,)), x_0_hat, 100 * _normal(6, (5,))
-  )
-  np.testing.assert_allclose(x_s, x_0_hat, atol=1e-6)
+def _curved(x, a, s):
+  """A denoiser that is no line, in numpy, and the noise it implies."""
+  x_0_hat = np.tanh(x / np.sqrt(a**2 + s**2)) + 0.1 * a * s
+  return x_0_hat, (x - a * x_0_hat) / s
 
 
-def _gaussian_eps(schedule, mean, covariance):
-  """The exact noise predictor of data N(mean, covariance)."""
-  values, vectors = np.linalg.eigh(covariance)
-  values = jnp.asarray(values, jnp.float32)[None]
-  vectors = jnp.asarray(vectors, jnp.float32)
+def _curved_denoise(x_t, level):
+  a, s = (np.float64(value) for value in (level.alpha, level.sigma))
+  return tuple(map(jnp.float32, _curved(np.asarray(x_t, np.float64), a, s)))
+
+
+@pytest.mark.parametrize("update", ["ddim_0", "heun"])
+def test_steps_are_the_textbooks_for_edm(update):
+  # Karras et al. 2022, Algorithm 1: lines 4 to 8.
+  x = np.array([1.7, -0.4, 3.0])
+  for t, s in [(80.0, 50.0), (3.0, 1.0), (0.4, 0.1)]:
+    d = (x - _curved(x, 1.0, t)[0]) / t
+    expected = x + (s - t) * d
+    if update == "heun":
+      d_s = (expected - _curved(expected, 1.0, s)[0]) / s
+      expected = x + (s - t) * (d / 2 + d_s / 2)
+    actual = UPDATES[update](
+      _curved_denoise,
+      _level(1.0, t),
+      _level(1.0, s),
+      jnp.float32(x),
+      jnp.full(3, jnp.nan) if update == "heun" else jnp.full(3, 100.0),
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("update", ["ddim_0", "heun"])
+def test_steps_are_the_textbooks_for_flow(update):
+  # dx/dt = u = eps_hat - x_0_hat, and its Euler and Heun steps.
+  x = np.array([1.7, -0.4, 3.0])
+
+  def velocity(x, t):
+    x_0_hat, eps_hat = _curved(x, 1 - t, t)
+    return eps_hat - x_0_hat
+
+  for t, s in [(0.95, 0.7), (0.5, 0.45), (0.2, 0.05)]:
+    expected = x + (s - t) * velocity(x, t)
+    if update == "heun":
+      u = (velocity(x, t) + velocity(expected, s)) / 2
+      expected = x + (s - t) * u
+    actual = UPDATES[update](
+      _curved_denoise,
+      _level(1 - t, t),
+      _level(1 - s, s),
+      jnp.float32(x),
+      jnp.full(3, 100.0),
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_steps_are_the_papers_for_ddpm_and_ddim():
+  # Ho et al. 2020, Algorithm 2; Song et al. 2020, Eqs. 12 and 16.
+  x, z = np.array([1.7, -0.4, 3.0]), np.array([-0.5, 2.0, 0.1])
+  alpha_bar = _short_alpha_bar()
+  for t in (99, 40, 1):
+    bar_t, bar_s = alpha_bar[t], alpha_bar[t - 1]
+    levels = [_level(np.sqrt(b), np.sqrt(1 - b)) for b in (bar_t, bar_s)]
+    x_0_hat, eps_hat = _curved(x, np.sqrt(bar_t), np.sqrt(1 - bar_t))
+    beta = 1 - bar_t / bar_s
+    mean = (x - beta / np.sqrt(1 - bar_t) * eps_hat) / np.sqrt(1 - beta)
+    std = np.sqrt((1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s))
+    expected = {
+      "ddpm_small": mean + std * z,
+      "ddpm_large": mean + np.sqrt(beta) * z,
+      "ddim_half": np.sqrt(bar_s) * x_0_hat
+      + np.sqrt(1 - bar_s - (0.5 * std) ** 2) * eps_hat
+      + 0.5 * std * z,
+    }
+    for name, value in expected.items():
+      actual = UPDATES[name](
+        _curved_denoise, *levels, jnp.float32(x), jnp.float32(z)
+      )
+      np.testing.assert_allclose(actual, value, rtol=2e-4, atol=2e-5)
+
+
+def _columns(level, ndim=2):
+  return (process.per_example(v, ndim) for v in (level.alpha, level.sigma))
+
+
+def _gaussian_eps(mean, std):
+  """The exact noise predictor of data N(mean, diag(std^2))."""
   mean = jnp.asarray(mean, jnp.float32)[None]
+  variance = jnp.asarray(np.square(std), jnp.float32)[None]
 
-  def eps_fn(x_t, t):
-    a = schedules.at(schedule.sqrt_alpha_bar, t, 2)
-    s = schedules.at(schedule.sigma, t, 2)
-    coordinates = (x_t - a * mean) @ vectors
-    return (s * coordinates / (a**2 * values + s**2)) @ vectors.T
+  def eps_fn(x_t, level):
+    a, s = _columns(level)
+    return s * (x_t - a * mean) / (a**2 * variance + s**2)
 
   return eps_fn
 
 
+def _run(eps_fn, levels, update, index, shape, seed=7, **kwargs):
+  return samplers.sample(
+    eps_fn, levels, update, jax.random.key(seed), index, shape, **kwargs
+  )
+
+
+def _start(levels, index, shape, seed=7):
+  """The state a sampler starts from."""
+  still = lambda denoise, level_t, level_s, x_t, z: x_t
+  silent = lambda x_t, level: jnp.zeros_like(x_t)
+  x_0_hat = _run(silent, levels, still, index, shape, seed)
+  return levels.alpha[-1] * x_0_hat
+
+
+@every_process
+def test_samples_start_from_the_noise_of_the_first_level(name):
+  levels = PROCESSES[name].grid(3)
+  x_T = np.asarray(_start(levels, jnp.arange(10_000), (2,)), np.float64)
+  sigma = float(levels.sigma[0])
+  # Four standard errors.
+  np.testing.assert_allclose(x_T.mean(0) / sigma, 0, atol=0.04)
+  np.testing.assert_allclose(x_T.std(0) / sigma, 1, atol=0.029)
+
+
+@functools.cache
+def _one_start():
+  """The start of one sample, in units of the first sigma."""
+  levels = PROCESSES["edm"].grid(3)
+  return float(_start(levels, jnp.arange(1), (1,))[0, 0] / levels.sigma[0])
+
+
 # With 8,000 samples the standard error is 0.8% of a standard deviation, and
-# at most 0.017 of a mean. The discretisation's own error on these two axes,
-# from the samplers' linear recursion: at all 400 steps 1.9% of a standard
-# deviation, at 200 of 1,000 steps 3.5% (both for the small variance), and
-# 0.01 of a mean (eta = 0, because the start has mean zero). Tolerances are
-# that plus four standard errors.
+# at most 0.017 of a mean. Tolerances are four of them plus the
+# discretisation's own error on these two axes at 200 steps, from the
+# samplers' linear recursion (test_second_order_steps holds its order).
+MEAN, STD = np.array([1.5, -1.0]), np.array([0.5, 1.5])
+
+
 @pytest.mark.parametrize(
-  ("num_timesteps", "num_steps", "std_tolerance"),
-  [(400, 400, 0.051), (1000, 200, 0.067)],
+  ("name", "update"),
+  [
+    (name, update)
+    for name in PROCESSES
+    for update in UPDATES
+    if name == "ddpm" or update != "ddpm_large"
+  ],
 )
-@pytest.mark.parametrize("name", UPDATES)
-def test_exact_gaussian_scores_give_its_moments(
-  name, num_timesteps, num_steps, std_tolerance
-):
-  mean = np.array([1.5, -1.0])
-  axes = np.array([[np.cos(0.5), np.sin(0.5)], [-np.sin(0.5), np.cos(0.5)]])
-  std = np.array([0.5, 1.5])
-  schedule = schedules.make("linear", num_timesteps)
-  eps_fn = _gaussian_eps(schedule, mean, axes.T * std**2 @ axes)
-  x = samplers.sample(
-    eps_fn,
-    schedule,
-    UPDATES[name],
-    jax.random.key(7),
+def test_exact_gaussian_scores_give_its_moments(name, update):
+  x = _run(
+    _gaussian_eps(MEAN, STD),
+    PROCESSES[name].grid(200),
+    UPDATES[update],
     jnp.arange(8000),
     (2,),
-    num_steps,
   )
-  coordinates = (np.asarray(x, np.float64) - mean) @ axes.T
-  np.testing.assert_allclose(coordinates.mean(0), 0, atol=0.078)
-  np.testing.assert_allclose(
-    coordinates.std(0), std, rtol=std_tolerance, atol=0
-  )
-  assert abs(np.corrcoef(coordinates.T)[0, 1]) < 4 / np.sqrt(8000)
+  x = np.asarray(x, np.float64)
+  np.testing.assert_allclose(x.mean(0), MEAN, atol=0.078)
+  np.testing.assert_allclose(x.std(0), STD, rtol=0.067)
+  assert abs(np.corrcoef(x.T)[0, 1]) < 4 / np.sqrt(8000)
 
 
-def _mixture_eps(schedule, weights, means, std):
+@every_process
+@pytest.mark.parametrize("update", ["ddim_0", "heun"])
+def test_second_order_steps(update, name):
+  # On data N(0, q^2) the flow keeps x_t / sqrt(a^2 q^2 + s^2): for EDM,
+  # sqrt(sigma^2 + q^2). The clean estimate at the end is linear in x_t.
+  q = 0.7
+  unit_start = _one_start()
+
+  def error(num_steps):
+    levels = PROCESSES[name].grid(num_steps + 1)
+    x = _run(
+      _gaussian_eps([0.0], [q]), levels, UPDATES[update], jnp.arange(1), (1,)
+    )
+    a, s = (np.asarray(v, np.float64) for v in (levels.alpha, levels.sigma))
+    spread = np.sqrt((a * q) ** 2 + s**2)
+    x_T = s[0] * unit_start
+    exact = x_T * spread[-1] / spread[0] * a[-1] * q**2 / spread[-1] ** 2
+    return abs(float(x[0, 0]) / exact - 1)
+
+  # DDPM's steps are whole timesteps, alike where their number divides 999.
+  few, many = (37, 111) if name == "ddpm" else (40, 80)
+  coarse, fine = error(few), error(many)
+  order = math.log(coarse / fine) / math.log(many / few)
+  assert order == pytest.approx(2 if update == "heun" else 1, abs=0.3)
+  assert fine < (0.01 if update == "heun" else 0.1)
+
+
+def _mixture_eps(weights, means, std):
   """The exact noise predictor of scalar data, a mixture of N(m_k, std^2)."""
   weights = jnp.asarray(weights, jnp.float32)[None]
   means = jnp.asarray(means, jnp.float32)[None]
 
-  def eps_fn(x_t, t):
-    a = schedules.at(schedule.sqrt_alpha_bar, t, 2)
-    s = schedules.at(schedule.sigma, t, 2)
+  def eps_fn(x_t, level):
+    a, s = _columns(level)
     variance = jnp.square(a * std) + jnp.square(s)
     offset = x_t - a * means
     logits = jnp.log(weights) - jnp.square(offset) / (2 * variance)
@@ -394,29 +772,40 @@ def _mixture_eps(schedule, weights, means, std):
   return eps_fn
 
 
-MIXTURE = _mixture_eps(LINEAR, [0.3, 0.7], [-1.0, 1.0], 0.2)
+MIXTURE = _mixture_eps([0.3, 0.7], [-1.0, 1.0], 0.2)
 
 
 @functools.cache
-def _mixture_sampler(update, num_steps):
+def _mixture_sampler(name, update, num_steps):
+  levels = PROCESSES[name].grid(num_steps)
   return jax.jit(
     lambda key, index: samplers.sample(
-      MIXTURE, LINEAR, update, key, index, (1,), num_steps
+      MIXTURE, levels, update, key, index, (1,)
     )
   )
 
 
-def _sample_mixture(update, index, num_steps, seed=8):
-  sampler = _mixture_sampler(update, num_steps)
+def _sample_mixture(update, index, num_steps, seed=8, name="ddpm"):
+  sampler = _mixture_sampler(name, update, num_steps)
   return sampler(jax.random.key(seed), jnp.asarray(index))
 
 
-@pytest.mark.parametrize("name", ["ddpm_small", "ddim_0"])
-def test_exact_mixture_scores_give_its_modes(name):
+@pytest.mark.parametrize(
+  ("name", "update"),
+  [
+    ("ddpm", "ddpm_small"),
+    ("ddpm", "ddim_0"),
+    ("edm", "ddpm_small"),
+    ("edm", "heun"),
+    ("flow", "ddim_0"),
+    ("flow", "ddim_1"),
+  ],
+)
+def test_exact_mixture_scores_give_its_modes(update, name):
   # Four standard errors with 8,000 samples: 0.021 of the weight, and for
   # each mode 0.016 of its mean and 6% of its spread. At 250 steps the spread
   # of 0.2 is up to 6% wrong by itself.
-  x = _sample_mixture(UPDATES[name], np.arange(8000), 250)[:, 0]
+  x = _sample_mixture(UPDATES[update], np.arange(8000), 250, name=name)[:, 0]
   low = np.asarray(x[x < 0], np.float64)
   high = np.asarray(x[x > 0], np.float64)
   assert len(low) / 8000 == pytest.approx(0.3, abs=0.021)
@@ -425,18 +814,20 @@ def test_exact_mixture_scores_give_its_modes(name):
     assert mode.std() == pytest.approx(0.2, rel=0.12)
 
 
-def test_ddim_at_eta_one_is_ddpm():
+@every_process
+def test_ddim_at_eta_one_is_ddpm(name):
   np.testing.assert_allclose(
-    _sample_mixture(UPDATES["ddim_1"], np.arange(8), 50),
-    _sample_mixture(UPDATES["ddpm_small"], np.arange(8), 50),
+    _sample_mixture(UPDATES["ddim_1"], np.arange(8), 50, name=name),
+    _sample_mixture(UPDATES["ddpm_small"], np.arange(8), 50, name=name),
     atol=1e-3,
   )
 
 
-def test_ddim_at_eta_zero_depends_on_its_start_alone():
-  quiet = UPDATES["ddim_0"]
-  loud = lambda transition, x_t, x_0_hat, z: quiet(
-    transition, x_t, x_0_hat, 1 + 10 * z
+@pytest.mark.parametrize("update", ["ddim_0", "heun"])
+def test_deterministic_samplers_depend_on_their_start_alone(update):
+  quiet = UPDATES[update]
+  loud = lambda denoise, level_t, level_s, x_t, z: quiet(
+    denoise, level_t, level_s, x_t, 1 + 10 * z
   )
   np.testing.assert_array_equal(
     _sample_mixture(quiet, np.arange(8), 50),
@@ -444,106 +835,127 @@ def test_ddim_at_eta_zero_depends_on_its_start_alone():
   )
 
 
-def test_a_sample_does_not_depend_on_its_batch():
+@pytest.mark.parametrize("name", ["ddpm", "edm"])
+def test_a_sample_does_not_depend_on_its_batch(name):
   # Within rounding: vectorised code may differ by the batch size.
   update = UPDATES["ddpm_small"]
-  rows = _sample_mixture(update, np.arange(8), 50)
+  sample = functools.partial(_sample_mixture, update, name=name)
+  rows = sample(np.arange(8), 50)
   for index in ([5], [7, 5, 2]):
     np.testing.assert_allclose(
-      _sample_mixture(update, index, 50), rows[jnp.array(index)], atol=1e-5
+      sample(index, 50), rows[jnp.array(index)], atol=1e-5
     )
   assert len(np.unique(rows)) == 8
-  other_key = _sample_mixture(update, np.arange(8), 50, seed=9)
+  other_key = sample(np.arange(8), 50, seed=9)
   assert not np.any(np.isclose(rows, other_key, atol=1e-5))
 
 
-def _probe(update):
-  """Three steps, at t = 99, 50 and 0, of an eps_fn that tells x_t and t."""
-  return samplers.sample(
-    lambda x_t, t: x_t + t[:, None],
-    SHORT,
-    update,
-    jax.random.key(10),
-    jnp.arange(1000),
-    (2,),
-    3,
-  )
+# Three steps of DDPM, at t = 99, 50 and 0.
+THREE = SHORT.grid(3)
+
+
+def _probe(update, eps_fn=lambda x_t, level: jnp.zeros_like(x_t), shape=(2,)):
+  """Samples THREE levels; by default, the last state over its alpha."""
+  return _run(eps_fn, THREE, update, jnp.arange(1000), shape, seed=10)
 
 
 def _kept_from(t, value_of):
   """An update that leaves x_t alone, but for the value it takes at t."""
-  return lambda transition, x_t, x_0_hat, z: jnp.where(
-    transition.t == t, value_of(transition, x_0_hat, z), x_t
-  )
+
+  def update(denoise, level_t, level_s, x_t, z):
+    value = value_of(denoise, level_t, level_s, x_t, z)
+    return jnp.where(level_t.time == t, value, x_t)
+
+  return update
 
 
 def test_start_steps_and_elements_draw_their_own_noise():
-  draws = [_probe(lambda transition, x_t, x_0_hat, z: x_t)]
+  draws = [_probe(lambda denoise, level_t, level_s, x_t, z: x_t)]
   draws += [_probe(_kept_from(t, lambda *args: args[-1])) for t in (99, 50)]
   np.testing.assert_allclose(
     np.corrcoef(np.concatenate(draws, axis=1), rowvar=False),
     np.eye(6),
     atol=4 / np.sqrt(1000),
   )
+  for draw in draws:
+    np.testing.assert_allclose(np.std(draw), 1, atol=4 / np.sqrt(4000))
 
 
-def test_each_step_is_taken_at_its_own_time():
-  start = _probe(lambda transition, x_t, x_0_hat, z: x_t)
-  a, s = SHORT.sqrt_alpha_bar, SHORT.sigma
-  np.testing.assert_allclose(
-    _probe(_kept_from(50, lambda transition, x_0_hat, z: x_0_hat)),
-    (start - s[50] * (start + 50)) / a[50],
-    rtol=1e-5,
-    atol=1e-4,
-  )
-  for t, alpha_bar_s in [(99, a[50] ** 2), (50, a[0] ** 2), (0, 1)]:
-    pair = lambda transition, x_0_hat, z: jnp.stack(transition[1:])[None]
-    np.testing.assert_allclose(
-      _probe(_kept_from(t, pair))[0], [a[t] ** 2, alpha_bar_s], rtol=1e-6
+def test_each_step_is_taken_at_its_own_levels():
+  tells = lambda x_t, level: x_t + level.time[:, None]
+  assert np.asarray(THREE.time).tolist() == [99, 50, 0]
+  start = np.asarray(_start(THREE, jnp.arange(1000), (2,), seed=10))
+  a, s = (np.asarray(v) for v in (THREE.alpha, THREE.sigma))
+  clean = lambda x, i: (x - s[i] * (x + THREE.time[i])) / a[i]
+  for i, t in enumerate((99, 50)):
+    x_0_hat = _probe(
+      _kept_from(
+        t, lambda denoise, level_t, level_s, x_t, z: denoise(x_t, level_t)[0]
+      ),
+      tells,
     )
+    # The last step's own estimate is taken of the state so found.
+    np.testing.assert_allclose(
+      x_0_hat, clean(clean(start, i), 2), rtol=1e-4, atol=2e-3
+    )
+    both = lambda denoise, level_t, level_s, x_t, z: (
+      jnp.stack([*level_t, *level_s])[None] + jnp.zeros_like(x_t)
+    )
+    told = THREE.alpha[-1] * _probe(_kept_from(t, both), shape=(8,))[0]
+    expected = [column[j] for j in (i, i + 1) for column in THREE]
+    np.testing.assert_allclose(told, expected, rtol=1e-6)
+
+
+def _point_eps(point):
+  def eps_fn(x_t, level):
+    a, s = _columns(level)
+    return (x_t - a * point) / s
+
+  return eps_fn
+
+
+POINT = jnp.array([[0.3, -0.6, 1.2]])
 
 
 @pytest.mark.parametrize(
-  ("name", "num_steps"), [("ddpm_small", 1), *((name, 10) for name in UPDATES)]
+  ("name", "update", "num_steps"),
+  [
+    *((name, "ddpm_small", 1) for name in PROCESSES),
+    *(("ddpm", update, 10) for update in UPDATES),
+  ],
 )
-def test_one_point_of_data_is_sampled_to_the_point(name, num_steps):
-  point = jnp.array([[0.3, -0.6, 1.2]])
+def test_one_point_of_data_is_sampled_to_the_point(name, update, num_steps):
+  levels = PROCESSES[name].grid(num_steps)
+  x = _run(_point_eps(POINT), levels, UPDATES[update], jnp.arange(4), (3,))
+  # One step divides by alpha: 0.006 for DDPM, 0.001 for flow matching.
+  atol = 1e-3 if num_steps == 1 else 2e-4
+  np.testing.assert_allclose(x, jnp.tile(POINT, (4, 1)), atol=atol)
 
-  def eps_fn(x_t, t):
-    a = schedules.at(SHORT.sqrt_alpha_bar, t, 2)
-    return (x_t - a * point) / schedules.at(SHORT.sigma, t, 2)
 
-  x = samplers.sample(
-    eps_fn,
-    SHORT,
-    UPDATES[name],
-    jax.random.key(11),
-    jnp.arange(4),
-    (3,),
-    num_steps,
+@every_process
+@pytest.mark.parametrize("update", ["ddpm_small", "heun"])
+def test_a_stopped_sampler_ends_with_the_last_clean_estimate(update, name):
+  levels = schedules.stopped(PROCESSES[name].grid(30), 0.4)
+  assert 1 < len(levels.sigma) < 30
+  x = _run(_point_eps(POINT), levels, UPDATES[update], jnp.arange(4), (3,))
+  np.testing.assert_allclose(x, jnp.tile(POINT, (4, 1)), atol=2e-4)
+
+
+def test_clipping_keeps_both_estimates_of_one_state():
+  # By hand: DDIM over two levels, each clean estimate clipped to 0.5 and the
+  # noise estimate such that both still make up the state.
+  levels = _pick(_ends("flow")[0], jnp.array([3, 2]))
+  a, s = (np.asarray(v, np.float64) for v in (levels.alpha, levels.sigma))
+  index = jnp.arange(64)
+  x = np.asarray(_start(levels, index, (3,)), np.float64)
+  run = functools.partial(
+    _run, lambda x_t, level: -x_t - 1, levels, samplers.ddim(0.0), index, (3,)
   )
-  # One step divides by a_99 = 0.005.
-  np.testing.assert_allclose(x, jnp.tile(point, (4, 1)), atol=2e-4)
-
-
-def test_clipping_keeps_every_clean_estimate_in_range():
-  def largest(transition, x_t, x_0_hat, z):
-    """Carries the largest |x_0_hat| so far in the place of the state."""
-    size = jnp.abs(x_0_hat)
-    return jnp.where(transition.t == 99, size, jnp.maximum(x_t, size))
-
-  def run(update, clip_x_0):
-    return samplers.sample(
-      lambda x_t, t: -x_t - 1,
-      SHORT,
-      update,
-      jax.random.key(12),
-      jnp.arange(16),
-      (3,),
-      20,
-      clip_x_0=clip_x_0,
-    )
-
-  assert np.min(run(largest, None)) > 1
-  np.testing.assert_array_equal(run(largest, 0.5), 0.5)
-  assert np.max(np.abs(run(UPDATES["ddpm_small"], 0.5))) <= 0.5
+  clean = lambda x, i: (x + s[i] * (x + 1)) / a[i]
+  assert np.mean(np.abs(clean(x, 0)) > 0.5) > 0.5
+  x_0_hat = np.clip(clean(x, 0), -0.5, 0.5)
+  x_s = a[1] * x_0_hat + s[1] * (x - a[0] * x_0_hat) / s[0]
+  expected = np.clip(clean(x_s, 1), -0.5, 0.5)
+  assert 0.05 < np.mean(np.abs(expected) < 0.5)
+  np.testing.assert_allclose(run(clip_x_0=0.5), expected, atol=1e-5)
+  assert np.max(np.abs(run())) > 1

@@ -17,8 +17,10 @@ ALLOWED = {
   "config": _PURE,
   "training": _PURE | {"config"},
   "evaluation": _PURE | {"config", "training"},
+  "experiments": _PURE | {"config", "training", "evaluation"},
   "reports": {"data"},
-  "main": _PURE | {"config", "training", "evaluation", "reports"},
+  "main": _PURE
+  | {"config", "training", "evaluation", "experiments", "reports"},
 }
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "misc"}
 

@@ -118,6 +118,31 @@ def test_world_from_training_to_evaluation(tmp_path):
   assert all(np.isfinite(x) for x in result["measures"].values())
 
 
+def test_world_under_edm(tmp_path, run):
+  """Other levels, parametrisation and sampler, from the command line alone."""
+  args = [
+    PLANE,
+    f"--workdir={tmp_path / 'run'}",
+    "--config.diffusion.process=edm",
+    "--config.diffusion.prediction=edm",
+    "--config.sampling.sampler=heun",
+    "--config.train.num_steps=10",
+  ]
+  assert_succeeds(run(*args))
+  assert_succeeds(run(*args, "--mode=evaluate"))
+  result = json.loads((tmp_path / "run/evaluation.json").read_text())
+  assert (result["step"], result["objective"]) == (10, "robust_adv")
+  measures = result["measures"]
+  assert all(np.isfinite(x) for x in measures.values())
+  # From sigma 80 down to the data: noise left over would be far larger.
+  assert 0 < measures["support_rms"] < 2
+  # A run of one process is not sampled by another.
+  code, stderr = run(
+    *args, "--mode=evaluate", "--config.diffusion.process=flow"
+  )
+  assert_one_clear_line(code, stderr, "diffusion.process: edm -> flow")
+
+
 def test_images_from_tfds(tmp_path, run):
   prepare_cifar10_like(tmp_path / "data")
   args = [

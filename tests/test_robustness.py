@@ -1,16 +1,30 @@
-"""The paper's losses, perturbations and radii against closed forms."""
+"""The objectives, noisings and radii against closed forms."""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from rad_jax.robustness import objectives, perturbations, radius
+from rad_jax.diffusion.process import Level
+from rad_jax.robustness import attacks, noising, objectives, radius
+from rad_jax.robustness.noising import Noised
+from rad_jax.robustness.objectives import OBJECTIVES
 
-REGULARISED = ["invariance", "robust_ran", "robust_adv", "true_noise"]
+# Those with a clean branch and a perturbed one, and each one's plain part.
+PLAIN = {
+  "invariance": "ddpm",
+  "robust_ran": "ddpm",
+  "robust_adv": "ddpm",
+  "true_noise": "ddpm",
+  "noise_aware_ran": "noise_aware",
+  "noise_aware_adv": "noise_aware",
+}
 SHAPE = (4, 2, 3, 1)
-SIGMA_T = jnp.array([0.05, 0.3, 0.7, 0.999])
+SIGMA = jnp.array([0.05, 0.3, 0.7, 0.999])
+
+stop_gradients = pytest.mark.parametrize("stop_gradient", [False, True])
 
 
 def _normal(seed, shape=SHAPE):
@@ -25,7 +39,12 @@ def _column(values, ndim=4):
   return jnp.reshape(values, (-1,) + (1,) * (ndim - 1))
 
 
-NOISED = objectives.Noised(x_t=_normal(0), eps=_normal(1), sigma_t=SIGMA_T)
+NOISED = Noised(
+  x_t=_normal(0),
+  eps=_normal(1),
+  weight=jnp.array([1.0, 0.25, 0.81, 0.0]),
+  sigma=SIGMA,
+)
 W = 0.3 * _normal(2)
 RADIUS = jnp.array([0.1, 0.5, 1.0, 2.0])
 LAMBDA_T = jnp.array([0.1, 0.5, 1.0, 3.0])
@@ -49,41 +68,75 @@ PARAMS = {
 def _loss(
   name, eps_fn, noised=NOISED, w=W, lambda_t=LAMBDA_T, stop_gradient=False
 ):
-  return objectives.OBJECTIVES[name].loss(
-    eps_fn, eps_fn(noised.x_t), noised, w, lambda_t, stop_gradient
+  return objectives.loss(
+    OBJECTIVES[name],
+    eps_fn,
+    eps_fn(noised.x_t),
+    noised,
+    w,
+    lambda_t,
+    stop_gradient,
   )
+
+
+def _float64(*arrays):
+  return [np.asarray(array, np.float64) for array in arrays]
 
 
 # Objectives.
 
 
-def test_each_name_has_its_loss_and_its_perturbation():
+def test_the_table():
   table = {
-    name: (objective.loss.__name__, objective.perturbation)
-    for name, objective in objectives.OBJECTIVES.items()
+    name: (
+      objective.noise.__name__,
+      objective.clean,
+      objective.target and objective.target.__name__,
+      objective.attack,
+    )
+    for name, objective in OBJECTIVES.items()
   }
   assert table == {
-    "ddpm": ("ddpm", "none"),
-    "invariance": ("invariance", "fgsm"),
-    "robust_ran": ("equivariance", "uniform"),
-    "robust_adv": ("equivariance", "fgsm"),
-    "true_noise": ("true_noise", "fgsm"),
-    "true_noise_only": ("true_noise_only", "fgsm"),
+    "ddpm": ("blind", True, None, "none"),
+    "invariance": ("blind", True, "unmoved", "fgsm"),
+    "robust_ran": ("blind", True, "moved", "uniform"),
+    "robust_adv": ("blind", True, "moved", "fgsm"),
+    "true_noise": ("blind", True, "true_moved", "fgsm"),
+    "true_noise_only": ("blind", False, "true_moved", "fgsm"),
+    "input_perturbation": ("blind", False, "true_unmoved", "gaussian"),
+    "noise_aware": ("aware", True, None, "none"),
+    "noise_aware_ran": ("aware", True, "moved", "uniform"),
+    "noise_aware_adv": ("aware", True, "moved", "fgsm"),
   }
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_is_left_without_the_regulariser(name):
+  plain = "noise_aware" if name.startswith("noise_aware") else "ddpm"
+  left = objectives.without_regulariser(OBJECTIVES[name])
+  assert left == OBJECTIVES[plain]
 
 
 def test_perturbed_state_moves_by_sigma_w_and_its_noise_by_w():
   moved = objectives.perturbed(NOISED, W) - NOISED.x_t
-  np.testing.assert_allclose(moved, _column(SIGMA_T) * W, atol=1e-6)
-  # For one clean point x_0 = 0, x_t = sigma_t eps.
-  noised = NOISED._replace(x_t=_column(SIGMA_T) * NOISED.eps)
-  noise = objectives.perturbed(noised, W) / _column(SIGMA_T)
+  np.testing.assert_allclose(moved, _column(SIGMA) * W, atol=1e-6)
+  # For one clean point x_0 = 0, x_t = sigma eps.
+  noised = NOISED._replace(x_t=_column(SIGMA) * NOISED.eps)
+  noise = objectives.perturbed(noised, W) / _column(SIGMA)
   np.testing.assert_allclose(noise, NOISED.eps + W, atol=1e-5)
 
 
+def test_perturbed_state_is_not_clipped():
+  noised = NOISED._replace(x_t=jnp.full(SHAPE, 5.0))
+  w = jnp.full(SHAPE, 7.0)
+  np.testing.assert_allclose(
+    objectives.perturbed(noised, w), 5 + 7 * _column(SIGMA) * np.ones(SHAPE)
+  )
+
+
 def test_ideal_network_moves_by_w():
-  # eps(x) = x / sigma_t + c: the exact predictor of data at one point.
-  eps_fn = lambda x: x / _column(SIGMA_T) + 0.4
+  # eps(x) = x / sigma + c: the exact predictor of data at one point.
+  eps_fn = lambda x: x / _column(SIGMA) + 0.4
   _, terms = _loss("robust_adv", eps_fn)
   np.testing.assert_allclose(terms["regulariser"], 0, atol=1e-9)
   _, terms = _loss("invariance", eps_fn)
@@ -102,10 +155,10 @@ def test_true_noise_values():
   # eps_hat = 2 x by hand, element by element in float64.
   loss, terms = _loss("true_noise", lambda x: 2 * x)
   only, only_terms = _loss("true_noise_only", lambda x: 2 * x)
-  x_t, eps, w = (np.asarray(v, np.float64) for v in (*NOISED[:2], W))
+  x_t, eps, w = _float64(NOISED.x_t, NOISED.eps, W)
   for i in range(4):
-    dsm = np.mean((2 * x_t[i] - eps[i]) ** 2)
-    moved = 2 * (x_t[i] + float(SIGMA_T[i]) * w[i])
+    dsm = float(NOISED.weight[i]) * np.mean((2 * x_t[i] - eps[i]) ** 2)
+    moved = 2 * (x_t[i] + float(SIGMA[i]) * w[i])
     regulariser = np.mean((moved - eps[i] - w[i]) ** 2)
     assert terms["dsm"][i] == pytest.approx(dsm, rel=1e-5)
     assert terms["regulariser"][i] == pytest.approx(regulariser, rel=1e-5)
@@ -116,17 +169,39 @@ def test_true_noise_values():
   assert only_terms.keys() == {"regulariser"}
 
 
+def test_input_perturbation_values():
+  """DDPM-IP: eps from alpha x_0 + sigma (eps + gamma xi), by hand."""
+  alpha, x_0 = jnp.sqrt(1 - jnp.square(SIGMA)), _normal(6)
+  level = Level(alpha, SIGMA, SIGMA, SIGMA)
+  noised = noising.blind(x_0, jnp.zeros(4), level, NOISED.eps)
+  loss, terms = _loss("input_perturbation", lambda x: 2 * x, noised)
+  x_0, eps, w, a, s = _float64(x_0, NOISED.eps, W, alpha, SIGMA)
+  for i in range(4):
+    error = 2 * (a[i] * x_0[i] + s[i] * (eps[i] + w[i])) - eps[i]
+    assert loss[i] == pytest.approx(np.mean(error**2), rel=1e-5)
+  assert terms.keys() == {"regulariser"}
+  np.testing.assert_array_equal(loss, terms["regulariser"])
+
+
+@pytest.mark.parametrize("name", ["true_noise_only", "input_perturbation"])
+def test_without_a_clean_branch_lambda_is_not_used(name):
+  eps_fn = lambda x: _mlp(PARAMS, x)
+  np.testing.assert_array_equal(
+    _loss(name, eps_fn)[0], _loss(name, eps_fn, lambda_t=0 * LAMBDA_T)[0]
+  )
+
+
 @pytest.mark.parametrize("name", ["true_noise", "true_noise_only"])
 def test_true_noise_needs_the_true_noise_not_the_shift_alone(name):
-  # x / sigma_t + c moves by w, but is c away from eps + w.
-  noised = NOISED._replace(x_t=_column(SIGMA_T) * NOISED.eps)
-  _, terms = _loss(name, lambda x: x / _column(SIGMA_T) + 0.4, noised)
+  # x / sigma + c moves by w, but is c away from eps + w.
+  noised = NOISED._replace(x_t=_column(SIGMA) * NOISED.eps)
+  _, terms = _loss(name, lambda x: x / _column(SIGMA) + 0.4, noised)
   np.testing.assert_allclose(terms["regulariser"], 0.16, rtol=1e-4)
 
 
-@pytest.mark.parametrize("stop_gradient", [False, True])
-@pytest.mark.parametrize("name", REGULARISED)
-def test_lambda_zero_is_ddpm_to_the_bit(name, stop_gradient):
+@stop_gradients
+@pytest.mark.parametrize("name", PLAIN)
+def test_lambda_zero_is_the_plain_loss_to_the_bit(name, stop_gradient):
   def run(name, lambda_t):
     def mean_loss(params):
       values, _ = _loss(
@@ -143,20 +218,22 @@ def test_lambda_zero_is_ddpm_to_the_bit(name, stop_gradient):
   jax.tree.map(
     np.testing.assert_array_equal,
     run(name, jnp.zeros(4)),
-    run("ddpm", LAMBDA_T),
+    run(PLAIN[name], LAMBDA_T),
   )
 
 
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_loss_and_terms_are_per_example(name):
   eps_fn = lambda x: _mlp(PARAMS, x)
-  loss, terms = _loss(name, eps_fn)
+  noised = NOISED._replace(weight=jnp.array([1.0, 0.25, 0.81, 0.5]))
+  loss, terms = _loss(name, eps_fn, noised)
   assert all(value.shape == (4,) for value in (loss, *terms.values()))
   assert len(np.unique(loss)) == 4
-  changed = objectives.Noised(
-    NOISED.x_t.at[2].add(1.0),
-    NOISED.eps.at[2].add(-2.0),
-    SIGMA_T.at[2].set(0.1),
+  changed = Noised(
+    noised.x_t.at[2].add(1.0),
+    noised.eps.at[2].add(-2.0),
+    noised.weight.at[2].set(0.3),
+    SIGMA.at[2].set(0.1),
   )
   moved, _ = _loss(
     name, eps_fn, changed, W.at[2].add(0.5), LAMBDA_T.at[2].set(9.0)
@@ -164,22 +241,26 @@ def test_loss_and_terms_are_per_example(name):
   np.testing.assert_array_equal(loss != moved, [False, False, True, False])
 
 
-@pytest.mark.parametrize("name", REGULARISED)
-def test_regulariser_has_its_weight(name):
-  loss, terms = _loss(name, lambda x: _mlp(PARAMS, x))
+@pytest.mark.parametrize("name", PLAIN)
+def test_regulariser_has_its_weight_and_not_the_regressions(name):
+  eps_fn = lambda x: _mlp(PARAMS, x)
+  loss, terms = _loss(name, eps_fn)
   np.testing.assert_allclose(
     loss, terms["dsm"] + LAMBDA_T * terms["regulariser"], rtol=1e-6
   )
+  unweighted = NOISED._replace(weight=jnp.ones(4))
+  _, others = _loss(name, eps_fn, unweighted)
+  np.testing.assert_array_equal(terms["regulariser"], others["regulariser"])
+  np.testing.assert_allclose(terms["dsm"], NOISED.weight * others["dsm"])
 
 
-@pytest.mark.parametrize("stop_gradient", [False, True])
+@stop_gradients
 @pytest.mark.parametrize("name", ["invariance", "robust_adv"])
 def test_gradient_through_the_target_is_a_choice(name, stop_gradient):
   # One scalar, eps_hat = k x, differentiated by hand.
   k, x, eps, s, w, lam = 0.6, 1.3, -0.4, 0.7, 0.5, 2.0
-  noised = objectives.Noised(
-    jnp.array([[x]]), jnp.array([[eps]]), jnp.array([s])
-  )
+  one = jnp.ones(1)
+  noised = Noised(x * one[:, None], eps * one[:, None], one, s * one)
 
   def loss(k):
     values, _ = _loss(
@@ -198,7 +279,43 @@ def test_gradient_through_the_target_is_a_choice(name, stop_gradient):
   assert float(jax.grad(loss)(k)) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("stop_gradient", [False, True])
+def _independent(*draws):
+  """All signs of each of the draws, scaled to a variance of 1 exactly.
+
+  All their mixed second moments are those of independent draws, so that
+  regressions on them hit their closed forms to rounding.
+  """
+  signs = itertools.product((1, -1), repeat=len(draws))
+  scaled = [draw / np.sqrt(np.mean(draw**2, axis=0)) for draw in draws]
+  rows = [
+    [sign * draw for sign, draw in zip(row, scaled, strict=True)]
+    for row in signs
+  ]
+  return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+
+
+def _best_slope(name, noised, w=None, lam=0.0, stop_gradient=False):
+  """The fixed point of training eps_hat = slope * x, for each column."""
+
+  def mean_loss(slope):
+    values, _ = _loss(
+      name,
+      lambda x: slope[None] * x,
+      noised,
+      w,
+      jnp.full(len(noised.x_t), lam),
+      stop_gradient,
+    )
+    return jnp.mean(values)
+
+  # The gradient of a quadratic is affine: its root by two evaluations.
+  gradient = jax.jit(jax.grad(mean_loss))
+  columns = noised.x_t.shape[1]
+  at_0, at_1 = gradient(jnp.zeros(columns)), gradient(jnp.ones(columns))
+  return at_0 / (at_0 - at_1)
+
+
+@stop_gradients
 @pytest.mark.parametrize("lam", [0.0, 0.5, 4.0])
 def test_linear_network_shrinks_gaussian_data(lam, stop_gradient):
   """A linear network learns data of variance q^2 / (1 + lambda rho^2).
@@ -216,216 +333,311 @@ def test_linear_network_shrinks_gaussian_data(lam, stop_gradient):
   training's fixed point is the same for a random w, but not for an attack,
   which knows x_t. w is in noise units: the state moves by s w.
   """
-  a, s, r, n = 0.8, 0.6, 0.9, 4000
+  a, s, rho, n = 0.8, 0.6, 0.5, 4000
   q = np.array([0.5, 2.0])
   generator = np.random.default_rng(6)
-  # All signs of each draw, and scaled draws: the sample's second moments are
-  # the population's, and the formula holds to rounding.
-  draws = [generator.normal(size=(n, 2)), generator.normal(size=(n, 2))]
-  draws = [draw / np.sqrt(np.mean(draw**2, axis=0)) for draw in draws]
-  draws.append(generator.uniform(-r, r, size=(n, 2)))
-  x_0, eps, w = (
-    np.concatenate(parts)
-    for parts in zip(
-      *(
-        [sign * draw for sign, draw in zip(signs, draws, strict=True)]
-        for signs in np.ndindex(2, 2, 2)
-        for signs in [2 * np.array(signs) - 1]
-      ),
-      strict=True,
-    )
-  )
-  rho2 = np.mean(w**2, axis=0)
-  np.testing.assert_allclose(rho2, r**2 / 3, rtol=0.05)
-  noised = objectives.Noised(
+  x_0, eps, w = _independent(*generator.normal(size=(3, n, 2)))
+  noised = Noised(
     x_t=jnp.asarray(a * q * x_0 + s * eps, jnp.float32),
     eps=jnp.asarray(eps, jnp.float32),
-    sigma_t=jnp.full(len(eps), s),
+    weight=jnp.ones(len(eps)),
+    sigma=jnp.full(len(eps), s),
+  )
+  w = jnp.asarray(rho * w, jnp.float32)
+  slope = _best_slope("robust_ran", noised, w, lam, stop_gradient)
+  shrunk = q**2 / (1 + lam * rho**2)
+  np.testing.assert_allclose(slope, s / (a**2 * shrunk + s**2), rtol=1e-4)
+
+
+# Noise-aware training. Level 0 is below the noise 0.4 of a dirty example.
+
+ALPHA = jnp.sqrt(1 - jnp.square(SIGMA))
+LEVEL = Level(ALPHA, SIGMA, jnp.arange(4.0), jnp.ones(4))
+
+
+def _one_level(alpha, sigma, b):
+  fields = (alpha, sigma, 0.0, 1.0)
+  return Level(*(jnp.full(b, field, jnp.float32) for field in fields))
+
+
+def _dirty_data(q, sigma_c, n=2000):
+  """Clean x_0 of variance q^2, y = x_0 + sigma_c n, and the noise z to add.
+
+  sigma_c is repeated over the rows; all rows have all draws.
+  """
+  generator = np.random.default_rng(8)
+  draws = _independent(*generator.normal(size=(3, n, 1)))
+  repeats = len(sigma_c)
+  x_0, noise, z = (np.concatenate([draw] * repeats) for draw in draws)
+  sigma_c = np.repeat(sigma_c, len(x_0) // repeats)
+  y = q * x_0 + sigma_c[:, None] * noise
+  return (jnp.asarray(v, jnp.float32) for v in (q * x_0, y, sigma_c, z))
+
+
+def test_blind_noising_is_ddpm_whatever_is_in_the_data():
+  y, z = _normal(6), _normal(7)
+  noised = noising.blind(y, jnp.array([0.0, 0.4, 0.1, 3.0]), LEVEL, z)
+  np.testing.assert_allclose(
+    noised.x_t, _column(ALPHA) * y + _column(SIGMA) * z, rtol=1e-6
+  )
+  np.testing.assert_array_equal(noised.eps, z)
+  np.testing.assert_array_equal(noised.weight, np.ones(4))
+  np.testing.assert_array_equal(noised.sigma, SIGMA)
+
+
+def test_aware_noising_of_clean_data_is_blind_to_the_bit():
+  arguments = _normal(6), jnp.zeros(4), LEVEL, _normal(7)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    noising.aware(*arguments),
+    noising.blind(*arguments),
   )
 
-  def mean_loss(slope):
-    eps_fn = lambda x: slope[None] * x
-    values, _ = objectives.equivariance(
-      eps_fn,
-      eps_fn(noised.x_t),
-      noised,
-      jnp.asarray(w, jnp.float32),
-      jnp.full(len(eps), lam),
-      stop_gradient,
-    )
-    return jnp.mean(values)
 
-  # The slope of a quadratic is affine: its root by two evaluations.
-  gradient = jax.jit(jax.grad(mean_loss))
-  at_0, at_1 = gradient(jnp.zeros(2)), gradient(jnp.ones(2))
-  optimum = at_0 / (at_0 - at_1)
-  shrunk = q**2 / (1 + lam * rho2)
-  np.testing.assert_allclose(optimum, s / (a**2 * shrunk + s**2), rtol=1e-4)
+@pytest.mark.parametrize(
+  ("alpha", "sigma"), [(0.8, 0.6), (0.9, 0.45), (1.0, 7.0)]
+)
+def test_aware_states_are_those_of_clean_data(alpha, sigma):
+  q, sigma_c = 0.5, 0.4
+  x_0, y, sigma_c, z = _dirty_data(q, [sigma_c])
+  level = _one_level(alpha, sigma, len(y))
+  x_t, x_0 = _float64(noising.aware(y, sigma_c, level, z).x_t, x_0)
+  variance = alpha**2 * q**2 + sigma**2
+  assert np.mean(x_t**2) == pytest.approx(variance, rel=1e-5)
+  # And not by another mean: given x_0 they are alpha x_0 and noise.
+  assert np.mean(x_t * x_0) == pytest.approx(alpha * q**2, rel=1e-4)
 
 
-# Perturbations.
+@pytest.mark.parametrize("sigma_c", [[0.4], [0.0, 0.2, 0.4], [0.0, 0.4, 3.0]])
+@pytest.mark.parametrize("q", [0.3, 2.0])
+def test_aware_regression_has_the_optimum_of_clean_data(q, sigma_c):
+  """sigma / (alpha^2 q^2 + sigma^2), whatever noise is in the examples.
+
+  Examples of sigma_c = 3 are below their own noise and have no say.
+  """
+  alpha, sigma = 0.8, 0.6
+  _, y, noise, z = _dirty_data(q, sigma_c)
+  level = _one_level(alpha, sigma, len(y))
+  optimum = lambda variance: sigma / (alpha**2 * variance + sigma**2)
+  aware = _best_slope("noise_aware", noising.aware(y, noise, level, z))
+  assert float(aware[0]) == pytest.approx(optimum(q**2), rel=1e-4)
+  blind = _best_slope("ddpm", noising.blind(y, noise, level, z))
+  dirty = optimum(q**2 + np.mean(np.square(sigma_c)))
+  assert float(blind[0]) == pytest.approx(dirty, rel=1e-4)
+  assert abs(blind[0] / aware[0] - 1) > 0.01
 
 
-def test_uniform_fills_its_box():
-  # Four standard errors of the standard deviation with 40,000 draws: 0.9%.
-  r = jnp.array([0.1, 2.0])
-  w = perturbations.uniform(_keys(7, 2), r, (40_000,))
-  for i in range(2):
-    draws = np.asarray(w[i], np.float64) / float(r[i])
-    assert np.abs(draws).max() <= 1
-    assert draws.max() > 0.999
-    assert draws.min() < -0.999
-    assert draws.mean() == pytest.approx(0, abs=0.012)
-    assert draws.std() == pytest.approx(1 / np.sqrt(3), rel=0.009)
-
-
-def test_uniform_depends_on_each_key_alone():
-  order = jnp.array([2, 0, 3])
-  w = perturbations.uniform(_keys(8, 4), jnp.ones(4), (2, 3))
-  np.testing.assert_array_equal(
-    perturbations.uniform(_keys(8, 4)[order], jnp.ones(3), (2, 3)), w[order]
-  )
-  assert len(np.unique(w)) == w.size
-
-
-@pytest.mark.parametrize("step_size", [0.3, 1.0, 1.25, 2.0])
-def test_fgsm_on_a_linear_objective(step_size):
-  r = RADIUS
-  slope = _normal(9).at[0, 0, 0, 0].set(0.0)
-  linear = lambda w: jnp.sum(slope * w, axis=(1, 2, 3))
-  w_0 = perturbations.uniform(_keys(10, 4), r, SHAPE[1:])
-  w = perturbations.fgsm(linear, w_0, r, step_size)
-  step = step_size * _column(r) * jnp.sign(slope)
-  expected = optax.projections.projection_box(
-    w_0 + step, -_column(r) * jnp.ones(SHAPE), _column(r) * jnp.ones(SHAPE)
-  )
-  np.testing.assert_allclose(w, expected, rtol=1e-6)
-  assert np.all(np.abs(w) <= _column(r))
-  assert w[0, 0, 0, 0] == w_0[0, 0, 0, 0]
-  if step_size == 2.0:  # The box's width: the best corner from any start.
-    best = (_column(r) * jnp.sign(slope)).at[0, 0, 0, 0].set(w_0[0, 0, 0, 0])
-    np.testing.assert_array_equal(w, best)
-
-
-def test_fgsm_steps_by_the_radius_unless_told_otherwise():
-  slope = _normal(9)
-  linear = lambda w: jnp.sum(slope * w, axis=(1, 2, 3))
-  best = _column(RADIUS) * jnp.sign(slope)
-  np.testing.assert_array_equal(
-    perturbations.fgsm(linear, jnp.zeros(SHAPE), RADIUS), best
-  )
-  # From the worst corner it comes as far as the centre.
-  np.testing.assert_array_equal(perturbations.fgsm(linear, -best, RADIUS), 0)
-
-
-def _movement(w):
-  """The paper's J, for the network at PARAMS."""
+def test_aware_loss_is_that_of_ambient_tweedie():
+  """(alpha / sigma)^2 |kappa x_0_hat + (1 - kappa) x_t / alpha - y|^2."""
+  sigma_c = jnp.array([0.04, 0.2, 0.0, 0.9])
+  y = _normal(6)
+  noised = noising.aware(y, sigma_c, LEVEL, _normal(7))
   eps_fn = lambda x: _mlp(PARAMS, x)
-  moved = eps_fn(NOISED.x_t + _column(SIGMA_T) * w) - eps_fn(NOISED.x_t)
-  return jnp.sum(jnp.square(moved), axis=(1, 2, 3))
+  eps_hat = eps_fn(noised.x_t)
+  loss, _ = _loss("noise_aware", eps_fn, noised)
+  a, s, c, y, x_t, eps_hat = _float64(
+    ALPHA, SIGMA, sigma_c, y, noised.x_t, eps_hat
+  )
+  for i in range(4):
+    kappa = (s[i] ** 2 - a[i] ** 2 * c[i] ** 2) / s[i] ** 2
+    assert 0.3 < kappa <= 1
+    x_0_hat = (x_t[i] - s[i] * eps_hat[i]) / a[i]
+    error = kappa * x_0_hat + (1 - kappa) * x_t[i] / a[i] - y[i]
+    expected = np.mean(error**2) * (a[i] / s[i]) ** 2
+    assert float(loss[i]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_levels_below_an_examples_noise_have_no_weight_and_no_nan():
+  # kappa is negative, then 0 (to rounding), then a hair above, then fine.
+  sigma_c = SIGMA / ALPHA * jnp.array([2.0, 1.0, 0.9999, 0.5])
+  y, z = _normal(6), _normal(7)
+
+  def mean_loss(params, y, sigma_c):
+    noised = noising.aware(y, sigma_c, LEVEL, z)
+    values, _ = _loss("noise_aware_adv", lambda x: _mlp(params, x), noised)
+    return jnp.mean(values), noised
+
+  gradients, noised = jax.grad(mean_loss, argnums=(0, 1, 2), has_aux=True)(
+    PARAMS, y, sigma_c
+  )
+  for leaf in jax.tree.leaves((gradients, noised)):
+    assert np.all(np.isfinite(leaf))
+  np.testing.assert_array_equal(noised.weight[:3], 0)
+  assert float(noised.weight[3]) == pytest.approx(0.75**2, rel=1e-5)
+  blind = noising.blind(y, sigma_c, LEVEL, z)
+  np.testing.assert_array_equal(noised.x_t[:3], blind.x_t[:3])
+  loss, _ = _loss("noise_aware", lambda x: 2 * x, noised)
+  np.testing.assert_array_equal(loss == 0, [True, True, True, False])
+
+
+# Goals of the attacks.
+
+
+def _goal(name, objective="robust_adv", eps_fn=None, noised=NOISED):
+  eps_fn = eps_fn or (lambda x: _mlp(PARAMS, x))
+  return objectives.goal(
+    name, OBJECTIVES[objective], eps_fn, eps_fn(noised.x_t), noised
+  )
+
+
+def test_goals_by_hand():
+  # eps_hat = 2 x: sums over elements, in float64.
+  x_t, eps, w = _float64(NOISED.x_t, NOISED.eps, W)
+  moved = 2 * _float64(_column(SIGMA))[0] * w
+  noise = 2 * x_t + moved
+  expected = {
+    ("J", "robust_adv"): moved,
+    ("J", "true_noise_only"): moved,
+    ("residual", "robust_adv"): moved - w,
+    ("residual", "invariance"): moved,
+    ("residual", "true_noise_only"): noise - eps - w,
+    ("residual", "input_perturbation"): noise - eps,
+    ("denoising", "robust_adv"): noise - eps - w,
+    ("denoising", "input_perturbation"): noise - eps - w,
+  }
+  for (name, objective), error in expected.items():
+    np.testing.assert_allclose(
+      _goal(name, objective, lambda x: 2 * x)(W),
+      np.sum(error**2, axis=(1, 2, 3)),
+      rtol=2e-5,
+      err_msg=f"{name} of {objective}",
+    )
+  assert {name for name, _ in expected} == set(objectives.GOALS)
+
+
+@pytest.mark.parametrize(
+  "name", [n for n in OBJECTIVES if OBJECTIVES[n].target]
+)
+def test_residual_is_the_perturbed_branch(name):
+  _, terms = _loss(name, lambda x: _mlp(PARAMS, x))
+  np.testing.assert_allclose(
+    _goal("residual", name)(W) / 6, terms["regulariser"], rtol=1e-6
+  )
+
+
+def test_residual_of_invariance_is_the_movement():
+  np.testing.assert_array_equal(
+    _goal("residual", "invariance")(W), _goal("J")(W)
+  )
+
+
+def test_movement_is_flat_at_zero_and_the_others_are_not():
+  zero = jnp.zeros(SHAPE)
+  slopes = {
+    name: jax.grad(lambda w, name=name: jnp.sum(_goal(name)(w)))(zero)
+    for name in objectives.GOALS
+  }
+  np.testing.assert_array_equal(slopes["J"], 0)
+  # So is the equivariance residual: its square is of second order in w.
+  np.testing.assert_array_equal(slopes["residual"], 0)
+  assert np.all(np.abs(slopes["denoising"]) > 0)
+  np.testing.assert_array_equal(_goal("J")(zero), 0)
+
+
+def _attack(goal, step_size=1.0, name="fgsm"):
+  attack = attacks.ATTACKS[name]._replace(step_size=step_size)
+  return attacks.maximise(attack, goal, _keys(12, 4), RADIUS, SHAPE[1:])
+
+
+def _start():
+  fgsm = attacks.ATTACKS["fgsm"]
+  return attacks.start(fgsm, _keys(12, 4), RADIUS, SHAPE[1:])
+
+
+@pytest.mark.parametrize("name", objectives.GOALS)
+def test_attack_raises_its_goal(name):
+  # A small step, of first order: for every example.
+  goal, start = _goal(name), _start()
+  assert np.all(goal(_attack(goal, step_size=0.02)) > goal(start))
+  # Ten whole ones: by far.
+  assert np.mean(goal(_attack(goal, 0.25, "pgd"))) > 1.2 * np.mean(goal(start))
 
 
 def test_a_zero_start_does_not_attack_but_a_random_one_does():
-  r = jnp.full(4, 0.5)
-  w = perturbations.fgsm(_movement, jnp.zeros(SHAPE), r)
+  r, goal = jnp.full(4, 0.5), _goal("J")
+  fgsm = attacks.ATTACKS["fgsm"]
+  zero = fgsm._replace(start=0.0)
+  w = attacks.maximise(zero, goal, _keys(11, 4), r, SHAPE[1:])
   np.testing.assert_array_equal(w, 0)
-  w_0 = perturbations.uniform(_keys(11, 4), r, SHAPE[1:])
-  moved = jnp.abs(perturbations.fgsm(_movement, w_0, r) - w_0)
+  w_0 = attacks.start(fgsm, _keys(11, 4), r, SHAPE[1:])
+  moved = jnp.abs(attacks.ascend(fgsm, goal, w_0, r) - w_0)
   assert np.all(np.mean(moved, axis=(1, 2, 3)) > 0.1)
 
 
-def _attack(
-  name="fgsm",
-  eps_fn=lambda x: _mlp(PARAMS, x),
-  noised=NOISED,
-  r=RADIUS,
-  step_size=1.0,
-):
-  return objectives.perturbation(
-    name, eps_fn, eps_fn(noised.x_t), noised, _keys(12, 4), r, step_size
-  )
-
-
-def test_perturbation_starts_from_the_uniform_draw_of_its_keys():
-  start = perturbations.uniform(_keys(12, 4), RADIUS, SHAPE[1:])
-  np.testing.assert_array_equal(_attack("none"), jnp.zeros(SHAPE))
-  np.testing.assert_array_equal(_attack("uniform"), start)
-  np.testing.assert_array_equal(_attack("fgsm", step_size=0.0), start)
-
-
 def test_attack_on_a_linear_network_leaves_from_the_centre():
-  # J = |k sigma_t w|^2 grows with every |w_i|: w = r sign(w_0).
-  w = _attack(eps_fn=lambda x: 1.7 * x)
-  r = _column(RADIUS)
-  np.testing.assert_array_equal(w, r * jnp.sign(_attack("uniform")))
-
-
-def test_attack_raises_the_movement():
-  # A small step, of first order: J grows for every example.
-  assert np.all(
-    _movement(_attack(step_size=0.02)) > _movement(_attack("uniform"))
-  )
-  # A whole step: on average.
-  assert np.mean(_movement(_attack())) > 1.2 * np.mean(
-    _movement(_attack("uniform"))
-  )
+  # J = |k sigma w|^2 grows with every |w_i|: w = r sign(w_0).
+  w = _attack(_goal("J", eps_fn=lambda x: 1.7 * x))
+  start = _start()
+  np.testing.assert_array_equal(w, _column(RADIUS) * jnp.sign(start))
 
 
 def test_attack_moves_the_state_by_sigma_w():
   # The network bends at |x| = 1: where J is flat beyond it, the sign of its
   # gradient tells how far the attack has moved the state.
-  noised = NOISED._replace(x_t=jnp.zeros(SHAPE), sigma_t=jnp.full(4, 0.1))
-  inside = _attack(eps_fn=lambda x: jnp.clip(x, -1, 1), noised=noised)
-  start = _attack("uniform")
-  np.testing.assert_array_equal(inside, _column(RADIUS) * jnp.sign(start))
-
-
-def test_attack_on_an_example_does_not_see_the_others():
-  changed = NOISED._replace(
-    x_t=NOISED.x_t.at[2].multiply(-3.0), sigma_t=SIGMA_T.at[2].set(0.01)
+  noised = NOISED._replace(x_t=jnp.zeros(SHAPE), sigma=jnp.full(4, 0.1))
+  goal = _goal("J", eps_fn=lambda x: jnp.clip(x, -1, 1), noised=noised)
+  start = _start()
+  np.testing.assert_array_equal(
+    _attack(goal), _column(RADIUS) * jnp.sign(start)
   )
-  same = np.all(_attack() == _attack(noised=changed), axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize("name", objectives.GOALS)
+def test_attack_on_an_example_does_not_see_the_others(name):
+  changed = NOISED._replace(
+    x_t=NOISED.x_t.at[2].multiply(-3.0), sigma=SIGMA.at[2].set(0.01)
+  )
+  w, other = _attack(_goal(name)), _attack(_goal(name, noised=changed))
+  same = np.all(w == other, axis=(1, 2, 3))
   np.testing.assert_array_equal(same, [True, True, False, True])
-
-
-def test_attack_carries_no_gradient():
-  r = RADIUS
-
-  def total(params, x_t, r):
-    w = _attack(
-      eps_fn=lambda x: _mlp(params, x), noised=NOISED._replace(x_t=x_t), r=r
-    )
-    return jnp.sum(w * _normal(13))
-
-  gradients = jax.grad(total, argnums=(0, 1, 2))(PARAMS, NOISED.x_t, r)
-  for leaf in jax.tree.leaves(gradients):
-    np.testing.assert_array_equal(leaf, 0)
 
 
 # Radius and lambda.
 
 
+def _radius(sigma_t, sigma_max, beta, shape, omega, multiplicative=False):
+  sigma_t = jnp.asarray(sigma_t, jnp.float32)
+  beta = jnp.broadcast_to(jnp.asarray(beta, jnp.float32), sigma_t.shape)
+  return radius.radius(
+    sigma_t, jnp.float32(sigma_max), beta, shape, omega, multiplicative
+  )
+
+
 @pytest.mark.parametrize(
-  ("name", "expected"),
+  ("shape", "additive", "multiplicative"),
   [
-    ("seed", [0.91, 0.35, 0.1]),  # (1 - 0.1)^2, (1 - 0.5)^2, 0; + 0.1
-    ("noise_scale", [0.11, 0.35, 1.1]),  # 0.1^2, 0.5^2, 1; + 0.1
-    ("constant", [0.1, 0.1, 0.1]),
+    # (1 - 0.1)^2, (1 - 0.5)^2, 0; then plus 0.1, or times 0.1.
+    ("seed", [0.91, 0.35, 0.1], [0.081, 0.025, 0.0]),
+    # 0.1^2, 0.5^2, 1.
+    ("noise_scale", [0.11, 0.35, 1.1], [0.001, 0.025, 0.1]),
+    ("constant", [0.1, 0.1, 0.1], [0.1, 0.1, 0.1]),
   ],
 )
-def test_radius_at_three_points(name, expected):
-  r = radius.RADII[name](
-    jnp.array([0.1, 0.5, 1.0]), jnp.float32(1.0), beta=0.1, omega=2.0
-  )
-  np.testing.assert_allclose(r, expected, rtol=1e-6)
+def test_radius_at_three_points(shape, additive, multiplicative):
+  at = lambda role: _radius([0.1, 0.5, 1.0], 1.0, 0.1, shape, 2.0, role)
+  np.testing.assert_allclose(at(False), additive, rtol=1e-6)
+  np.testing.assert_allclose(at(True), multiplicative, rtol=1e-6)
+
+
+@pytest.mark.parametrize("multiplicative", [False, True])
+@pytest.mark.parametrize("shape", radius.RADII)
+def test_each_example_has_its_own_beta(shape, multiplicative):
+  sigma_t, beta = [0.3, 0.3, 0.6], [0.1, 0.2, 0.3]
+  whole = _radius(sigma_t, 1.0, beta, shape, 2.0, multiplicative)
+  for i in range(3):
+    alone = _radius(
+      sigma_t[i : i + 1], 1.0, beta[i : i + 1], shape, 2.0, multiplicative
+    )
+    assert whole[i] == alone[0]
+  assert len(np.unique(whole)) == 3
 
 
 @pytest.mark.parametrize("omega", [1.0, 1.5, 2.0])
 def test_radius_is_monotone_and_bounded(omega):
-  sigma_t, sigma_max, beta = jnp.linspace(0.01, 0.98, 200), 0.98, 8 / 255
+  sigma_t, sigma_max, beta = np.linspace(0.01, 0.98, 200), 0.98, 8 / 255
   r = {
-    name: np.asarray(f(sigma_t, jnp.float32(sigma_max), beta, omega))
-    for name, f in radius.RADII.items()
+    shape: np.asarray(_radius(sigma_t, sigma_max, beta, shape, omega))
+    for shape in radius.RADII
   }
   assert np.all(np.diff(r["seed"]) < 0)
   assert np.all(np.diff(r["noise_scale"]) > 0)
@@ -438,16 +650,48 @@ def test_radius_is_monotone_and_bounded(omega):
 def test_seed_radius_bears_rounding_above_sigma_max():
   # A negative base under a broken exponent would be NaN.
   above = jnp.nextafter(jnp.float32(0.98), jnp.float32(1))[None]
-  r = radius.seed(above, jnp.float32(0.98), beta=0.1, omega=1.5)
+  r = _radius(above, 0.98, 0.1, "seed", 1.5)
   assert float(r[0]) == np.float32(0.1)
+
+
+def test_fixed_beta():
+  beta = radius.draw_beta(_keys(15, 5), 0.03, "fixed")
+  np.testing.assert_array_equal(beta, np.full(5, 0.03, np.float32))
+
+
+def test_uniform_beta():
+  # Four standard errors of mean and spread with 40,000 draws: 0.6%, 0.9%.
+  beta = np.asarray(radius.draw_beta(_keys(16, 40_000), 0.03, "uniform"))
+  beta = beta.astype(np.float64) / 0.03
+  assert beta.min() >= 0.5 * (1 - 1e-6)
+  assert beta.max() <= 1.5 * (1 + 1e-6)
+  assert beta.min() < 0.501
+  assert beta.max() > 1.499
+  assert beta.mean() == pytest.approx(1, rel=0.006)
+  assert beta.std() == pytest.approx(1 / np.sqrt(12), rel=0.009)
+
+
+def test_uniform_beta_depends_on_each_key_alone():
+  order = jnp.array([2, 0, 3])
+  beta = radius.draw_beta(_keys(17, 4), 0.1, "uniform")
+  np.testing.assert_array_equal(
+    radius.draw_beta(_keys(17, 4)[order], 0.1, "uniform"), beta[order]
+  )
+  assert len(np.unique(beta)) == 4
 
 
 def test_inverse_std_lambda_undoes_the_spread_of_w():
   r = jnp.array([0.05, 0.4, 1.5])
-  w = perturbations.uniform(_keys(14, 3), r, (40_000,))
+  uniform = attacks.ATTACKS["uniform"]
+  w = attacks.start(uniform, _keys(14, 3), r, (40_000,))
   lambda_t = radius.LAMBDAS["inverse_std"](0.3, r)
   np.testing.assert_allclose(lambda_t * r / np.sqrt(3), 0.3, rtol=1e-6)
   np.testing.assert_allclose(lambda_t * np.std(w, axis=1), 0.3, rtol=0.009)
+
+
+def test_inverse_std_lambda_of_no_radius_is_finite():
+  # seed's multiplicative radius is 0 at the noisiest level.
+  assert np.isfinite(radius.LAMBDAS["inverse_std"](0.3, jnp.zeros(1)))[0]
 
 
 def test_constant_lambda():

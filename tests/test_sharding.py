@@ -55,7 +55,7 @@ config.diffusion.num_timesteps = 50
 config.objective.lam = 3.0
 config.train.batch_size = 8
 config.sampling.num_steps = 4
-build.network = lambda config: Network(init, apply)
+build.network = lambda config, dtype="": Network(init, apply)
 build.optimizer = lambda config: optax.sgd(0.01)
 
 x_0 = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)

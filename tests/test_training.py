@@ -1,5 +1,7 @@
 """The step, the optimiser, and whole runs: resumed, damaged, diverged."""
 
+import functools
+import itertools
 import json
 import math
 import pathlib
@@ -13,9 +15,10 @@ import optax
 import pytest
 
 from rad_jax import config as configs
+from rad_jax.diffusion import process as processes
 from rad_jax.diffusion import schedules
 from rad_jax.models.network import Network
-from rad_jax.robustness import objectives, radius
+from rad_jax.robustness import attacks, objectives, radius
 from rad_jax.training import (
   build,
   checkpoints,
@@ -27,7 +30,7 @@ from rad_jax.training import step as steps
 from rad_jax.training.state import State, initial_state
 
 EMA_DECAY = 0.6
-SCHEDULE = schedules.make("linear", 50)
+PROCESS = schedules.ddpm(schedules.ALPHA_BAR["linear"](50))
 
 
 def tiny_config(**fields):
@@ -140,21 +143,27 @@ LINEAR = Network(
 )
 
 
-def linear_step(objective, optimizer, lam=0.3):
-  loss, perturbation = objectives.OBJECTIVES[objective]
-  return steps.make_train_step(
-    LINEAR,
-    SCHEDULE,
-    loss,
-    steps.Regulariser(
-      perturbation=perturbation,
-      radius=lambda sigma_t: radius.seed(
-        sigma_t, SCHEDULE.sigma_max, beta=0.1, omega=2.0
-      ),
-      lambda_t=lambda r: radius.constant_lambda(lam, r),
+def linear_method(objective, lam=0.3, **fields):
+  chosen = objectives.OBJECTIVES[objective]
+  noisiest = processes.unit_sigma(PROCESS.grid(1))[0]
+  return steps.Method(
+    objective=chosen,
+    predictor=lambda params, x_t, level, dropout_key: LINEAR.apply(
+      params, x_t, level.time, dropout_key
     ),
-    optimizer,
-    EMA_DECAY,
+    process=PROCESS,
+    radius=lambda sigma_t, keys: 0.1 + radius.seed(sigma_t, noisiest, 2.0),
+    lambda_t=functools.partial(radius.constant_lambda, lam),
+    weight=lambda level: jnp.ones_like(level.sigma),
+    perturb=functools.partial(
+      attacks.maximise, attacks.ATTACKS.get(chosen.attack)
+    ),
+  )._replace(**fields)
+
+
+def linear_step(objective, optimizer, **fields):
+  return steps.make_train_step(
+    linear_method(objective, **fields), optimizer, EMA_DECAY
   )
 
 
@@ -182,7 +191,7 @@ def test_ddpm_step_is_plain_ddpm(ddpm_step):
   after, measured = ddpm_step(state, batch)
 
   loss_key = jax.random.split(jax.random.fold_in(state.key, 7))[1]
-  t_key, eps_key, *_ = jax.random.split(loss_key, 4)
+  t_key, eps_key, *_ = jax.random.split(loss_key, 5)
   t = np.array(
     [
       jax.random.randint(jax.random.fold_in(t_key, i), (), 0, 50)
@@ -205,7 +214,7 @@ def test_ddpm_step_is_plain_ddpm(ddpm_step):
   assert len(set(t)) > 4
   assert measured["loss"] == pytest.approx(np.mean(error**2), rel=1e-5)
   assert measured["dsm"] == measured["loss"]
-  assert measured["w_linf"] == 0
+  assert not {"w_linf", "regulariser"} & measured.keys()
   assert measured["grad_norm"] == pytest.approx(
     np.sqrt(np.sum(grad_a**2) + grad_c**2), rel=1e-5
   )
@@ -226,22 +235,51 @@ def test_lambda_zero_is_ddpm(ddpm_step):
 
 
 def test_draws_come_from_step_and_place_alone():
-  """An example's t, eps and w do not depend on the batch it stands in."""
-  gradients = steps.make_gradients(
-    LINEAR,
-    SCHEDULE,
-    objectives.equivariance,
-    steps.Regulariser(
-      "uniform", radius=lambda s: s, lambda_t=lambda r: jnp.ones_like(r)
-    ),
+  """An example's level, eps, radius and w are those of any batch it is in."""
+  method = linear_method(
+    "robust_ran",
+    radius=lambda sigma_t, keys: radius.draw_beta(keys, 0.1, "uniform"),
   )
   params = linear_state(optax.sgd(0.1)).params
-  key = jax.random.key(5)
-  draw = jax.jit(lambda x_0, key: gradients(params, x_0, key)[1][2])
-  whole = draw(points(8)["x_0"], jax.random.clone(key))
-  np.testing.assert_array_equal(whole[:4], draw(points(8)["x_0"][:4], key))
-  assert np.all(whole != draw(points(8)["x_0"], jax.random.key(6)))
-  assert len(np.unique(whole)) == whole.size
+
+  @jax.jit
+  def draw(x_0, key):
+    draws = steps.draw(method, x_0, jnp.zeros(len(x_0)), key)
+    eps_hat = method.predictor(params, draws.noised.x_t, draws.level, None)
+    w = steps.find_w(method, params, eps_hat, draws)
+    eps = draws.noised.eps
+    return w, eps, draws.radius, draws.level.sigma
+
+  whole = draw(points(8)["x_0"], jax.random.clone(jax.random.key(5)))
+  part = draw(points(8)["x_0"][:4], jax.random.key(5))
+  other = draw(points(8)["x_0"], jax.random.key(6))
+  for a, b in zip(whole, part, strict=True):
+    np.testing.assert_array_equal(a[:4], b)
+  for a, b in zip(whole[:3], other[:3], strict=True):
+    assert np.all(a != b)
+    assert len(np.unique(a)) == a.size
+  assert len(np.unique(whole[3])) > 4
+
+
+def test_lambda_rises_with_the_ramp():
+  """At the step's own place on the ramp, and on the regulariser alone."""
+  step = linear_step("robust_adv", optax.sgd(0.1), ramp=lambda step: step / 10)
+  _, measured = jax.jit(step)(linear_state(optax.sgd(0.1), step=7), points())
+  assert measured["regulariser"] > 1e-5
+  assert measured["loss"] == pytest.approx(
+    measured["dsm"] + 0.7 * 0.3 * measured["regulariser"], rel=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  "warmup_steps, expected", [(0, [1, 1, 1, 1]), (4, [0, 0.25, 0.75, 1])]
+)
+def test_ramp_starts_with_the_regulariser(warmup_steps, expected):
+  """It is first on at step 6 of 12, and full four steps on."""
+  ramp = build.ramp(
+    tiny_config(regulariser__start=0.5, regulariser__warmup_steps=warmup_steps)
+  )
+  assert [float(ramp(step)) for step in (5, 6, 8, 11)] == expected
 
 
 def test_each_step_draws_anew(ddpm_step):
@@ -338,6 +376,46 @@ def test_adam_follows_schedule_and_betas():
     unbiased = (mu / (1 - 0.5 ** (n + 1)), nu / (1 - 0.75 ** (n + 1)))
     expected = -min(n / 2, 1) * unbiased[0] / (math.sqrt(unbiased[1]) + 1e-8)
     assert update == pytest.approx(expected, rel=1e-5)
+
+
+def rates_of(optimizer, num_updates):
+  """The rate of each update: Adam without memory steps by it."""
+  params = jnp.zeros(())
+  state, rates = optimizer.init(params), []
+  for _ in range(num_updates):
+    update, state = optimizer.update(jnp.ones(()), state, params)
+    rates.append(-float(update))
+  return rates
+
+
+MEMORYLESS = dict(
+  optimizer__b1=0.0, optimizer__b2=0.0, optimizer__max_grad_norm=0.0
+)
+
+
+def test_updates_on_one_batch_share_their_steps_rate():
+  config = tiny_config(
+    **MEMORYLESS, regulariser__free_replays=3, optimizer__decay="linear"
+  )
+  # Warm-up over steps 0, 1, 2, then down from 3 to 12.
+  expected = np.repeat([0, 1 / 3, 2 / 3, 1, 8 / 9], 3)
+  np.testing.assert_allclose(
+    rates_of(build.optimizer(config), 15), 1e-2 * expected, rtol=1e-5
+  )
+
+
+def test_steps_without_replays_are_one_update_of_the_schedule():
+  """Steps 0 .. 5 have one update each, step 6 has three."""
+  config = tiny_config(
+    **MEMORYLESS,
+    regulariser__free_replays=3,
+    regulariser__start=0.5,
+    optimizer__warmup_steps=10,
+  )
+  expected = [*range(6), 6, 6, 6, 7, 7, 7]
+  np.testing.assert_allclose(
+    rates_of(build.optimizer(config), 12), 1e-3 * np.array(expected), rtol=1e-5
+  )
 
 
 # ---- Whole runs ----
@@ -474,6 +552,7 @@ def test_metrics_are_json_rows_and_tensorboard_events(straight):
     "train/w_linf",
     "train/grad_norm",
     "train/learning_rate",
+    "train/passes",
     "train/images_per_second",
   }
   assert [row["step"] for row in rows] == [3, 6, 9, 12]
@@ -483,6 +562,7 @@ def test_metrics_are_json_rows_and_tensorboard_events(straight):
       row["train/dsm"] + 0.3 * row["train/regulariser"], rel=1e-5
     )
     assert 0 < row["train/w_linf"] <= 1 + 8 / 255
+    assert row["train/passes"] == 8 * row["step"]
   # What the last update of the window used: step 3 was update 2 of warm-up 3.
   assert rows[0]["train/learning_rate"] == pytest.approx(1e-2 * 2 / 3)
   assert rows[1]["train/learning_rate"] == pytest.approx(1e-2)
@@ -571,3 +651,226 @@ def test_the_rest_may_change(copied):
   saved = json.loads((copied / "config.json").read_text())
   assert saved["train"]["num_steps"] == 30
   assert saved["data"]["loading"] == "stream"
+
+
+# ---- Runs of every method: their cost, their rows, and their resumption ----
+
+# Of each: the fields, the network passes done by steps 2, 4, 6 and 8, and at
+# which of these the row has a regulariser.
+METHODS = {
+  # On from step round(0.2 * 8) = 2, counted from 0, so at 2 and 5.
+  "every_steps": (
+    dict(regulariser__every_steps=3, regulariser__start=0.2),
+    [6, 17, 28, 34],
+    [4, 6],
+  ),
+  "free_replays": (
+    dict(regulariser__free_replays=3),
+    [36, 72, 108, 144],
+    [2, 4, 6, 8],
+  ),
+  "batch_fraction": (
+    dict(regulariser__batch_fraction=0.25),
+    [8.5, 17, 25.5, 34],
+    [2, 4, 6, 8],
+  ),
+  "uniform_beta": (
+    dict(objective__beta_law="uniform"),
+    [16, 32, 48, 64],
+    [2, 4, 6, 8],
+  ),
+  "edm": (
+    dict(diffusion__process="edm", diffusion__prediction="edm"),
+    [16, 32, 48, 64],
+    [2, 4, 6, 8],
+  ),
+  "flow": (
+    dict(diffusion__process="flow", diffusion__prediction="velocity"),
+    [16, 32, 48, 64],
+    [2, 4, 6, 8],
+  ),
+}
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def eight_steps(request, tmp_path_factory):
+  """Eight steps of a method in one go."""
+  fields, passes, regularised = METHODS[request.param]
+  config = tiny_config(
+    train__num_steps=8,
+    train__log_every_steps=2,
+    checkpoint__keep_every_steps=0,
+    **fields,
+  )
+  workdir = tmp_path_factory.mktemp(request.param)
+  return config, loop.train(config, workdir), workdir, passes, regularised
+
+
+class Died(Exception):
+  pass
+
+
+def dying_after(step):
+  """build.training_batches of a machine that dies after this step."""
+  real = build.training_batches
+
+  def batches(config, training_set, first_step, rows):
+    yield from itertools.islice(
+      real(config, training_set, first_step, rows), step - first_step
+    )
+    raise Died
+
+  return batches
+
+
+def test_died_run_equals_the_straight_one_to_the_bit(
+  eight_steps, tmp_path, monkeypatch
+):
+  config, state, workdir, *_ = eight_steps
+  with monkeypatch.context() as patch:
+    patch.setattr(build, "training_batches", dying_after(5))
+    with pytest.raises(Died):
+      loop.train(config, tmp_path)
+  assert kept_steps(tmp_path) == [2, 4]
+  assert_same_to_the_bit(loop.train(config, tmp_path), state)
+  rows, expected = metrics.read(tmp_path), metrics.read(workdir)
+  for row in [*rows, *expected]:
+    del row["train/images_per_second"]
+  assert rows == expected
+
+
+def test_rows_hold_the_passes_so_far(eight_steps):
+  config, _, workdir, passes, _ = eight_steps
+  rows = metrics.read(workdir)
+  assert [row["step"] for row in rows] == [2, 4, 6, 8]
+  assert [row["train/passes"] for row in rows] == passes
+  assert [build.total_passes(config, row["step"]) for row in rows] == passes
+  assert build.total_passes(config) == passes[-1]
+
+
+def test_regulariser_is_in_the_rows_of_its_steps(eight_steps):
+  _, state, workdir, _, regularised = eight_steps
+  rows = metrics.read(workdir)
+  for name in ("train/regulariser", "train/w_linf"):
+    assert [row["step"] for row in rows if name in row] == regularised
+  for row in rows:
+    assert {"train/loss", "train/dsm"} <= row.keys()
+    assert all(math.isfinite(value) for value in row.values())
+  for leaf in jax.tree.leaves((state.params, state.ema_params)):
+    assert np.all(np.isfinite(leaf))
+
+
+MONITORED = {"goal_attack", "goal_pgd", "pgd_gain", "regulariser_pgd"}
+
+
+def test_monitor_watches_and_changes_nothing(straight, tmp_path):
+  state, workdir = straight
+  watched = loop.train(tiny_config(attack__monitor_every_steps=4), tmp_path)
+  assert_same_to_the_bit(watched, state)
+  rows = metrics.read(tmp_path)
+  names = {f"train/{name}" for name in MONITORED}
+  assert [row["step"] for row in rows if names <= row.keys()] == [6, 9, 12]
+  assert not names & rows[0].keys()
+  for row in rows[1:]:  # one look in each window: 4, 8 and 12
+    assert 0 < row["train/pgd_gain"] < math.inf
+    assert row["train/pgd_gain"] == pytest.approx(
+      row["train/goal_pgd"] / row["train/goal_attack"], rel=1e-5
+    )
+  for row, expected in zip(rows, metrics.read(workdir), strict=True):
+    for name in expected.keys() - {"train/images_per_second"}:
+      assert row[name] == expected[name], name
+
+
+# ---- Fine-tuning ----
+
+
+def started(config, workdir):
+  """The state that a new run in workdir would start from."""
+  with checkpoints.open_manager(workdir) as manager:
+    return loop.resume_or_start(config, manager, loop.sharding.data_mesh())
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_fine_tuning_starts_from_what_the_source_samples_with(
+  straight, copied, tmp_path, ema
+):
+  path = copied / "config.json"
+  saved = json.loads(path.read_text())
+  saved["sampling"]["ema"] = ema
+  path.write_text(json.dumps(saved))
+  # Our own sampling.ema says nothing about the source.
+  config = tiny_config(
+    train__init_from=str(copied),
+    seed=1,
+    objective__name="robust_ran",
+    sampling__ema=not ema,
+  )
+  state, new = started(config, tmp_path / "new"), build.state(config)
+  source = straight[0]
+  assert np.any(
+    source.params["output"]["kernel"] != source.ema_params["output"]["kernel"]
+  )
+  params = source.ema_params if ema else source.params
+  assert_same_to_the_bit(state.params, params)
+  assert_same_to_the_bit(state.ema_params, params)
+  assert int(state.step) == 0
+  assert_same_to_the_bit(state.opt_state, new.opt_state)
+  assert_same_to_the_bit(state.key, new.key)
+
+
+def test_fine_tuned_run_resumes_without_its_source(copied, tmp_path):
+  fields = dict(
+    train__init_from=str(copied),
+    objective__name="invariance",
+    regulariser__every_steps=2,
+    checkpoint__keep_every_steps=0,
+  )
+  loop.train(tiny_config(train__num_steps=2, **fields), tmp_path / "new")
+  assert kept_steps(copied) == [6, 10, 12]  # the source is left as it was
+  shutil.rmtree(copied)
+  state = loop.train(
+    tiny_config(train__num_steps=4, **fields), tmp_path / "new"
+  )
+  assert int(state.step) == 4
+  # Two steps more, and not from the start again.
+  assert [row["step"] for row in metrics.read(tmp_path / "new")] == [2, 4]
+
+
+def test_source_of_fine_tuning_is_missing(tmp_path):
+  source = tmp_path / "nowhere"
+  config = tiny_config(train__init_from=str(source))
+  with pytest.raises(checkpoints.CheckpointError) as error:
+    loop.train(config, tmp_path / "new")
+  assert f"train.init_from={str(source)!r}" in str(error.value)
+  assert "\n" not in str(error.value)
+  assert not source.exists()
+
+
+def test_source_of_fine_tuning_has_no_checkpoint(copied, tmp_path):
+  shutil.rmtree(copied / "checkpoints")
+  config = tiny_config(train__init_from=str(copied))
+  with pytest.raises(checkpoints.CheckpointError) as error:
+    loop.train(config, tmp_path / "new")
+  assert str(copied) in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "field, value, differs",
+  [
+    ("model__mlp", {"width": 16, "depth": 1}, "model.mlp.width: 8 -> 16"),
+    ("diffusion__prediction", "v", "diffusion.prediction: eps -> v"),
+    ("diffusion__num_timesteps", 60, "diffusion.num_timesteps: 50 -> 60"),
+  ],
+)
+def test_source_of_fine_tuning_is_another_model(
+  straight, tmp_path, field, value, differs
+):
+  source = straight[1]
+  config = tiny_config(
+    train__init_from=str(source), seed=1, objective__lam=1.0, **{field: value}
+  )
+  with pytest.raises(configs.ConfigError) as error:
+    loop.train(config, tmp_path)
+  assert f"train.init_from={str(source)!r}" in str(error.value)
+  assert f"({differs})" in str(error.value)
+  assert "\n" not in str(error.value)

@@ -112,7 +112,7 @@ def loss(
   eps_fn: EpsFn,
   eps_hat: Batch,
   noised: Noised,
-  w: Batch,
+  w: Batch | None,
   lambda_t: Scalars,
   stop_gradient: bool = False,
 ) -> tuple[Scalars, dict[str, Scalars]]:
@@ -123,7 +123,7 @@ def loss(
     eps_fn: the noise predictor x_t -> eps_hat, with all else bound.
     eps_hat: eps_fn(x_t): handed in because the attack needs it too.
     noised: the batch.
-    w: the perturbation, in noise units.
+    w: the perturbation, in noise units; None if the objective has no target.
     lambda_t: weight of the perturbed branch, [b].
     stop_gradient: no gradient reaches the network through the target. The
       paper prints the formula without.
@@ -134,7 +134,7 @@ def loss(
   terms = {}
   if objective.clean:
     terms["dsm"] = noised.weight * squared_error(eps_hat, noised.eps)
-  if objective.target is None:
+  if objective.target is None or w is None:
     return terms["dsm"], terms
   target = objective.target(eps_hat, noised.eps, w)
   if stop_gradient:
@@ -165,18 +165,18 @@ def goal(
       gradient is zero at w = 0; "residual" the perturbed branch's own
       |eps_theta(x_t') - target|^2; "denoising" the true loss at x_t',
       |eps_theta(x_t') - (eps + w)|^2.
-    objective: from OBJECTIVES; it has a target.
+    objective: from OBJECTIVES; without a target its residual is J.
     eps_fn, eps_hat, noised: as for `loss`.
   """
   targets = {
     "J": unmoved,
-    "residual": objective.target,
+    "residual": objective.target or unmoved,
     "denoising": true_moved,
   }
+  target = targets[name]
 
   def value(w: Batch) -> Scalars:
-    target = targets[name](eps_hat, noised.eps, w)
-    error = eps_fn(perturbed(noised, w)) - target
+    error = eps_fn(perturbed(noised, w)) - target(eps_hat, noised.eps, w)
     return jnp.sum(jnp.square(error), axis=tuple(range(1, w.ndim)))
 
   return value

@@ -194,13 +194,13 @@ def split(draws: Draws, n: int, m: int) -> tuple[Draws, Draws | None]:
   if n == m:
     return draws, None
 
-  def part(rows: slice, dropout_key):
+  def part(rows: slice, dropout_key: PRNGKeyArray) -> Draws:
     def take(x):
       grouped = x.reshape(x.shape[0] // m, m, *x.shape[1:])[:, rows]
       return grouped.reshape(-1, *x.shape[1:])
 
-    arrays = draws._replace(dropout_key=())
-    return jax.tree.map(take, arrays)._replace(dropout_key=dropout_key)
+    taken = jax.tree.map(take, draws._replace(dropout_key=draws.w_keys))
+    return taken._replace(dropout_key=dropout_key)
 
   keys = jax.random.split(draws.dropout_key)
   return part(slice(0, n), keys[0]), part(slice(n, m), keys[1])
@@ -336,7 +336,8 @@ def make_monitor(
     return {
       "goal_attack": weak / elements,
       "goal_pgd": found / elements,
-      "pgd_gain": found / jnp.maximum(weak, jnp.finfo(jnp.float32).tiny),
+      # A network that does not move at all, as at its start, has gain 1.
+      "pgd_gain": (found + 1e-9 * elements) / (weak + 1e-9 * elements),
       "regulariser_pgd": jnp.sum(residual(w)) / elements,
     }
 

@@ -1,0 +1,1 @@
+"""Many runs: grids of configs, matched in cost, in one table."""

@@ -1,0 +1,424 @@
+"""Many runs as one table: a grid of configs, matched in cost, run to the end.
+
+A sweep's folder holds runs/<name>/, each a run's own folder, and sweep.jsonl,
+one row for each run that is done:
+
+run: the run's name.
+objective, lam, ..., seed: its labels; null where an axis makes no difference.
+config: a fingerprint of its config.
+steps, passes: training steps, and forward passes of the network they are
+  worth.
+seconds: time spent in training steps, compilation aside.
+support_rms, ...: the measures (evaluation.evaluate), or
+error: why it stopped, in their place and that of seconds.
+
+Interrupted, a sweep goes on with the runs that have no row.
+"""
+
+import concurrent.futures
+import contextlib
+import copy
+import hashlib
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from rad_jax import config as configs
+from rad_jax.config import ConfigDict
+from rad_jax.evaluation import evaluate, sampling
+from rad_jax.robustness import objectives
+from rad_jax.training import budget, build, loop, metrics, sharding
+
+_LOG = logging.getLogger("rad_jax")
+
+AXES = {
+  "objective": "objective.name",
+  "lam": "objective.lam",
+  "radius": "objective.radius",
+  "beta": "objective.beta",
+  "fraction": "data.corruption.fraction",
+  "sigma": "data.corruption.sigma",
+  "seed": "seed",
+}
+# Fields that a row does not depend on, besides those of the sweep itself.
+_FREE = ("data.data_dir", "data.loading", "data.num_threads")
+# Columns that are neither labels nor measures.
+_RECORD = ("run", "config", "steps", "passes", "seconds", "error")
+
+Row: TypeAlias = dict[str, Any]
+
+
+class Run(NamedTuple):
+  """One run of a sweep.
+
+  name: its folder, unique in the sweep.
+  labels: what tells it apart, by column of the table.
+  config: a valid config.
+  """
+
+  name: str
+  labels: dict[str, Any]
+  config: ConfigDict
+
+
+# ---- Which runs ----
+
+
+def grid(config: ConfigDict) -> list[Run]:
+  """The product of the axes of config.sweep; what would be the same run, once.
+
+  Raises:
+    ConfigError: a combination is not valid; it is named.
+  """
+  own = configs.flatten(config.to_dict())
+  values = [config.sweep[axis] or (own[path],) for axis, path in AXES.items()]
+  runs: dict[str, Run] = {}
+  for point in itertools.product(*values):
+    run = _run_at(config, dict(zip(AXES, point, strict=True)))
+    runs.setdefault(run.name, run)
+  return list(runs.values())
+
+
+def ignores(objective: str) -> set[str]:
+  """Axes that make no difference to an objective."""
+  chosen = objectives.OBJECTIVES.get(objective)
+  if chosen is None or (chosen.target and chosen.clean):
+    return set()
+  return {"lam"} if chosen.target else {"lam", "radius", "beta"}
+
+
+def _run_at(config: ConfigDict, point: dict[str, Any]) -> Run:
+  ignored = ignores(point["objective"])
+  if point["fraction"] == 0:
+    ignored = ignored | {"sigma"}
+  point = {axis: v for axis, v in point.items() if axis not in ignored}
+  swept = [axis for axis in point if config.sweep[axis] and axis != "objective"]
+  name = "-".join(
+    [
+      str(point["objective"]),
+      *(f"{axis}_{point[axis]}".removesuffix(".0") for axis in swept),
+    ]
+  )
+  try:
+    config = copy.deepcopy(config)
+    if "radius" in ignored:
+      _unperturb(config)
+    config.update_from_flattened_dict(
+      {AXES[axis]: value for axis, value in point.items()}
+    )
+    configs.validate(config)
+  except (TypeError, configs.ConfigError) as error:
+    raise configs.ConfigError(f"run {name}: {error}") from error
+  found = configs.flatten(config.to_dict())
+  labels = {
+    axis: found[path] if axis in point else None for axis, path in AXES.items()
+  }
+  return Run(name, labels, config)
+
+
+def _unperturb(config: ConfigDict) -> None:
+  """Sets all that is about perturbations to its default, in place."""
+  for section in ("objective", "attack", "regulariser"):
+    config[section].update(configs.default()[section].to_dict())
+
+
+# ---- How long ----
+
+
+def matched(runs: list[Run], match: str, workdir: pathlib.Path) -> list[Run]:
+  """The runs with as many steps as make them equal.
+
+  Args:
+    runs: runs whose train.num_steps are those of DDPM.
+    match: "steps" leaves them; with "passes" or "seconds" every run but DDPM's
+      gets the steps that cost as many network passes, or as much time, as
+      DDPM's would.
+    workdir: the sweep's folder. Times of a step are measured here and now, or
+      read from its matching.json: measure while nothing else runs.
+  """
+  if match == "steps":
+    return runs
+  step_cost = step_passes if match == "passes" else timed(workdir)
+  return [_as_long_as_ddpm(run, step_cost) for run in runs]
+
+
+def _as_long_as_ddpm(run: Run, step_cost: Callable[[ConfigDict], float]) -> Run:
+  if run.config.objective.name == "ddpm":
+    return run
+  ddpm = copy.deepcopy(run.config)
+  _unperturb(ddpm)
+  ddpm.objective.name = "ddpm"
+  config = copy.deepcopy(run.config)
+  config.train.num_steps = max(
+    1,
+    round(config.train.num_steps * step_cost(ddpm) / step_cost(config)),
+  )
+  return run._replace(config=config)
+
+
+def step_passes(config: ConfigDict) -> float:
+  """Forward passes of a step, on average over the training; DDPM's are 3."""
+  return build.total_passes(config) / config.train.num_steps
+
+
+def timed(workdir: pathlib.Path) -> Callable[[ConfigDict], float]:
+  """step_seconds, measured once for each program, kept in matching.json."""
+  path = workdir / "matching.json"
+  known = json.loads(path.read_text()) if path.exists() else {}
+
+  def seconds(config: ConfigDict) -> float:
+    name = program(config)
+    if name not in known:
+      _LOG.info("timing the step of %s", name)
+      known[name] = step_seconds(config)
+      workdir.mkdir(parents=True, exist_ok=True)
+      whole = path.with_suffix(".tmp")
+      whole.write_text(json.dumps(known, indent=2) + "\n")
+      whole.replace(path)
+    return known[name]
+
+  return seconds
+
+
+def program(config: ConfigDict) -> str:
+  """A name for all configs whose training step takes the same time.
+
+  It leaves out the axes, which only change numbers in it, but for the
+  objective and whether there is corruption at all.
+  """
+  fields = _bound(config.to_dict())
+  corrupted = fields["data.corruption.fraction"] > 0
+  fixed = {k: v for k, v in fields.items() if k not in AXES.values()}
+  name = config.objective.name
+  return f"{name}-{_digest([name, corrupted, fixed])}"
+
+
+def step_seconds(config: ConfigDict) -> float:
+  """Seconds of a step on this machine, on average over the training."""
+  num_steps = config.train.num_steps
+  on = budget.steps_on(build.timetable(config), num_steps) / num_steps
+  shares = {True: on, False: 1 - on}
+  return sum(
+    share * _measured_seconds(config, regularised)
+    for regularised, share in shares.items()
+    if share > 0
+  )
+
+
+def _measured_seconds(
+  config: ConfigDict, regularised: bool, rounds: int = 5, steps: int = 20
+) -> float:
+  """Median over rounds of the mean over steps, compilation aside."""
+  mesh = sharding.data_mesh()
+  rows = sharding.process_rows(config.train.batch_size)
+  batches = build.training_batches(config, build.training_set(config), 0, rows)
+  batch = sharding.place(next(batches), mesh)
+  state = jax.jit(
+    lambda: build.state(config), out_shardings=sharding.replicated(mesh)
+  )()
+  step = loop.compile_step(config, state, batch, mesh, regularised)
+  seconds = []
+  for _ in range(1 + rounds):
+    started = time.perf_counter()
+    for _ in range(steps):
+      state, _ = step(state, batch)
+    jax.block_until_ready(state)
+    seconds.append((time.perf_counter() - started) / steps)
+  return float(np.median(seconds[1:]))  # the first round warms up
+
+
+# ---- Running them ----
+
+
+def run_all(
+  runs: list[Run], workdir: pathlib.Path, processes: int = 1
+) -> list[Row]:
+  """Does the runs that have no row in workdir's table yet.
+
+  A run that diverges gets a row with its error, and the others go on.
+
+  Args:
+    runs: the runs, under unique names.
+    workdir: the sweep's folder, made if missing.
+    processes: 1 runs them one after another in this process, on all its
+      devices; more, so many at a time, each in a process of its own on one
+      CPU thread, what it has to say in its log.txt.
+
+  Returns:
+    The rows, one for each run, in the order of the runs.
+
+  Raises:
+    ConfigError: workdir holds a run of the same name and another config.
+  """
+  refuse_changed(runs, workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  done = {row["run"] for row in read(workdir)}
+  missing = [run for run in runs if run.name not in done]
+  finished = _one_by_one if processes == 1 else _in_processes
+  with (
+    _table(workdir) as append,
+    tqdm(total=len(runs), initial=len(runs) - len(missing), unit="run") as bar,
+  ):
+    for run, row in finished(missing, workdir, processes):
+      append(row)
+      bar.write(f"{run.name}: {_summary(run, row)}")
+      bar.update()
+  rows = {row["run"]: row for row in read(workdir)}
+  return [rows[run.name] for run in runs]
+
+
+def run_one(run: Run, workdir: pathlib.Path) -> Row:
+  """Trains, samples and evaluates in workdir/runs/<name>; returns its row."""
+  config, folder = run.config, workdir / "runs" / run.name
+  row = {
+    "run": run.name,
+    **run.labels,
+    "config": fingerprint(config.to_dict()),
+    "steps": config.train.num_steps,
+    "passes": build.total_passes(config),
+  }
+  try:
+    loop.train(config, folder)
+    sampling.sample(config, folder)
+    result = evaluate.evaluate(config, folder)
+  except (loop.NonFiniteLoss, sampling.NonFiniteSamples) as error:
+    return row | {"error": str(error)}
+  seconds = training_seconds(folder, config.train.batch_size)
+  return row | {"seconds": seconds} | result["measures"]
+
+
+def training_seconds(folder: pathlib.Path, batch_size: int) -> float:
+  """Time that a run spent in training steps, however often interrupted."""
+  rows = metrics.read(folder)
+  steps = np.diff([row["step"] for row in rows], prepend=0)
+  speeds = np.array([row["train/images_per_second"] for row in rows])
+  return float(np.sum(steps * batch_size / speeds))
+
+
+def _one_by_one(
+  runs: list[Run], workdir: pathlib.Path, processes: int
+) -> Iterator[tuple[Run, Row]]:
+  del processes
+  for run in runs:
+    yield run, run_one(run, workdir)
+
+
+def _in_processes(
+  runs: list[Run], workdir: pathlib.Path, processes: int
+) -> Iterator[tuple[Run, Row]]:
+  with concurrent.futures.ProcessPoolExecutor(
+    processes, multiprocessing.get_context("spawn"), _on_one_thread
+  ) as pool:
+    futures = {pool.submit(_run_logged, run, workdir): run for run in runs}
+    for future in concurrent.futures.as_completed(futures):
+      if future.exception():
+        pool.shutdown(cancel_futures=True)
+      yield futures[future], future.result()
+
+
+def _on_one_thread() -> None:
+  """Before JAX starts in a process: its neighbours use the other cores."""
+  flags = os.environ.get("XLA_FLAGS", "")
+  os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
+  jax.config.update("jax_platforms", "cpu")
+
+
+def _run_logged(run: Run, workdir: pathlib.Path) -> Row:
+  folder = workdir / "runs" / run.name
+  folder.mkdir(parents=True, exist_ok=True)
+  with (
+    (folder / "log.txt").open("a") as log,
+    contextlib.redirect_stderr(log),
+  ):
+    return run_one(run, workdir)
+
+
+def _summary(run: Run, row: Row) -> str:
+  return row.get("error") or ", ".join(
+    f"{name} {value:.4g}"
+    for name, value in row.items()
+    if name not in run.labels and name not in _RECORD
+  )
+
+
+# ---- The table ----
+
+
+def read(workdir: pathlib.Path) -> list[Row]:
+  """The rows of workdir/sweep.jsonl, oldest first, without a torn last line."""
+  path = workdir / "sweep.jsonl"
+  lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+  return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+@contextlib.contextmanager
+def _table(workdir: pathlib.Path) -> Iterator[Callable[[Row], None]]:
+  """Yields append(row), which writes a whole line at once."""
+  path = workdir / "sweep.jsonl"
+  if path.exists():  # what is behind the last newline was torn off
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+  with path.open("a") as file:
+
+    def append(row: Row) -> None:
+      file.write(json.dumps(row) + "\n")
+      file.flush()
+
+    yield append
+
+
+def refuse_changed(runs: list[Run], workdir: pathlib.Path) -> None:
+  """Raises ConfigError if workdir holds a run of a name with another config."""
+  known = {row["run"]: row["config"] for row in read(workdir)}
+  for run in runs:
+    path = workdir / "runs" / run.name / "config.json"
+    saved = json.loads(path.read_text()) if path.exists() else None
+    now = run.config.to_dict()
+    if saved is not None:
+      known.setdefault(run.name, fingerprint(saved))
+    if known.get(run.name, fingerprint(now)) != fingerprint(now):
+      raise configs.ConfigError(
+        f"{workdir} holds a run {run.name} of another config"
+        f" ({_differences(saved or {}, now) or 'its folder is gone'}): restore"
+        " it, or choose another --workdir"
+      )
+
+
+def fingerprint(config: dict[str, Any]) -> str:
+  """Twelve characters that stand for a resolved config, as a plain dict.
+
+  Where and how fast the data is read from, and the sweep's own section, are
+  left out.
+  """
+  return _digest(_bound(config))
+
+
+def _differences(saved: dict[str, Any], config: dict[str, Any]) -> str:
+  old, new = _bound(saved), _bound(config)
+  return "; ".join(
+    f"{path}: {old[path]} -> {new.get(path, 'unset')}"
+    for path in old
+    if old[path] != new.get(path)
+  )
+
+
+def _bound(config: dict[str, Any]) -> dict[str, Any]:
+  return {
+    path: value
+    for path, value in configs.flatten(config).items()
+    if path not in _FREE and not path.startswith("sweep.")
+  }
+
+
+def _digest(tree: Any) -> str:
+  text = json.dumps(tree, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,165 @@
+"""What equivariance costs: how far it shrinks the data, in closed form.
+
+Take data whose variance along a direction is q2, a level (alpha, sigma), w of
+standard deviation rho along the direction, independent of the state, and a
+linear noise estimate eps_hat = c x_t. The objective's expectation is
+
+  E (c x_t - eps)^2 + lambda_t E (c sigma w - w)^2
+    = c^2 (alpha^2 q2 + sigma^2) - 2 c sigma + 1
+      + lambda_t rho^2 (c sigma - 1)^2,
+
+and its derivative vanishes at
+
+  c = sigma / (alpha^2 q2 / (1 + lambda_t rho^2) + sigma^2):
+
+the plain optimum for data of variance q2 / (1 + lambda_t rho^2). Regularised
+training learns shrunk data: wide directions and narrow ones alike at one
+level. What is left at the end of sampling differs, for each direction is
+decided at the levels where its signal and the noise are of one size.
+
+The network need not be linear, so for data that is not Gaussian this is a
+hint and no bound. All is float64 NumPy; levels run from the most noise to the
+least, as a process's grid has them.
+"""
+
+import math
+
+import numpy as np
+import scipy.optimize
+
+# Standard deviation and mean size of w's elements, in units of the radius.
+_LAWS = {
+  "uniform": (1 / math.sqrt(3), 1 / 2),
+  "gaussian": (1.0, math.sqrt(2 / math.pi)),
+  "corner": (1.0, 1.0),
+}
+LAWS = tuple(_LAWS)
+
+
+def effective_variance(q2, lam_t, rho):
+  """q2 / (1 + lam_t rho^2): the variance that regularised training learns.
+
+  Args:
+    q2: the data's variance along a direction, data units squared, positive.
+    lam_t: weight of the regulariser at the level, at least 0.
+    rho: standard deviation of w along the direction, noise units.
+
+  Returns:
+    The arguments' broadcast shape, float64.
+  """
+  return np.divide(q2, 1 + np.asarray(lam_t, np.float64) * np.square(rho))
+
+
+def std_of_w(radius, law: str):
+  """Standard deviation of w's elements in a ball of a radius, noise units.
+
+  It is that along a direction where w has no preferred one. At "corner" it is
+  an upper bound of the root mean square over directions, for either norm; an
+  attack that puts all of w into one direction of d has r sqrt(d) there and 0
+  across it.
+
+  Args:
+    radius: r, at least 0, any shape.
+    law: "uniform" in the linf ball, r / sqrt(3); "gaussian" of standard
+      deviation r; "corner", r: sign steps end at corners, most of the time.
+
+  Raises:
+    ValueError: another law.
+  """
+  return _law(law)[0] * np.asarray(radius, np.float64)
+
+
+def mean_size_of_w(radius, law: str):
+  """Mean |w_i| in a ball of a radius, noise units; see `std_of_w`."""
+  return _law(law)[1] * np.asarray(radius, np.float64)
+
+
+def sampled_variance(
+  q2: float,
+  alpha: np.ndarray,
+  sigma: np.ndarray,
+  lam_t: np.ndarray | float,
+  rho: np.ndarray | float,
+  eta: float = 0.0,
+) -> float:
+  """The variance along a direction of samples by the linear optimum.
+
+  The sampler is DDIM's (diffusion.samplers.ddim), from a Gaussian of standard
+  deviation sigma[0]. At each level x_0_hat and eps_hat are multiples of x_t,
+  so a step multiplies x_t by one number and adds noise of known variance; the
+  last level returns x_0_hat. At eta 0, the product of these numbers is all.
+  Clean estimates are not clipped.
+
+  Args:
+    q2: the data's variance along the direction, data units squared.
+    alpha, sigma: the levels, [n], from the most noise to the least.
+    lam_t: weight of the regulariser, [n] or a number.
+    rho: standard deviation of w, [n] or a number, noise units.
+    eta: 0 is deterministic (Euler's step), 1 DDPM's with the small variance.
+
+  Returns:
+    The variance, data units squared; about q2 for lam_t = 0 and many levels.
+  """
+  alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
+  learnt = effective_variance(q2, lam_t, rho)
+  total = np.square(alpha) * learnt + np.square(sigma)
+  to_x_0, to_eps = alpha * learnt / total, sigma / total
+  # The noise of q(x_s | x_t, x_0) at each step, as process.transition has it.
+  ratio = np.square(alpha[:-1] * sigma[1:] / (alpha[1:] * sigma[:-1]))
+  added = np.square(eta * sigma[1:]) * np.maximum(1 - ratio, 0)
+  kept = np.sqrt(np.maximum(np.square(sigma[1:]) - added, 0))
+  factors = alpha[1:] * to_x_0[:-1] + kept * to_eps[:-1]
+  variance = np.square(sigma[0])
+  for factor, noise in zip(factors, added, strict=True):
+    variance = np.square(factor) * variance + noise
+  return float(np.square(to_x_0[-1]) * variance)
+
+
+def lambda_for(
+  target_ratio: float,
+  q2: float,
+  alpha: np.ndarray,
+  sigma: np.ndarray,
+  unit_lam_t: np.ndarray | float,
+  rho: np.ndarray | float,
+  eta: float = 0.0,
+  largest: float = 1e9,
+) -> float:
+  """The lambda that leaves target_ratio of a direction's standard deviation.
+
+  Args:
+    target_ratio: standard deviation of samples over the data's, positive.
+    q2, alpha, sigma, rho, eta: as for `sampled_variance`.
+    unit_lam_t: lambda_t at lambda = 1, [n] or a number: lambda_t is
+      proportional to lambda.
+    largest: where the search ends.
+
+  Returns:
+    lambda, at least 0.
+
+  Raises:
+    ValueError: no lambda in [0, largest] does it: target_ratio is above what
+      sampling leaves without a regulariser, or w is 0.
+  """
+
+  def excess(lam: float) -> float:
+    lam_t = lam * np.asarray(unit_lam_t, np.float64)
+    variance = sampled_variance(q2, alpha, sigma, lam_t, rho, eta)
+    return math.sqrt(variance / q2) - target_ratio
+
+  least, most = excess(largest) + target_ratio, excess(0.0) + target_ratio
+  if not least <= target_ratio <= most:
+    raise ValueError(
+      f"no lambda up to {largest:g} leaves {target_ratio:g} of the standard"
+      f" deviation {math.sqrt(q2):g}: it stays between {least:.4g} and"
+      f" {most:.4g}"
+    )
+  return float(
+    scipy.optimize.brentq(excess, 0.0, largest, xtol=1e-12, maxiter=1000)
+  )
+
+
+def _law(law: str) -> tuple[float, float]:
+  if law not in _LAWS:
+    raise ValueError(f"law of w {law!r}: it must be one of {', '.join(LAWS)}")
+  return _LAWS[law]
