@@ -509,6 +509,13 @@ def _validate_method(config, one_of, within, positive) -> None:
     regulariser.free_replays == 1 or climbs,
     f"1 where the attack is {name}: there is no w to climb",
   )
+  within(
+    "regulariser.free_replays",
+    regulariser.free_replays == 1
+    or (regulariser.every_steps == 1 and regulariser.start == 0),
+    "1 where regulariser.start or .every_steps leaves steps out: all steps"
+    " must make the same number of updates",
+  )
   if objective.name.startswith("noise_aware"):
     within(
       "objective.name",

@@ -310,6 +310,18 @@ NOISE_AWARE = {
 # Each: the field that the error names, its value, the other fields, and what
 # else the error says.
 IMPOSSIBLE = {
+  "free replays in some steps only": (
+    "regulariser.free_replays",
+    3,
+    {"regulariser__every_steps": 2},
+    "1 where regulariser.start or .every_steps leaves steps out",
+  ),
+  "free replays from some step on": (
+    "regulariser.free_replays",
+    3,
+    {"regulariser__start": 0.5},
+    "1 where regulariser.start or .every_steps leaves steps out",
+  ),
   "noise-aware training on outliers": (
     "objective.name",
     "noise_aware",

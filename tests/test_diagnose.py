@@ -263,7 +263,7 @@ def test_a_diagnosis_is_of_the_averaged_parameters_at_clean_states(run):
   place = np.arange(20)
   x_0 = training_set.fetch(np.linspace(0, 511, 20).astype(int))
   n, grid = 1, build.process(config).grid(3)
-  measured = diagnose.make_measure(config)(
+  measured = jax.jit(diagnose.make_measure(config))(
     state.ema_params, x_0, place, jax.tree.map(lambda v: v[n], grid), n
   )
   expected = diagnose.summary(

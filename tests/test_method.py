@@ -101,8 +101,13 @@ def run(chosen, optimizer=None, step=0, ema_decay=0.6):
 def draws_of(chosen, step=0):
   """What `run` draws."""
   key = jax.random.fold_in(jax.random.key(2), step)
-  return steps.draw(
-    chosen, points()["x_0"], jnp.zeros(B), jax.random.split(key)[1]
+  draw = jax.jit(partial(steps.draw, chosen))
+  return draw(points()["x_0"], jnp.zeros(B), jax.random.split(key)[1])
+
+
+def losses_of(chosen, draws):
+  return jax.jit(partial(steps.example_losses, chosen, w=None))(
+    PARAMS, draws=draws
   )
 
 
@@ -174,15 +179,11 @@ def test_mean_loss_of_a_part(name, n, m):
   """(sum of the first part's losses + sum of DDPM's elsewhere) / b."""
   chosen = method(name, regularised=(n, m))
   rows = np.arange(B) % m < n
-  value, (terms, w) = steps.make_mean_loss(chosen)(
-    PARAMS, None, draws_of(chosen)
+  value, (terms, w) = jax.jit(partial(steps.make_mean_loss(chosen), w=None))(
+    PARAMS, draws=draws_of(chosen)
   )
-  robust, (parts, whole_w) = steps.example_losses(
-    chosen, PARAMS, draws_of(chosen), None
-  )
-  plain, _ = steps.example_losses(
-    method("ddpm"), PARAMS, draws_of(chosen), None
-  )
+  robust, (parts, whole_w) = losses_of(chosen, draws_of(chosen))
+  plain, _ = losses_of(method("ddpm"), draws_of(chosen))
   expected = np.mean(np.where(rows, robust, plain))
   assert float(value) == pytest.approx(expected, rel=1e-6)
   np.testing.assert_allclose(w, whole_w[rows], atol=1e-6)
@@ -200,12 +201,12 @@ def test_the_rest_of_a_noise_aware_batch_is_noise_aware():
   chosen = method("noise_aware_adv", lam=0.0)
   key, sigma_c = jax.random.key(5), jnp.full(B, 0.3)
 
-  def value(chosen):
-    draws = steps.draw(chosen, points()["x_0"], sigma_c, jax.random.clone(key))
+  def value(chosen, key):
+    draws = steps.draw(chosen, points()["x_0"], sigma_c, key)
     return steps.make_mean_loss(chosen)(PARAMS, None, draws)[0]
 
   whole, part, blind = (
-    float(value(each))
+    float(jax.jit(partial(value, each))(jax.random.clone(key)))
     for each in (
       chosen,
       chosen._replace(regularised=(1, 2)),
@@ -227,7 +228,7 @@ def test_gradient_at_lambda_zero_is_ddpms(name, regularised):
   def gradient(chosen):
     mean_loss = steps.make_mean_loss(chosen)
     draws = draws_of(chosen)
-    return jax.grad(lambda p: mean_loss(p, None, draws)[0])(PARAMS)
+    return jax.jit(jax.grad(lambda p: mean_loss(p, None, draws)[0]))(PARAMS)
 
   tolerance = {} if regularised == (1, 1) else {"rtol": 1e-5, "atol": 1e-6}
   assert_equal(gradient(robust), gradient(method("ddpm")), **tolerance)
@@ -237,12 +238,8 @@ def test_gradient_at_lambda_zero_is_ddpms(name, regularised):
 def test_weight_multiplies_the_whole_loss(name):
   plain = method(name)
   weighted = plain._replace(weight=lambda level: 2 + level.sigma)
-  values, (terms, _) = steps.example_losses(
-    plain, PARAMS, draws_of(plain), None
-  )
-  heavier, (same, _) = steps.example_losses(
-    weighted, PARAMS, draws_of(plain), None
-  )
+  values, (terms, _) = losses_of(plain, draws_of(plain))
+  heavier, (same, _) = losses_of(weighted, draws_of(plain))
   assert len(np.unique(draws_of(plain).level.sigma)) > 4
   np.testing.assert_allclose(
     heavier, (2 + draws_of(plain).level.sigma) * values, rtol=1e-6
@@ -289,7 +286,7 @@ def test_the_attack_raises_the_methods_goal(goal):
   def w_of(name):
     chosen = method("true_noise", "pgd", goal=name)
     draws = draws_of(chosen)
-    return steps.example_losses(chosen, PARAMS, draws, None)[1][1]
+    return losses_of(chosen, draws)[1][1]
 
   noised = draws_of(method()).noised
   sigma = noised.sigma[:, None]
@@ -344,7 +341,7 @@ def test_step_off_the_timetable_is_the_plain_one_to_the_bit(
     regularised=False,
   )
   config = oblique_plane(objective__name=plain, **fields)
-  state, batch = build.state(config), points(16)
+  state, batch = jax.jit(lambda: build.state(config))(), points(16)
 
   def two_steps(step):
     step = jax.jit(step)

@@ -31,8 +31,8 @@ def ddpm(variance: str = "small") -> Update:
 
   Args:
     variance: "small" is the posterior's (optimal where the data is one
-      point), "large" is that of q(x_t | x_s), DDPM's beta_t (optimal for unit
-      Gaussian data): the two bounds of section 3.2 there.
+      point), "large" is that of q(x_t | x_s), DDPM's beta_t (optimal there for
+      unit Gaussian data): the two bounds of section 3.2.
   """
 
   def update(denoise, level_t, level_s, x_t, z):

@@ -229,6 +229,12 @@ def start_from(
       f"config.train.init_from={str(source)!r} holds another model"
       f" ({'; '.join(found)}): restore these fields"
     )
+  shapes = [build.example_shape(c) for c in (saved, config)]
+  if shapes[0] != shapes[1]:
+    raise configs.ConfigError(
+      f"config.train.init_from={str(source)!r} was trained on examples of shape"
+      f" {shapes[0]}, and {config.data.name}'s is {shapes[1]}"
+    )
   like = jax.eval_shape(lambda: build.state(saved))
   with checkpoints.open_manager(source) as manager:
     found_state = checkpoints.restore(manager, like, sharding.replicated(mesh))
