@@ -7,16 +7,10 @@ are kept: interrupted, it goes on where it was.
 """
 
 import argparse
-import concurrent.futures
-import contextlib
 import importlib.util
-import itertools
-import multiprocessing
 import os
 import pathlib
 import time
-
-from tqdm import tqdm
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WORLDS = ("digits", "oblique_plane")
@@ -33,54 +27,19 @@ def load_config(world: str, smoke: bool):
   return module.get_config("smoke" if smoke else "")
 
 
-def run_one(world, objective, seed, workdir, data_dir, smoke) -> float:
-  """Trains, samples and evaluates one run; returns its error."""
-  from rad_jax import config as configs
-  from rad_jax.evaluation import evaluate, sampling
-  from rad_jax.training import loop
+def world_grid(world: str, seeds: int, data_dir, smoke: bool) -> list:
+  """All runs on one world, by objective, then seed."""
+  from rad_jax.experiments import sweep
 
   config = load_config(world, smoke)
-  config.seed = seed
-  config.objective.name = objective
   config.data.data_dir = str(data_dir)
-  configs.validate(config)
-  workdir.mkdir(parents=True, exist_ok=True)
-  with (
-    (workdir / "log.txt").open("a") as log,
-    contextlib.redirect_stderr(log),
-  ):
-    loop.train(config, workdir)
-    sampling.sample(config, workdir)
-    return evaluate.evaluate(config, workdir)["measures"]["support_rms"]
-
-
-def step_seconds(world: str, data_dir, smoke: bool) -> dict[str, float]:
-  """The median time of a step of each objective, timed in turns."""
-  import jax
-  import numpy as np
-
-  from rad_jax.training import build
-
-  steps, states = {}, {}
-  for objective in OBJECTIVES:
-    config = load_config(world, smoke)
-    config.objective.name = objective
-    config.data.data_dir = str(data_dir)
-    if not steps:
-      fetch, _ = build.training_set(config)
-      index = np.arange(config.train.batch_size, dtype=np.int32)
-      batch = jax.device_put({"x_0": fetch(index), "index": index})
-    steps[objective] = jax.jit(build.train_step(config), donate_argnums=0)
-    states[objective], _ = steps[objective](build.state(config), batch)
-  seconds = {objective: [] for objective in OBJECTIVES}
-  for _ in range(10):
-    for objective, step in steps.items():
-      started = time.perf_counter()
-      for _ in range(20):
-        states[objective], _ = step(states[objective], batch)
-      jax.block_until_ready(states[objective])
-      seconds[objective].append((time.perf_counter() - started) / 20)
-  return {name: float(np.median(values)) for name, values in seconds.items()}
+  config.sweep.update(objective=OBJECTIVES, seed=tuple(range(seeds)))
+  return [
+    run._replace(
+      name=f"{world}-{run.name}", labels={"data": world, **run.labels}
+    )
+    for run in sweep.grid(config)
+  ]
 
 
 def main() -> None:
@@ -95,8 +54,8 @@ def main() -> None:
     "runs/demo_smoke" if arguments.smoke else "runs/demo"
   )
 
-  # One thread a run, as many runs as cores: networks this small gain nothing
-  # from more. Set before the runs' processes start and import jax.
+  # Set before jax is imported here or in a run's process: networks this small
+  # gain nothing from an accelerator, nor from a second thread.
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
   os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
@@ -105,48 +64,31 @@ def main() -> None:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
   from rad_jax.data import builders
+  from rad_jax.experiments import sweep
   from rad_jax.reports import comparison
 
+  started = time.perf_counter()
   data_dir = workdir.absolute() / "data"
   builders.prepare("digits", str(data_dir))
-  grid = list(itertools.product(range(arguments.seeds), WORLDS, OBJECTIVES))
-  folders = [
-    workdir / "runs" / f"{world}-{objective}-{seed}"
-    for seed, world, objective in grid
-  ]
-  started = time.perf_counter()
-  with (
-    concurrent.futures.ProcessPoolExecutor(
-      arguments.processes, multiprocessing.get_context("spawn")
-    ) as pool,
-    tqdm(total=len(grid), unit="run") as bar,
-  ):
-    futures = {
-      pool.submit(
-        run_one, world, objective, seed, folder, data_dir, arguments.smoke
-      ): (world, objective, seed)
-      for (seed, world, objective), folder in zip(grid, folders, strict=True)
-      if not (folder / "evaluation.json").exists()
-    }
-    bar.update(len(grid) - len(futures))
-    for future in concurrent.futures.as_completed(futures):
-      world, objective, seed = futures[future]
-      if future.exception():
-        pool.shutdown(cancel_futures=True)
-      bar.write(
-        f"{world:14} {objective:11} seed {seed}: error {future.result():.3f}"
-      )
-      bar.update()
+  grids = {
+    world: world_grid(world, arguments.seeds, data_dir, arguments.smoke)
+    for world in WORLDS
+  }
+  runs = [run for grid in grids.values() for run in grid]
+  sweep.run_all(runs, workdir, arguments.processes)
 
-  runs = [comparison.read_run(folder) for folder in folders]
-  runs.sort(
-    key=lambda run: (run.data, OBJECTIVES.index(run.objective), run.seed)
-  )
   print("timing the steps ...")
   costs = {
-    world: step_seconds(world, data_dir, arguments.smoke) for world in WORLDS
+    world: {
+      run.labels["objective"]: sweep.step_seconds(run.config)
+      for run in grid
+      if run.labels["seed"] == 0
+    }
+    for world, grid in grids.items()
   }
-  rows = comparison.compare(runs, costs)
+  rows = comparison.compare(
+    [comparison.read_run(workdir / "runs" / run.name) for run in runs], costs
+  )
   paths = comparison.write(rows, workdir)
   print(f"\n{comparison.markdown_table(rows)}\n")
   print(

@@ -111,7 +111,7 @@ def default() -> ConfigDict:
         "beta": 8 / 255,
         "beta_role": "additive",  # or "multiplicative"
         "beta_law": "fixed",  # or "uniform": drawn for each example
-        # "noise": |w| <= r; "state": |sigma w| <= r.
+        # "noise": |w| <= r; "state": |sigma_t w| <= r, with DDPM's sigma_t.
         "radius_units": "noise",
         # No gradient through the regulariser's target.
         "stop_gradient": False,
@@ -385,7 +385,6 @@ def validate(
     "evaluation.subspace_rank",
     "evaluation.frechet_dims",
     "sweep.processes",
-    "diagnose.num_levels",
     "diagnose.num_examples",
     "diagnose.power_iterations",
   ):
@@ -413,13 +412,14 @@ def validate(
   one_of("sweep.match", ("steps", "passes", "seconds"))
   within("sampling.eta", 0 <= sampling.eta <= 1, "in [0, 1]")
   within("sampling.clip_x_0", sampling.clip_x_0 >= 0, "at least 0")
-  within("sampling.num_steps", sampling.num_steps >= 1, "at least 1")
-  within(
-    "sampling.num_steps",
-    diffusion.process != "ddpm"
-    or sampling.num_steps <= diffusion.num_timesteps,
-    f"1 to diffusion.num_timesteps, {diffusion.num_timesteps}",
-  )
+  for path in ("sampling.num_steps", "diagnose.num_levels"):
+    positive(path)
+    within(
+      path,
+      diffusion.process != "ddpm"
+      or _get(config, path) <= diffusion.num_timesteps,
+      f"1 to diffusion.num_timesteps, {diffusion.num_timesteps}",
+    )
 
 
 def _validate_diffusion(config, one_of, within) -> None:

@@ -196,7 +196,6 @@ def test_matched_passes_count_the_steps_that_go_without(tmp_path):
 def test_matched_seconds_are_measured_once_and_kept(tmp_path, monkeypatch):
   config = tiny_config(
     train__num_steps=3000,
-    attack__norm="l2",
     sweep__objective=("ddpm", "robust_adv"),
     sweep__lam=(0.3, 3.0),
     sweep__seed=(0, 1),
@@ -227,6 +226,12 @@ def test_matched_seconds_are_measured_once_and_kept(tmp_path, monkeypatch):
       else {False: 1500, True: 2250}[dirty]
     )
     assert run.config.train.num_steps == expected
+
+  # Another attack is another program, held against the same DDPM.
+  config.attack.norm = "l2"
+  sweep.matched(sweep.grid(config), "seconds", tmp_path)
+  assert measured[4:] == [("robust_adv", False), ("robust_adv", True)]
+  config.attack.norm = "linf"
 
   monkeypatch.setattr(sweep, "step_seconds", None)
   again = sweep.matched(sweep.grid(config), "seconds", tmp_path)
@@ -344,6 +349,7 @@ def test_another_config_is_refused(swept, tmp_path):
     sweep.run_all(changed, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
 def test_failed_run_is_a_row_and_the_others_go_on(swept, tmp_path, capsys):
   workdir, rows = swept
   shutil.copytree(workdir / "runs", tmp_path / "runs")

@@ -22,6 +22,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import multiprocessing
 import os
 import pathlib
@@ -215,10 +216,8 @@ def step_seconds(config: ConfigDict) -> float:
   )
 
 
-def _measured_seconds(
-  config: ConfigDict, regularised: bool, rounds: int = 5, steps: int = 20
-) -> float:
-  """Median over rounds of the mean over steps, compilation aside."""
+def _measured_seconds(config: ConfigDict, regularised: bool) -> float:
+  """Median of five rounds, each of 20 steps and 0.2 s or more."""
   mesh = sharding.data_mesh()
   rows = sharding.process_rows(config.train.batch_size)
   batches = build.training_batches(config, build.training_set(config), 0, rows)
@@ -227,14 +226,18 @@ def _measured_seconds(
     lambda: build.state(config), out_shardings=sharding.replicated(mesh)
   )()
   step = loop.compile_step(config, state, batch, mesh, regularised)
-  seconds = []
-  for _ in range(1 + rounds):
+
+  def seconds(steps: int) -> float:
+    nonlocal state
     started = time.perf_counter()
     for _ in range(steps):
       state, _ = step(state, batch)
     jax.block_until_ready(state)
-    seconds.append((time.perf_counter() - started) / steps)
-  return float(np.median(seconds[1:]))  # the first round warms up
+    return (time.perf_counter() - started) / steps
+
+  seconds(3)  # the first steps are slow
+  steps = max(20, math.ceil(0.2 / seconds(20)))
+  return float(np.median([seconds(steps) for _ in range(5)]))
 
 
 # ---- Running them ----

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib import ticker
+from matplotlib.collections import LineCollection
 
 from rad_jax.reports.comparison import COLOURS, LABELS
 
@@ -410,11 +411,15 @@ def _log_where_wide(axis: plt.Axes) -> None:
 
 
 def _place_texts(axis: plt.Axes) -> None:
-  """Moves each text to the nearest place around its point that is free."""
+  """Moves each text to the nearest place around its point that is free.
+
+  Far from its point, it is led there by a line, which is kept off texts too.
+  """
   ink = _ink(axis)
   taken: list[Any] = []
+  share = np.linspace(0, 1, 50)[:, None]
 
-  def box_at(text: plt.Annotation, place: tuple[float, float]):
+  def box_at(text: Any, place: tuple[float, float]):
     dx, _ = place
     text.set_position(place)
     text.set_horizontalalignment(
@@ -422,13 +427,19 @@ def _place_texts(axis: plt.Axes) -> None:
     )
     return plt.Text.get_window_extent(text).padded(2)
 
-  def crowding(box) -> int:
+  def crowding(text: Any, place: tuple[float, float]) -> int:
+    box = box_at(text, place)
     outside = 4 - axis.bbox.count_contains(box.corners())
-    others = box.count_overlaps(taken)
-    return int(100 * (outside + others) + box.count_contains(ink))
+    point = axis.transData.transform(text.xy)
+    middle = (box.min + box.max) / 2
+    line = point + share * (middle - point)
+    crossed = sum(other.count_contains(line) for other in taken)
+    severe = outside + box.count_overlaps(taken)
+    return int(100 * severe + box.count_contains(ink) + crossed)
 
-  for text in axis.texts:
-    crowded = [crowding(box_at(text, place)) for place in _PLACES]
+  texts: list[Any] = list(axis.texts)
+  for text in texts:
+    crowded = [crowding(text, place) for place in _PLACES]
     best = crowded.index(min(crowded))
     taken.append(box_at(text, _PLACES[best]))
     text.arrow_patch.set_visible(best >= len(_AROUND))
@@ -437,7 +448,8 @@ def _place_texts(axis: plt.Axes) -> None:
 def _ink(axis: plt.Axes) -> np.ndarray:
   """Points along all lines and bars of the axis, [n, 2] pixels."""
   paths = [line.get_xydata() for line in axis.lines]
-  paths += [bar for bars in axis.collections for bar in bars.get_segments()]
+  bars = [c for c in axis.collections if isinstance(c, LineCollection)]
+  paths += [segment for bar in bars for segment in bar.get_segments()]
   drawn = [axis.transData.transform(path) for path in paths]
   share = np.linspace(0, 1, 50)[:, None, None]
   between = [p[:-1] + share * np.diff(p, axis=0) for p in drawn]

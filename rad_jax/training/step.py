@@ -70,6 +70,9 @@ class Draws(NamedTuple):
   dropout_key: PRNGKeyArray
 
 
+Parts = tuple[Draws, Draws | None]
+
+
 def example_keys(key: PRNGKeyArray, batch_size: int) -> Key[Array, " b"]:
   """One key for each place in the global batch, [b]."""
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch_size))
@@ -161,19 +164,18 @@ def example_losses(
 
 
 def make_mean_loss(method: Method):
-  """Builds (params, w or None, draws) -> (loss, (terms, w)).
+  """Builds (params, w or None, (regularised, rest)) -> (loss, (terms, w)).
 
-  Terms are means, of the regulariser over the examples that have it; w is of
-  these examples alone.
+  The two parts of the batch are those of `split`; there may be no rest. Terms
+  are means, of the regulariser over the examples that have it.
   """
-  n, m = method.regularised
   plain = method._replace(
     objective=objectives.without_regulariser(method.objective)
   )
 
-  def mean_loss(params: PyTree, w: Array | None, draws: Draws):
-    attacked, rest = split(draws, n, m)
-    values, (terms, w) = example_losses(method, params, attacked, w)
+  def mean_loss(params: PyTree, w: Array | None, parts: Parts):
+    regularised, rest = parts
+    values, (terms, w) = example_losses(method, params, regularised, w)
     total, count = jnp.sum(values), len(values)
     terms = {name: jnp.mean(term) for name, term in terms.items()}
     if rest is not None:
@@ -185,7 +187,7 @@ def make_mean_loss(method: Method):
   return mean_loss
 
 
-def split(draws: Draws, n: int, m: int) -> tuple[Draws, Draws | None]:
+def split(draws: Draws, n: int, m: int) -> Parts:
   """The first n of every m examples, and the others.
 
   Interleaved, so that each device of a sharded batch keeps its own share.
@@ -199,8 +201,15 @@ def split(draws: Draws, n: int, m: int) -> tuple[Draws, Draws | None]:
       grouped = x.reshape(x.shape[0] // m, m, *x.shape[1:])[:, rows]
       return grouped.reshape(-1, *x.shape[1:])
 
-    taken = jax.tree.map(take, draws._replace(dropout_key=draws.w_keys))
-    return taken._replace(dropout_key=dropout_key)
+    return Draws(
+      level=jax.tree.map(take, draws.level),
+      noised=jax.tree.map(take, draws.noised),
+      radius=take(draws.radius),
+      lambda_t=take(draws.lambda_t),
+      # JAX's check of reuse takes each part for a use of all keys.
+      w_keys=take(jax.random.clone(draws.w_keys)),
+      dropout_key=dropout_key,
+    )
 
   keys = jax.random.split(draws.dropout_key)
   return part(slice(0, n), keys[0]), part(slice(n, m), keys[1])
@@ -230,12 +239,12 @@ def make_train_step(
   mean_loss = make_mean_loss(method)
   replays = method.free_replays
 
-  def update(carry, w, draws, count):
+  def update(carry, w, parts, count):
     params, ema_params, opt_state = carry
     by = (0, 1) if replays > 1 else 0
     (value, (terms, w)), gradient = jax.value_and_grad(
       mean_loss, by, has_aux=True
-    )(params, w, draws)
+    )(params, w, parts)
     gradient, w_gradient = gradient if replays > 1 else (gradient, None)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     params = optax.apply_updates(params, updates)
@@ -252,16 +261,15 @@ def make_train_step(
       metrics["w_linf"] = jnp.max(jnp.abs(w))
     return (params, ema_params, opt_state), metrics, w_gradient
 
-  def replay(carry, draws, count):
+  def replay(carry, parts, count):
     """Updates on one batch, w climbing by each one's own backward pass."""
-    attacked, _ = split(draws, *method.regularised)
-    shape = draws.noised.x_t.shape[1:]
-    w_0 = attacks.start(method.attack, attacked.w_keys, attacked.radius, shape)
+    radius, shape = parts[0].radius, parts[0].noised.x_t.shape[1:]
+    w_0 = attacks.start(method.attack, parts[0].w_keys, radius, shape)
 
     def one(carry, i):
       carry, w = carry
-      carry, metrics, gradient = update(carry, w, draws, replays * count + i)
-      w = attacks.step(method.attack, w, gradient, attacked.radius)
+      carry, metrics, gradient = update(carry, w, parts, replays * count + i)
+      w = attacks.step(method.attack, w, gradient, radius)
       return (carry, w), metrics
 
     (carry, _), metrics = jax.lax.scan(one, (carry, w_0), jnp.arange(replays))
@@ -274,11 +282,12 @@ def make_train_step(
     batch_size = batch["x_0"].shape[0]
     x_0, sigma_c = prepare(batch, example_keys(prepare_key, batch_size))
     draws = draw(method, x_0, sigma_c, loss_key, method.ramp(state.step))
+    parts = split(draws, *method.regularised)
     carry = (state.params, state.ema_params, state.opt_state)
     if replays > 1:
-      carry, metrics = replay(carry, draws, state.step)
+      carry, metrics = replay(carry, parts, state.step)
     else:
-      carry, metrics, _ = update(carry, None, draws, state.step)
+      carry, metrics, _ = update(carry, None, parts, state.step)
     params, ema_params, opt_state = carry
     state = state._replace(
       step=state.step + 1,
