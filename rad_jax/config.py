@@ -539,7 +539,7 @@ def _validate_method(config, one_of, within, positive) -> None:
 
 # What a checkpoint is bound to: the fields that decide which parameters it
 # holds, which examples and noise it saw, and what it was trained for. How
-# fast or where the data is read from is not among them.
+# fast or where the data is read from, and what is watched, is not among them.
 _IDENTITY = (
   "seed",
   "data",
@@ -549,7 +549,7 @@ _IDENTITY = (
   "attack",
   "regulariser",
 )
-_FREE = (
+UNBOUND = (
   "data.data_dir",
   "data.loading",
   "data.num_threads",
@@ -575,7 +575,7 @@ def conflicts(
   bound = [
     path
     for path in sorted(old.keys() | new.keys())
-    if (path.split(".")[0] in _IDENTITY and path not in _FREE)
+    if (path.split(".")[0] in _IDENTITY and path not in UNBOUND)
     or (training and path == "train.batch_size")
   ]
   return [

@@ -34,10 +34,10 @@ from rad_jax.config import ConfigDict
 from rad_jax.data import examples
 from rad_jax.diffusion import process as processes
 from rad_jax.diffusion.process import Level, per_example
+from rad_jax.evaluation import sampling
 from rad_jax.robustness import attacks, noising, objectives
 from rad_jax.robustness.noising import Noised
-from rad_jax.training import build, checkpoints, loop, sharding
-from rad_jax.training.state import State
+from rad_jax.training import build, sharding
 
 Batch = Float[Array, "b ..."]
 Scalars = Float[Array, " b"]
@@ -96,7 +96,7 @@ def diagnose(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     FloatingPointError: the network's estimates are not finite.
   """
   mesh = sharding.data_mesh()
-  state = newest_state(config, workdir, mesh)
+  state = sampling.newest_state(config, workdir, mesh)
   params = build.parameters_of(state, config)
   everywhere, split = sharding.replicated(mesh), sharding.by_example(mesh)
   measure_batch = jax.jit(
@@ -132,24 +132,6 @@ def diagnose(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   text = json.dumps(result, indent=2, allow_nan=False)
   (workdir / "diagnosis.json").write_text(text + "\n")
   return result
-
-
-def newest_state(
-  config: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
-) -> State:
-  """The newest checkpoint of workdir's run, replicated over the mesh.
-
-  Raises:
-    CheckpointError: there is none, or it is damaged.
-    ConfigError: the run was of another model, data or objective.
-  """
-  path = workdir / "config.json"
-  if not path.exists():
-    raise checkpoints.CheckpointError(f"no run in {workdir}: train first")
-  loop.refuse_conflicts(path, config, training=False)
-  like = jax.eval_shape(lambda: build.state(config))
-  with checkpoints.open_manager(workdir) as manager:
-    return checkpoints.restore(manager, like, sharding.replicated(mesh))
 
 
 def clean_batches(

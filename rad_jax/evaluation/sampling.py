@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from rad_jax.config import ConfigDict
 from rad_jax.training import build, checkpoints, loop, sharding
+from rad_jax.training.state import State
 
 
 class NonFiniteSamples(FloatingPointError):
@@ -23,6 +24,24 @@ class Samples(NamedTuple):
   step: int
 
 
+def newest_state(
+  config: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> State:
+  """The newest checkpoint of workdir's run, replicated over the mesh.
+
+  Raises:
+    CheckpointError: there is none, or it is damaged.
+    ConfigError: the run was of another model, data or objective.
+  """
+  path = workdir / "config.json"
+  if not path.exists():
+    raise checkpoints.CheckpointError(f"no run in {workdir}: train first")
+  loop.refuse_conflicts(path, config, training=False)
+  like = jax.eval_shape(lambda: build.state(config))
+  with checkpoints.open_manager(workdir) as manager:
+    return checkpoints.restore(manager, like, sharding.replicated(mesh))
+
+
 def draw(
   config: ConfigDict, workdir: pathlib.Path, num_samples: int
 ) -> Samples:
@@ -33,15 +52,9 @@ def draw(
     ConfigError: workdir's run was of another model, data or objective.
     NonFiniteSamples: the sampler diverged.
   """
-  path = workdir / "config.json"
-  if not path.exists():
-    raise checkpoints.CheckpointError(f"no run in {workdir}: train first")
-  loop.refuse_conflicts(path, config, training=False)
   mesh = sharding.data_mesh()
   everywhere = sharding.replicated(mesh)
-  like = jax.eval_shape(lambda: build.state(config))
-  with checkpoints.open_manager(workdir) as manager:
-    state = checkpoints.restore(manager, like, everywhere)
+  state = newest_state(config, workdir, mesh)
   params = build.parameters_of(state, config)
   sampler = jax.jit(
     build.sampler(config),

@@ -51,8 +51,6 @@ AXES = {
   "sigma": "data.corruption.sigma",
   "seed": "seed",
 }
-# Fields that a row does not depend on, besides those of the sweep itself.
-_FREE = ("data.data_dir", "data.loading", "data.num_threads")
 # Columns that are neither labels nor measures.
 _RECORD = ("run", "config", "steps", "passes", "seconds", "error")
 
@@ -418,7 +416,7 @@ def _bound(config: dict[str, Any]) -> dict[str, Any]:
   return {
     path: value
     for path, value in configs.flatten(config).items()
-    if path not in _FREE and not path.startswith("sweep.")
+    if path not in configs.UNBOUND and not path.startswith("sweep.")
   }
 
 
