@@ -409,11 +409,6 @@ def validate(
   one_of("sampling.sampler", ("ddpm", "ddim", "euler", "heun"))
   within("sampling.stop_sigma", sampling.stop_sigma >= 0, "at least 0")
   one_of("sampling.variance", ("small", "large"))
-  within(
-    "sweep.objective",
-    set(config.sweep.objective) <= set(objectives.OBJECTIVES),
-    "a tuple of " + ", ".join(objectives.OBJECTIVES),
-  )
   one_of("sweep.match", ("steps", "passes", "seconds"))
   within("sampling.eta", 0 <= sampling.eta <= 1, "in [0, 1]")
   within("sampling.clip_x_0", sampling.clip_x_0 >= 0, "at least 0")

@@ -820,7 +820,7 @@ def test_fine_tuned_run_resumes_without_its_source(copied, tmp_path):
   )
   assert int(state.step) == 4
   # Two steps more, and not from the start again.
-  assert [row["step"] for row in metrics.read(tmp_path / "new")] == [2, 4]
+  assert [row["step"] for row in metrics.read(tmp_path / "new")] == [2, 3, 4]
 
 
 def test_source_of_fine_tuning_is_missing(tmp_path):
