@@ -3,7 +3,7 @@
   python -m rad_jax.main --config=configs/oblique_plane.py
   python -m rad_jax.main --config=configs/oblique_plane.py --mode=evaluate
 
-Expected: support_rms 0.055 (DDPM 0.163), spread_ratio 0.97 (1.00), over three
+Expected: support_rms 0.056 (DDPM 0.164), spread_ratio 0.97 (1.00), over three
 seeds of the demo; 20 s on 2 CPU cores.
 """
 
