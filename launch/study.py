@@ -8,11 +8,10 @@ interrupted, it goes on where it was.
 """
 
 import argparse
-import importlib.util
 import pathlib
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-WORLDS = ("digits", "oblique_plane")
+from demo import WORLDS, load_config
+
 # What each scheme changes in Robust_adv.
 SCHEMES = {
   "DDPM": {"objective.name": "ddpm"},
@@ -36,16 +35,6 @@ SCHEMES = {
     "regulariser.free_replays": 4,
   },
 }
-
-
-def load_config(world: str, smoke: bool):
-  """The config of configs/<world>.py."""
-  spec = importlib.util.spec_from_file_location(
-    world, ROOT / "configs" / f"{world}.py"
-  )
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config("smoke" if smoke else "")
 
 
 def scheme_config(world: str, scheme: str, seed: int, smoke: bool):

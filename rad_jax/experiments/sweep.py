@@ -109,9 +109,8 @@ def _run_at(config: ConfigDict, point: dict[str, Any]) -> Run:
     ]
   )
   try:
-    config = copy.deepcopy(config)
-    if "radius" in ignored:
-      _unperturb(config)
+    plain = "radius" in ignored
+    config = build.as_ddpm(config) if plain else copy.deepcopy(config)
     config.update_from_flattened_dict(
       {AXES[axis]: value for axis, value in point.items()}
     )
@@ -123,12 +122,6 @@ def _run_at(config: ConfigDict, point: dict[str, Any]) -> Run:
     axis: found[path] if axis in point else None for axis, path in AXES.items()
   }
   return Run(name, labels, config)
-
-
-def _unperturb(config: ConfigDict) -> None:
-  """Sets all that is about perturbations to its default, in place."""
-  for section in ("objective", "attack", "regulariser"):
-    config[section].update(configs.default()[section].to_dict())
 
 
 # ---- How long ----
@@ -154,9 +147,7 @@ def matched(runs: list[Run], match: str, workdir: pathlib.Path) -> list[Run]:
 def _as_long_as_ddpm(run: Run, step_cost: Callable[[ConfigDict], float]) -> Run:
   if run.config.objective.name == "ddpm":
     return run
-  ddpm = copy.deepcopy(run.config)
-  _unperturb(ddpm)
-  ddpm.objective.name = "ddpm"
+  ddpm = build.as_ddpm(run.config)
   config = copy.deepcopy(run.config)
   config.train.num_steps = max(
     1,

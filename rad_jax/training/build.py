@@ -1,5 +1,6 @@
 """The border: pure parts made from a config, each by one function."""
 
+import copy
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, PRNGKeyArray
 
-from rad_jax.config import ConfigDict, is_synthetic
+from rad_jax.config import ConfigDict, default, is_synthetic
 from rad_jax.data import (
   batches,
   corruptions,
@@ -232,6 +233,18 @@ def train_step(config: ConfigDict, regularised: bool = True) -> Step:
   return make_train_step(
     chosen, optimizer(config), config.optimizer.ema_decay, prepare(config)
   )
+
+
+def as_ddpm(config: ConfigDict) -> ConfigDict:
+  """A copy with DDPM's objective, and all about perturbations at its default.
+
+  What other methods' cost is held against: the rest of the run is the same.
+  """
+  config = copy.deepcopy(config)
+  for section in ("objective", "attack", "regulariser"):
+    config[section].update(default()[section].to_dict())
+  config.objective.name = "ddpm"
+  return config
 
 
 def monitor(config: ConfigDict) -> Callable[[states.State, Batch], Metrics]:

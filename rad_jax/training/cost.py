@@ -19,13 +19,8 @@ def cost(config: ConfigDict) -> dict[str, dict[str, float]]:
     "flops", as XLA counts them; "memory", bytes of the step's arguments and
     temporaries (for "mean", the larger of both).
   """
-  ddpm = config.copy_and_resolve_references()
-  ddpm.objective.name = "ddpm"
-  ddpm.attack.name = ""
-  ddpm.attack.monitor_every_steps = 0
-  ddpm.regulariser.update(batch_fraction=1.0, free_replays=1)
   rows = {
-    "ddpm": _measure(ddpm),
+    "ddpm": _measure(build.as_ddpm(config)),
     "on": _measure(config) | {"passes": build.passes(config)},
   }
   steps = config.train.num_steps
@@ -54,15 +49,16 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 
 def _measure(config: ConfigDict, regularised: bool = True) -> dict[str, float]:
-  memory = _compile(config, regularised).memory_analysis()
+  compiled = _compile(config, regularised)
+  memory = compiled.memory_analysis()
   return {
     "passes": 3.0,
-    "flops": _flops(config, regularised),
+    "flops": _flops(config, regularised, compiled),
     "memory": float(memory.argument_size_in_bytes + memory.temp_size_in_bytes),
   }
 
 
-def _flops(config: ConfigDict, regularised: bool) -> float:
+def _flops(config: ConfigDict, regularised: bool, compiled) -> float:
   """FLOPs of a step. XLA counts a loop's body once, so none is counted here.
 
   The cost of an attack is linear in its steps, and that of free replays in
@@ -72,21 +68,20 @@ def _flops(config: ConfigDict, regularised: bool) -> float:
   chosen = build.attack(config)
   steps = chosen.num_steps if chosen else 0
   if not regularised or (replays == 1 and steps <= 1):
-    return _flops_of(config, regularised)
+    return _counted(compiled)
   unrolled = config.copy_and_resolve_references()
   unrolled.regulariser.free_replays = 1
   unrolled.attack.num_steps = 0
-  start = _flops_of(unrolled, regularised)
+  start = _counted(_compile(unrolled, regularised))
   if replays > 1:
     return replays * start
   unrolled.attack.num_steps = 1
-  return start + steps * (_flops_of(unrolled, regularised) - start)
+  one = _counted(_compile(unrolled, regularised))
+  return start + steps * (one - start)
 
 
-def _flops_of(config: ConfigDict, regularised: bool) -> float:
-  return (_compile(config, regularised).cost_analysis() or {}).get(
-    "flops", float("nan")
-  )
+def _counted(compiled) -> float:
+  return (compiled.cost_analysis() or {}).get("flops", float("nan"))
 
 
 def _compile(config: ConfigDict, regularised: bool):
