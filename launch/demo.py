@@ -17,21 +17,35 @@ WORLDS = ("digits", "oblique_plane")
 OBJECTIVES = ("ddpm", "invariance", "robust_ran", "robust_adv")
 
 
-def load_config(world: str, smoke: bool):
+def load_config(world: str, variant: str = ""):
   """The config of configs/<world>.py."""
   spec = importlib.util.spec_from_file_location(
     world, ROOT / "configs" / f"{world}.py"
   )
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config("smoke" if smoke else "")
+  return module.get_config(variant)
+
+
+def small_networks_on_cpu(workdir: pathlib.Path) -> None:
+  """Settings that jax reads as it is imported, here and in a run's process.
+
+  Networks this small gain nothing from an accelerator, nor from a second
+  thread; what was compiled for one run serves the next.
+  """
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    (workdir / "compiled").absolute()
+  )
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 
 def world_grid(world: str, seeds: int, data_dir, smoke: bool) -> list:
   """All runs on one world, by objective, then seed."""
   from rad_jax.experiments import sweep
 
-  config = load_config(world, smoke)
+  config = load_config(world, "smoke" if smoke else "")
   config.data.data_dir = str(data_dir)
   config.sweep.update(objective=OBJECTIVES, seed=tuple(range(seeds)))
   return [
@@ -54,14 +68,7 @@ def main() -> None:
     "runs/demo_smoke" if arguments.smoke else "runs/demo"
   )
 
-  # Set before jax is imported here or in a run's process: networks this small
-  # gain nothing from an accelerator, nor from a second thread.
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
-    (workdir / "compiled").absolute()
-  )
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+  small_networks_on_cpu(workdir)
 
   from rad_jax.data import builders
   from rad_jax.experiments import sweep

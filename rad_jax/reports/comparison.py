@@ -9,7 +9,7 @@ import pathlib
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from rad_jax.reports import figures
 
@@ -130,16 +130,11 @@ def markdown_table(rows: list[Row]) -> str:
   return "\n".join(lines)
 
 
-def error_figure(rows: list[Row]) -> plt.Figure:
+def error_figure(rows: list[Row]) -> Figure:
   """The error of every run: a bar for the mean, a dot for each seed."""
   names = list(dict.fromkeys(row.data for row in rows))
-  figure, axes = plt.subplots(
-    1,
-    len(names),
-    figsize=(4 * len(names), 3.2),
-    squeeze=False,
-    layout="constrained",
-  )
+  figure = Figure(figsize=(4 * len(names), 3.2), layout="constrained")
+  axes = figure.subplots(1, len(names), squeeze=False)
   for axis, name in zip(axes[0], names, strict=True):
     peers = [row for row in rows if row.data == name]
     errors = [row.measures["support_rms"] for row in peers]
@@ -157,7 +152,7 @@ def error_figure(rows: list[Row]) -> plt.Figure:
   return figure
 
 
-def sample_figure(rows: list[Row]) -> plt.Figure:
+def sample_figure(rows: list[Row]) -> Figure:
   """One data set: the clean and the training examples, then each row's samples.
 
   Images as a grid; points as they are, or, in 3-D, seen from the edge of the
@@ -173,14 +168,9 @@ def sample_figure(rows: list[Row]) -> plt.Figure:
     colour = COLOURS.get(row.objective, "grey")
     title = f"{_label(row)}\nerror {error:.3f}"
     panels.append((title, row.first.samples, colour))
-  figure, axes = plt.subplots(
-    1,
-    len(panels),
-    figsize=(2.6 * len(panels), 3.4),
-    squeeze=False,
-    sharex=True,
-    sharey=True,
-    layout="constrained",
+  figure = Figure(figsize=(2.6 * len(panels), 3.4), layout="constrained")
+  axes = figure.subplots(
+    1, len(panels), squeeze=False, sharex=True, sharey=True
   )
   for axis, (title, examples, colour) in zip(axes[0], panels, strict=True):
     axis.set_title(title)
@@ -208,7 +198,6 @@ def write(rows: list[Row], folder: pathlib.Path) -> list[pathlib.Path]:
   for name, figure in drawn.items():
     paths.append(folder / f"{name}.png")
     figure.savefig(paths[-1], dpi=150)
-    plt.close(figure)
   return paths
 
 

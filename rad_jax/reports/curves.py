@@ -4,12 +4,10 @@ import json
 import pathlib
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 _LAWS = {
   "uniform": "uniform",
@@ -50,9 +48,10 @@ def diagnosis_table(result: dict[str, Any]) -> str:
   return "\n".join(lines)
 
 
-def diagnosis_figure(result: dict[str, Any]) -> plt.Figure:
+def diagnosis_figure(result: dict[str, Any]) -> Figure:
   """Three panels over sigma_t; the dashed line is an equivariant network."""
-  figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+  figure = Figure(figsize=(11, 3.4), layout="constrained")
+  axes = figure.subplots(1, 3)
   panels = (
     (
       "equivariance error",
@@ -138,14 +137,15 @@ def hint_table(result: dict[str, Any]) -> str:
   return "\n".join(lines)
 
 
-def radius_figure(result: dict[str, Any]) -> plt.Figure:
+def radius_figure(result: dict[str, Any]) -> Figure:
   """r(t), lambda_t and the mean shift over sigma_t, a line a reading.
 
   Colour is the radius; dashed is a multiplicative beta. lambda_t has the
   constant one once, in black: it is the same at every radius. The config's
   own reading is thick.
   """
-  figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
+  figure = Figure(figsize=(12, 4.2), layout="constrained")
+  axes = figure.subplots(1, 3)
   curves = result["curves"]
   sigma_t = np.array(curves["sigma_t"])
   names = dict.fromkeys(_radius_name(one) for one in curves["readings"])
@@ -222,7 +222,7 @@ def _line(reading: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def _scale_x(axis: plt.Axes, sigma_t: np.ndarray) -> None:
+def _scale_x(axis: Axes, sigma_t: np.ndarray) -> None:
   """Linear, or logit where levels crowd at an end (EDM's do, at both)."""
   crowded = np.mean((sigma_t < 0.05) | (sigma_t > 0.95)) > 0.5
   if crowded and np.all(sigma_t < 1):
@@ -232,7 +232,7 @@ def _scale_x(axis: plt.Axes, sigma_t: np.ndarray) -> None:
   axis.spines[["top", "right"]].set_visible(False)
 
 
-def _scale_y(axis: plt.Axes, values: np.ndarray) -> None:
+def _scale_y(axis: Axes, values: np.ndarray) -> None:
   """From 0; or logarithmic, eight decades at most, beyond three decades."""
   positive = values[np.isfinite(values) & (values > 0)]
   if positive.size and positive.max() > 1000 * positive.min():
@@ -256,10 +256,9 @@ def _number(value: float | None) -> str:
 def _write(
   table: str,
   table_path: pathlib.Path,
-  figure: plt.Figure,
+  figure: Figure,
   figure_path: pathlib.Path,
 ) -> list[pathlib.Path]:
   table_path.write_text(table + "\n")
   figure.savefig(figure_path, dpi=150)
-  plt.close(figure)
   return [table_path, figure_path]

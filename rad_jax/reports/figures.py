@@ -3,14 +3,12 @@
 import math
 import pathlib
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from rad_jax.data import examples, synthetic
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 
 def image_grid(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
@@ -51,18 +49,17 @@ def show_samples(folder: pathlib.Path) -> pathlib.Path:
   path = folder / "scatter.png"
   figure = scatter(x_0)
   figure.savefig(path, dpi=150)
-  plt.close(figure)
   return path
 
 
-def scatter(points: np.ndarray) -> plt.Figure:
+def scatter(points: np.ndarray) -> Figure:
   """Points [n, 2] or [n, 3], by `draw_points`."""
-  figure, axis = plt.subplots(figsize=(4, 4), layout="constrained")
-  draw_points(axis, points, "black")
+  figure = Figure(figsize=(4, 4), layout="constrained")
+  draw_points(figure.subplots(), points, "black")
   return figure
 
 
-def draw_points(axis: plt.Axes, points: np.ndarray, colour: str) -> None:
+def draw_points(axis: Axes, points: np.ndarray, colour: str) -> None:
   """Points [n, 2] as they are; points [n, 3] along the oblique plane's edge.
 
   Raises:

@@ -11,9 +11,11 @@ import pathlib
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib import ticker
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from rad_jax.reports.comparison import COLOURS, LABELS
 
@@ -36,6 +38,7 @@ AXES = (
   "steps",
 )
 _RECORD = ("run", "seed", "config", "passes", "seconds", "error")
+_ACROSS = {"cost": "passes of the training, relative to DDPM"}
 _MARKERS = "osD^vPX*"
 # Where a text may stand, in points from its point: around it, the near first.
 _AROUND = (
@@ -93,14 +96,14 @@ def markdown_table(rows: list[Row], measures: list[str]) -> str:
   for group in _groups(rows, AXES):
     done = _finished(group)
     cells = [_text(axis, group[0].get(axis)) for axis in varying]
-    cells += [_mean_std(_over_seeds(done, name)) for name in measures]
+    cells += [_cell(done, name) for name in measures]
     failed = f" of {len(group)}" if len(done) < len(group) else ""
     lines.append(f"| {' | '.join(cells)} | {len(done)}{failed} |")
   errors = [f"- {row['run']}: {row['error']}" for row in rows if "error" in row]
   return "\n".join(lines + (["", "Failed:", "", *errors] if errors else []))
 
 
-def frontier_figure(rows: list[Row], measure: str = "frechet") -> plt.Figure:
+def frontier_figure(rows: list[Row], measure: str = "frechet") -> Figure:
   """Clean against dirty: what a method costs where the data is clean.
 
   Across, the measure of runs trained on clean data; up, that of the same runs
@@ -125,7 +128,7 @@ def frontier_figure(rows: list[Row], measure: str = "frechet") -> plt.Figure:
   return figure
 
 
-def error_figure(rows: list[Row], measure: str = "frechet") -> plt.Figure:
+def error_figure(rows: list[Row], measure: str = "frechet") -> Figure:
   """The measure against lambda: a panel for each set, a line for each method.
 
   A method without lambda is a level line.
@@ -148,8 +151,8 @@ def error_figure(rows: list[Row], measure: str = "frechet") -> plt.Figure:
   return figure
 
 
-def cost_figure(rows: list[Row], measure: str = "frechet") -> plt.Figure:
-  """The measure against the passes of the training relative to DDPM's.
+def scheme_figure(rows: list[Row], across: str, measure: str) -> Figure:
+  """The measure against another one, or against "cost" (`relative_cost`).
 
   A panel for each set; in it one named point for each scheme.
 
@@ -162,9 +165,9 @@ def cost_figure(rows: list[Row], measure: str = "frechet") -> plt.Figure:
     for group in _groups(peers, (*_METHOD, "lam")):
       style = _style(group[0], rows)
       name = _text("scheme", group[0].get("scheme")) or style["label"]
-      x, y = _over_seeds(group, "cost"), _over_seeds(group, measure)
+      x, y = _over_seeds(group, across), _over_seeds(group, measure)
       _draw(axis, [Point(x, y, name)], **style | {"marker": "o"})
-    axis.set_xlabel("passes of the training, relative to DDPM")
+    axis.set_xlabel(_ACROSS.get(across, across))
     axis.set_ylabel(measure)
   _complete(figure)
   return figure
@@ -190,19 +193,20 @@ def write(
 
 
 def write_study(
-  rows: list[Row], workdir: pathlib.Path, measure: str = "frechet"
+  rows: list[Row], workdir: pathlib.Path, across: str, measure: str
 ) -> list[pathlib.Path]:
-  """Writes study.md and study.png: error against cost; returns the paths.
+  """Writes study.md and study.png, a `scheme_figure`; returns the paths.
 
   Raises:
     ValueError: a data set has no run of DDPM.
   """
   table = markdown_table(relative_cost(rows), ["cost", *measures_of(rows)])
-  return _save({"study": table}, {"study": cost_figure(rows, measure)}, workdir)
+  figure = scheme_figure(rows, across, measure)
+  return _save({"study": table}, {"study": figure}, workdir)
 
 
 def _save(
-  tables: dict[str, str], figures: dict[str, plt.Figure], workdir: pathlib.Path
+  tables: dict[str, str], figures: dict[str, Figure], workdir: pathlib.Path
 ) -> list[pathlib.Path]:
   paths = []
   for name, text in tables.items():
@@ -211,7 +215,6 @@ def _save(
   for name, figure in figures.items():
     paths.append(workdir / f"{name}.png")
     figure.savefig(paths[-1], dpi=150)
-    plt.close(figure)
   return paths
 
 
@@ -275,6 +278,13 @@ def _title(row: Row, axes: tuple[str, ...]) -> str:
   )
 
 
+def _cell(rows: list[Row], measure: str) -> str:
+  """Empty for a measure that these rows do not have."""
+  if rows and measure not in rows[0]:
+    return ""
+  return _mean_std(_over_seeds(rows, measure))
+
+
 def _mean_std(values: np.ndarray) -> str:
   """Four digits of the mean, and the deviation to the same place.
 
@@ -302,18 +312,13 @@ class Point(NamedTuple):
 
 def _panels(
   rows: list[Row],
-) -> tuple[plt.Figure, list[tuple[plt.Axes, list[Row]]]]:
+) -> tuple[Figure, list[tuple[Axes, list[Row]]]]:
   """A panel for each training set, at most three side by side."""
   groups = _groups(rows, _SET)
   columns = min(len(groups), 3)
   lines = math.ceil(len(groups) / columns)
-  figure, axes = plt.subplots(
-    lines,
-    columns,
-    figsize=(4.2 * columns, 3.6 * lines),
-    squeeze=False,
-    layout="constrained",
-  )
+  figure = Figure(figsize=(4.2 * columns, 3.6 * lines), layout="constrained")
+  axes = figure.subplots(lines, columns, squeeze=False)
   for axis, group in zip(axes.flat, groups, strict=False):
     axis.set_title(_title(group[0], _SET), fontsize="medium")
     axis.spines[["top", "right"]].set_visible(False)
@@ -334,7 +339,7 @@ def _style(row: Row, rows: list[Row]) -> dict[str, Any]:
   }
 
 
-def _draw(axis: plt.Axes, points: list[Point], **style: Any) -> None:
+def _draw(axis: Axes, points: list[Point], **style: Any) -> None:
   """Points at their means, joined, with bars of a standard deviation.
 
   A point without values is left out. What is to be written there is written
@@ -370,7 +375,7 @@ def _draw(axis: plt.Axes, points: list[Point], **style: Any) -> None:
       )
 
 
-def _complete(figure: plt.Figure, legend: str | None = None) -> None:
+def _complete(figure: Figure, legend: str | None = None) -> None:
   """Scales, a legend below under this title, and all texts in free places."""
   entries: dict[str, Any] = {}
   for axis in figure.axes:
@@ -390,12 +395,12 @@ def _complete(figure: plt.Figure, legend: str | None = None) -> None:
       fontsize=8,
       title_fontsize=8,
     )
-  figure.canvas.draw()  # lays the figure out
+  figure.draw_without_rendering()  # lays the figure out
   for axis in figure.axes:
     _place_texts(axis)
 
 
-def _log_where_wide(axis: plt.Axes) -> None:
+def _log_where_wide(axis: Axes) -> None:
   """Log scales where the points are positive and span a factor of four."""
   points = np.concatenate([line.get_xydata() for line in axis.lines])
   low, high = points.min(axis=0), points.max(axis=0)
@@ -410,7 +415,7 @@ def _log_where_wide(axis: plt.Axes) -> None:
       side.set_minor_formatter(ticker.NullFormatter())
 
 
-def _place_texts(axis: plt.Axes) -> None:
+def _place_texts(axis: Axes) -> None:
   """Moves each text to the nearest place around its point that is free.
 
   Far from its point, it is led there by a line, which is kept off texts too.
@@ -425,7 +430,7 @@ def _place_texts(axis: plt.Axes) -> None:
     text.set_horizontalalignment(
       "left" if dx > 0 else "right" if dx < 0 else "center"
     )
-    return plt.Text.get_window_extent(text).padded(2)
+    return Text.get_window_extent(text).padded(2)
 
   def crowding(text: Any, place: tuple[float, float]) -> int:
     box = box_at(text, place)
@@ -445,7 +450,7 @@ def _place_texts(axis: plt.Axes) -> None:
     text.arrow_patch.set_visible(best >= len(_AROUND))
 
 
-def _ink(axis: plt.Axes) -> np.ndarray:
+def _ink(axis: Axes) -> np.ndarray:
   """Points along all lines and bars of the axis, [n, 2] pixels."""
   paths = [line.get_xydata() for line in axis.lines]
   bars = [c for c in axis.collections if isinstance(c, LineCollection)]
