@@ -1,9 +1,10 @@
 """Samplers: free functions over a noise predictor eps_fn(x_t, level).
 
 Each sampler is one update x_t -> x_s along a falling list of noise levels;
-`sample` scans it, and ends with the last level's clean estimate. Sample i
-draws its noise from (key, i) alone: it depends neither on the batch it stands
-in nor on the number of devices.
+`reverse` scans it from any state, and ends with the last level's clean
+estimate; `sample` starts it from noise, and `path` keeps every state on the
+way. Example i draws its noise from its own key alone: it depends neither on
+the batch it stands in nor on the number of devices.
 
 Along any process the deterministic flow is dx = d(alpha) x_0_hat + d(sigma)
 eps_hat. Its Euler step is alpha_s x_0_hat + sigma_s eps_hat: DDIM, EDM's Euler
@@ -11,19 +12,46 @@ and flow matching's Euler are this one formula.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from rad_jax.diffusion import process
 from rad_jax.diffusion.parametrisation import EpsFn
 from rad_jax.diffusion.process import Level
 
+
+class Step(NamedTuple):
+  """One step, from level t to the lower level s.
+
+  number: 1, 2, ...
+  before: the level of the step before; t itself in the first step.
+  t, s: levels with scalar fields.
+  """
+
+  number: Array
+  before: Level
+  t: Level
+  s: Level
+
+
+class Path(NamedTuple):
+  """A reverse process: its states and their clean estimates, level by level.
+
+  x_t, x_0_hat: [num_levels, b, ...]; the last x_0_hat is the sample.
+  """
+
+  x_t: Float[Array, "n b ..."]
+  x_0_hat: Float[Array, "n b ..."]
+
+
 # (x_t, level with scalar fields) -> (x_0_hat, eps_hat)
 Denoise = Callable[[Array, Level], tuple[Array, Array]]
-# (denoise, level t, level s, x_t, unit noise) -> x_s
-Update = Callable[[Denoise, Level, Level, Array, Array], Array]
+# (denoise, step, x_t, x_0_hat of the step before, unit noise) ->
+# (x_s, x_0_hat at t)
+Update = Callable[[Denoise, Step, Array, Array, Array], tuple[Array, Array]]
 
 
 def ddpm(variance: str = "small") -> Update:
@@ -35,10 +63,12 @@ def ddpm(variance: str = "small") -> Update:
       unit Gaussian data): the two bounds of section 3.2.
   """
 
-  def update(denoise, level_t, level_s, x_t, z):
-    x_0_hat, _ = denoise(x_t, level_t)
-    mean, small, large = process.transition(level_t, level_s, x_0_hat, x_t)
-    return mean + jnp.sqrt({"small": small, "large": large}[variance]) * z
+  def update(denoise, step, x_t, last_x_0, z):
+    del last_x_0
+    x_0_hat, _ = denoise(x_t, step.t)
+    mean, small, large = process.transition(step.t, step.s, x_0_hat, x_t)
+    std = jnp.sqrt({"small": small, "large": large}[variance])
+    return mean + std * z, x_0_hat
 
   return update
 
@@ -51,15 +81,17 @@ def ddim(eta: float = 0.0) -> Update:
       distribution and, with the same noise, in value; at most 1.
   """
 
-  def update(denoise, level_t, level_s, x_t, z):
-    x_0_hat, eps_hat = denoise(x_t, level_t)
-    _, posterior, _ = process.transition(level_t, level_s, x_0_hat, x_t)
+  def update(denoise, step, x_t, last_x_0, z):
+    del last_x_0
+    x_0_hat, eps_hat = denoise(x_t, step.t)
+    _, posterior, _ = process.transition(step.t, step.s, x_0_hat, x_t)
     var = jnp.square(eta) * posterior
-    return (
-      level_s.alpha * x_0_hat
-      + jnp.sqrt(jnp.maximum(jnp.square(level_s.sigma) - var, 0)) * eps_hat
+    x_s = (
+      step.s.alpha * x_0_hat
+      + jnp.sqrt(jnp.maximum(jnp.square(step.s.sigma) - var, 0)) * eps_hat
       + jnp.sqrt(var) * z
     )
+    return x_s, x_0_hat
 
   return update
 
@@ -72,18 +104,46 @@ def heun() -> Update:
   network evaluations a step, and one in the last, to the data.
   """
 
-  def update(denoise, level_t, level_s, x_t, z):
-    del z
-    x_0_t, eps_t = denoise(x_t, level_t)
-    euler = level_s.alpha * x_0_t + level_s.sigma * eps_t
-    x_0_s, eps_s = denoise(euler, level_s)
-    return (
+  def update(denoise, step, x_t, last_x_0, z):
+    del last_x_0, z
+    t, s = step.t, step.s
+    x_0_t, eps_t = denoise(x_t, t)
+    x_0_s, eps_s = denoise(s.alpha * x_0_t + s.sigma * eps_t, s)
+    x_s = (
       x_t
-      + (level_s.alpha - level_t.alpha) * (x_0_t + x_0_s) / 2
-      + (level_s.sigma - level_t.sigma) * (eps_t + eps_s) / 2
+      + (s.alpha - t.alpha) * (x_0_t + x_0_s) / 2
+      + (s.sigma - t.sigma) * (eps_t + eps_s) / 2
     )
+    return x_s, x_0_t
 
   return update
+
+
+def dpm_solver() -> Update:
+  """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2).
+
+  With lambda = ln(alpha / sigma) and h = lambda_s - lambda_t, the clean
+  estimate is carried on along the line through the last two of them: second
+  order from one network evaluation a step. The first step is DDIM's.
+  """
+
+  def update(denoise, step, x_t, last_x_0, z):
+    del z
+    x_0_hat, _ = denoise(x_t, step.t)
+    h = _log_snr(step.s) - _log_snr(step.t)
+    h_before = _log_snr(step.t) - _log_snr(step.before)
+    first = step.number == 1
+    ahead = jnp.where(first, 0.0, h / (2 * jnp.where(first, 1.0, h_before)))
+    carried = x_0_hat + ahead * (x_0_hat - last_x_0)
+    ratio = step.s.sigma / step.t.sigma
+    x_s = ratio * x_t + step.s.alpha * -jnp.expm1(-h) * carried
+    return x_s, x_0_hat
+
+  return update
+
+
+def _log_snr(level: Level) -> Array:
+  return jnp.log(level.alpha / level.sigma)
 
 
 def sample(
@@ -99,8 +159,8 @@ def sample(
 
   Args:
     eps_fn: the noise predictor, (x_t [b, ...], level [b]) -> eps_hat [b, ...].
-    levels: the levels to visit, from a process's grid, [num_steps].
-    update: `ddpm(...)`, `ddim(...)` or `heun()`.
+    levels: the levels to visit, from a process's grid, [num_levels].
+    update: `ddpm(...)`, `ddim(...)`, `heun()` or `dpm_solver()`.
     key: the root key of all samples.
     index: which samples to draw, int [b].
     shape: the shape of one sample.
@@ -110,16 +170,76 @@ def sample(
   Returns:
     [b, *shape] float32.
   """
-  num_steps = len(levels.sigma)
-  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+  keys = sample_keys(key, index)
+  x_t = noise(levels, keys, shape)
+  return reverse(eps_fn, levels, update, x_t, keys, clip_x_0)
 
-  def noise(step: Array) -> Array:
-    return jax.vmap(
-      lambda k: jax.random.normal(jax.random.fold_in(k, step), shape)
-    )(keys)
+
+def sample_keys(key: PRNGKeyArray, index: Int[Array, " b"]) -> Key[Array, " b"]:
+  """The keys of samples `index` under a root key."""
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+def noise(
+  levels: Level, keys: Key[Array, " b"], shape: tuple[int, ...]
+) -> Float[Array, "b ..."]:
+  """Where `sample` starts: noise of the first level's sigma, [b, *shape]."""
+  return levels.sigma[0] * _unit_noise(keys, jnp.asarray(0), shape)
+
+
+def reverse(
+  eps_fn: EpsFn,
+  levels: Level,
+  update: Update,
+  x_t: Float[Array, "b ..."],
+  keys: Key[Array, " b"],
+  clip_x_0: float | None = None,
+  w: Float[Array, "n b ..."] | None = None,
+  remat: bool = False,
+) -> Float[Array, "b ..."]:
+  """Carries x_t at the first level down to the data. Jit-able.
+
+  Args:
+    eps_fn, levels, update, clip_x_0: as in `sample`.
+    x_t: the states at levels[0], [b, ...].
+    keys: one key an example, of the noise along its way, [b].
+    w: perturbations in noise units, one for each level: the state at level n
+      is x_t + sigma_n w[n] before the step, for all that the step does. None
+      perturbs nothing.
+    remat: compute the steps anew in a backward pass, so that a gradient
+      through the process needs the memory of its states, not of the network's
+      activations at each.
+
+  Returns:
+    The clean estimates at the last level, [b, ...].
+  """
+  scan = _reverse_scan(eps_fn, levels, update, keys, clip_x_0, remat)
+  x_0_hat, _ = scan(x_t, w, lambda x_t, x_0_hat: None)
+  return x_0_hat
+
+
+def path(
+  eps_fn: EpsFn,
+  levels: Level,
+  update: Update,
+  x_t: Float[Array, "b ..."],
+  keys: Key[Array, " b"],
+  clip_x_0: float | None = None,
+) -> Path:
+  """The same process, with every state on its way. Jit-able.
+
+  Args: as in `reverse`.
+  """
+  scan = _reverse_scan(eps_fn, levels, update, keys, clip_x_0, remat=False)
+  _, states = scan(x_t, None, Path)
+  return states
+
+
+def _reverse_scan(eps_fn, levels, update, keys, clip_x_0, remat):
+  """(x_t, w, keep) -> last x_0_hat; keep(x_t, x_0_hat) of every level."""
 
   def denoise(x_t: Array, level: Level) -> tuple[Array, Array]:
-    level = jax.tree.map(lambda v: jnp.broadcast_to(v, index.shape), level)
+    level = jax.tree.map(lambda v: jnp.broadcast_to(v, len(x_t)), level)
     eps_hat = eps_fn(x_t, level)
     x_0_hat = process.eps_to_x_0(level, x_t, eps_hat)
     if clip_x_0 is None:
@@ -127,14 +247,47 @@ def sample(
     x_0_hat = jnp.clip(x_0_hat, -clip_x_0, clip_x_0)
     return x_0_hat, process.x_0_to_eps(level, x_t, x_0_hat)
 
-  def reverse(x_t: Array, step: tuple[Array, Level, Level]):
-    n, level_t, level_s = step
-    return update(denoise, level_t, level_s, x_t, noise(n)), None
+  def take(rows) -> Level:
+    return jax.tree.map(lambda column: column[rows], levels)
 
-  later = jax.tree.map(lambda column: column[:-1], levels)
-  earlier = jax.tree.map(lambda column: column[1:], levels)
-  x_T = levels.sigma[0] * noise(jnp.asarray(0))
-  steps = (jnp.arange(1, num_steps), later, earlier)
-  x_t, _ = jax.lax.scan(reverse, x_T, steps)
-  x_0_hat, _ = denoise(x_t, jax.tree.map(lambda column: column[-1], levels))
-  return x_0_hat
+  def scan(x_t, w, keep):
+    def shifted(x_t, level, w_t):
+      return x_t if w_t is None else x_t + level.sigma * w_t
+
+    def body(carry, given):
+      (x_t, last_x_0), (step, w_t) = carry, given
+      x_t = shifted(x_t, step.t, w_t)
+      z = _unit_noise(keys, step.number, x_t.shape[1:])
+      x_s, x_0_hat = update(denoise, step, x_t, last_x_0, z)
+      return (x_s, x_0_hat), keep(x_t, x_0_hat)
+
+    count = len(levels.sigma) - 1
+    before = [max(n - 1, 0) for n in range(count)]
+    steps = Step(
+      jnp.arange(1, count + 1),
+      take(jnp.array(before, int)),
+      take(slice(None, -1)),
+      take(slice(1, None)),
+    )
+    first = None if w is None else w[:-1]
+    (x_t, _), kept = jax.lax.scan(
+      jax.checkpoint(body) if remat else body,
+      (x_t, jnp.zeros_like(x_t)),
+      (steps, first),
+    )
+    last = take(-1)
+    x_t = shifted(x_t, last, None if w is None else w[-1])
+    x_0_hat, _ = denoise(x_t, last)
+    kept = jax.tree.map(
+      lambda rows, row: jnp.concatenate([rows, row[None]]),
+      kept,
+      keep(x_t, x_0_hat),
+    )
+    return x_0_hat, kept
+
+  return scan
+
+
+def _unit_noise(keys, step, shape):
+  draw = lambda key: jax.random.normal(jax.random.fold_in(key, step), shape)
+  return jax.vmap(draw)(keys)
