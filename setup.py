@@ -37,6 +37,7 @@ setuptools.setup(
     "optax>=0.2.4",
     "orbax-checkpoint>=0.11",
     "pillow>=10.3",
+    "safetensors>=0.4",
     "scikit-learn>=1.5",
     "scipy>=1.13",
     "tensorboardX>=2.6.2",

@@ -126,13 +126,15 @@ def scheme_config(world: str, changes: dict, seed: int, smoke: bool):
   return config
 
 
-def study_runs(schemes: dict, seeds: int, workdir, smoke: bool) -> list:
+def study_runs(
+  schemes: dict, seeds: int, workdir, smoke: bool, worlds=WORLDS
+) -> list:
   """All runs, those that start from another's end behind it."""
   from rad_jax.experiments import sweep
 
   runs = []
   for seed in range(seeds):
-    for world in WORLDS:
+    for world in worlds:
 
       def name(scheme: str, of=(world, seed)) -> str:
         words = "".join(c for c in scheme if c not in ",=").split()
@@ -161,6 +163,7 @@ def main() -> None:
   )
   parser.add_argument("study", choices=STUDIES)
   parser.add_argument("--workdir", type=pathlib.Path)
+  parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=WORLDS)
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--processes", type=int, default=os.cpu_count())
   parser.add_argument(
@@ -178,7 +181,13 @@ def main() -> None:
   from rad_jax.reports import frontier
 
   builders.prepare("digits", str(workdir / "data"))
-  runs = study_runs(STUDIES[study], arguments.seeds, workdir, arguments.smoke)
+  runs = study_runs(
+    STUDIES[study],
+    arguments.seeds,
+    workdir,
+    arguments.smoke,
+    arguments.worlds,
+  )
   for run in runs:
     configs.validate(run.config)
   scratch = [run for run in runs if not run.config.train.init_from]

@@ -11,11 +11,26 @@ from typing import Any, TypeAlias
 import ml_collections
 from jaxtyping import PyTree
 
-from rad_jax.data import corruptions, synthetic
+from rad_jax.data import corruptions, folder, synthetic
 from rad_jax.diffusion import parametrisation, schedules
 from rad_jax.robustness import attacks, objectives, radius
 
 ConfigDict: TypeAlias = ml_collections.ConfigDict
+
+
+EXTRACTORS = ("pca", "random_conv", "inception")
+SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpm_solver")
+# Of --mode=evaluate; what each measures stands in evaluation.evaluate.
+PROTOCOLS = (
+  "truth",
+  "quality",
+  "reconstruction",
+  "flow",
+  "score",
+  "steps",
+  "memorisation",
+  "attack",
+)
 
 
 class ConfigError(ValueError):
@@ -30,8 +45,10 @@ def default() -> ConfigDict:
       "seed": 0,
       "data": {
         # A TFDS name, or a world of data.synthetic: oblique_plane,
-        # three_gaussians.
+        # three_gaussians; or image_folder.
         "name": "cifar10",
+        # Of image_folder: the folder, split/label/x.png or x.png in it.
+        "path": "",
         "split": "train",
         # TFDS folder; "" is TFDS's own (~/tensorflow_datasets).
         "data_dir": "",
@@ -52,12 +69,19 @@ def default() -> ConfigDict:
         # true subspace is known; 0 leaves it as it is.
         "linear_rank": 0,
         "corruption": {
-          # "gaussian" adds noise; "outlier" replaces by uniform noise.
+          # "gaussian" adds noise; "outlier" replaces by uniform noise;
+          # "salt_and_pepper", "mask", "jpeg", "blur".
           "kind": "gaussian",
           # Share p of dirty training examples, in [0, 1].
           "fraction": 0.0,
-          # Standard deviation, or half-range of outliers; [-1, 1] units.
+          # Strength. gaussian: standard deviation, and outlier: half-range,
+          # both in [-1, 1] units; salt_and_pepper: share of the elements;
+          # mask: share of the area; jpeg: 100 - quality, whole, to 99; blur:
+          # standard deviation in pixels.
           "sigma": 0.2,
+          # 1 .. 5 takes the strength from corruptions.SEVERITIES, and sigma
+          # is not looked at; 0 takes sigma.
+          "severity": 0,
         },
       },
       "diffusion": {
@@ -178,7 +202,8 @@ def default() -> ConfigDict:
         "keep_every_steps": 0,
       },
       "sampling": {
-        "sampler": "ddpm",  # or "ddim", "euler" (ddim at eta 0), "heun"
+        # "ddpm", "ddim", "euler" (ddim at eta 0), "heun", "dpm_solver".
+        "sampler": "ddpm",
         # Noise levels visited; 1 .. num_timesteps for ddpm's process.
         "num_steps": 1000,
         # Levels of sigma / alpha below it are skipped, for models that were
@@ -218,6 +243,8 @@ def default() -> ConfigDict:
         "processes": 1,
       },
       "evaluation": {
+        # Names in PROTOCOLS; each writes its part of evaluation.json.
+        "protocols": ("truth",),
         "num_samples": 5000,
         # Clean examples of an image set that samples are held against, at
         # most, evenly spaced.
@@ -226,6 +253,45 @@ def default() -> ConfigDict:
         "subspace_rank": 16,
         # Principal components in which the Frechet distance is taken.
         "frechet_dims": 32,
+        # Of quality and memorisation: "pca", "random_conv", "inception".
+        "extractor": "pca",
+        "extractor_dims": 64,  # of "pca"
+        # Path of the FID Inception's weights, .safetensors or .pth.
+        "inception_weights": "",
+        # File of reference features, shared among runs; "": one in the run.
+        "reference": "",
+        # Split of the data that was not trained on; "": none.
+        "held_out": "",
+        # Of reconstruction, flow and score: noise levels, and clean examples.
+        "num_levels": 8,
+        "num_level_examples": 256,
+        # Of steps.
+        "samplers": ("ddpm", "ddim", "heun", "dpm_solver"),
+        "step_counts": (10, 30, 100, 300, 1000),
+        "num_step_samples": 1000,
+        # Of attack: budgets in noise units, their norm, gradient steps, the
+        # sampler's levels, of which every so-many-th is attacked.
+        "attack_budgets": (0.0, 0.1, 0.3),
+        "attack_norm": "linf",  # or "l2"
+        "attack_steps": 5,
+        "attack_levels": 20,
+        "attack_every": 4,
+        "num_attack_samples": 256,
+        # Workdir of a run whose network is attacked instead; "": none.
+        "transfer_from": "",
+      },
+      # --mode=purify: noise an input up to t_star, and come back.
+      "purify": {
+        # An .npz file with x_0 [n, ...] in model units; "": the training
+        # examples as the run saw them.
+        "input": "",
+        # Noise level in (0, 1), as DDPM's sigma_t: 0.32 is t 100 of 1000.
+        "t_star": 0.32,
+        # Levels of the whole grid, of which those below t_star are visited.
+        "num_steps": 1000,
+        # As sampling.sampler: "ddpm" is stochastic, "ddim" deterministic.
+        "sampler": "ddpm",
+        "num_examples": 64,
       },
     }
   )
@@ -253,9 +319,27 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
   config.train.update(num_steps=20, batch_size=16, log_every_steps=5)
   config.checkpoint.update(every_steps=10, keep_every_steps=0)
   config.sampling.update(num_steps=10, num_samples=16, batch_size=16)
-  config.evaluation.update(num_samples=64, num_reference=64)
+  config.evaluation.update(
+    num_samples=64,
+    num_reference=64,
+    num_levels=3,
+    num_level_examples=16,
+    step_counts=(3, 6),
+    num_step_samples=16,
+    attack_levels=4,
+    attack_every=2,
+    attack_steps=2,
+    num_attack_samples=16,
+  )
+  config.purify.update(num_steps=20, num_examples=16)
   config.diagnose.update(num_levels=3, num_examples=16, power_iterations=3)
   return config
+
+
+def corruption_strength(config: ConfigDict) -> float:
+  """The strength of data.corruption: its sigma, or what severity names."""
+  fields = config.data.corruption
+  return corruptions.strength_of(fields.kind, fields.sigma, fields.severity)
 
 
 def is_synthetic(config: ConfigDict) -> bool:
@@ -294,8 +378,14 @@ def validate(
   one_of("data.corruption.kind", corruptions.CORRUPTIONS)
   p = corruption.fraction
   within("data.corruption.fraction", 0 <= p <= 1, "in [0, 1]")
+  _validate_strength(config, within)
+  is_folder = data.name == folder.NAME
   within(
-    "data.corruption.sigma", 0 <= corruption.sigma < math.inf, "at least 0"
+    "data.path",
+    bool(data.path) == is_folder,
+    f"the folder of {folder.NAME}"
+    if is_folder
+    else f'"" where data.name is {data.name!r}: it is for {folder.NAME}',
   )
   within("data.crop_size", data.crop_size >= 0, "at least 0")
   elements = data.image_size**2 * data.num_channels
@@ -406,7 +496,7 @@ def validate(
     _get(config, batch_size) % num_devices == 0,
     f"a multiple of the number of devices, {num_devices}",
   )
-  one_of("sampling.sampler", ("ddpm", "ddim", "euler", "heun"))
+  one_of("sampling.sampler", SAMPLERS)
   within("sampling.stop_sigma", sampling.stop_sigma >= 0, "at least 0")
   one_of("sampling.variance", ("small", "large"))
   one_of("sweep.match", ("steps", "passes", "seconds"))
@@ -420,6 +510,82 @@ def validate(
       or _get(config, path) <= diffusion.num_timesteps,
       f"1 to diffusion.num_timesteps, {diffusion.num_timesteps}",
     )
+  _validate_evaluation(config, one_of, within, positive)
+
+
+def _validate_strength(config, within) -> None:
+  """How strong the corruption is, and whether the data can have it."""
+  kind, sigma = config.data.corruption.kind, config.data.corruption.sigma
+  severity = config.data.corruption.severity
+  within("data.corruption.severity", severity in range(6), "0, or 1 to 5")
+  within("data.corruption.sigma", 0 <= sigma < math.inf, "at least 0")
+  if severity == 0:
+    strongest = corruptions.STRONGEST.get(kind, math.inf)
+    within(
+      "data.corruption.sigma",
+      sigma <= strongest,
+      f"at most {strongest:g} for {kind}",
+    )
+    within(
+      "data.corruption.sigma",
+      kind != "jpeg" or sigma == round(sigma),
+      "a whole number for jpeg, 100 - quality",
+    )
+  within(
+    "data.corruption.kind",
+    not (is_synthetic(config) and kind in corruptions.OF_IMAGES),
+    f"another for {config.data.name}: {kind} needs images",
+  )
+
+
+def _validate_evaluation(config, one_of, within, positive) -> None:
+  fields = config.evaluation
+  for name, allowed in (("protocols", PROTOCOLS), ("samplers", SAMPLERS)):
+    within(
+      f"evaluation.{name}",
+      set(fields[name]) <= set(allowed),
+      "among " + ", ".join(allowed),
+    )
+  one_of("evaluation.extractor", EXTRACTORS)
+  within(
+    "evaluation.extractor",
+    not is_synthetic(config) or fields.extractor == "pca",
+    f"pca for {config.data.name}, whose examples are points",
+  )
+  one_of("evaluation.attack_norm", attacks.BALLS)
+  within(
+    "evaluation.attack_budgets",
+    len(fields.attack_budgets) > 0 and min(fields.attack_budgets) >= 0,
+    "one number or more, of at least 0",
+  )
+  steps = fields.step_counts
+  limit = config.diffusion.num_timesteps
+  within(
+    "evaluation.step_counts",
+    "steps" not in fields.protocols
+    or (
+      len(steps) > 0
+      and min(steps) >= 2
+      and (config.diffusion.process != "ddpm" or max(steps) <= limit)
+    ),
+    f"one number or more, 2 to diffusion.num_timesteps, {limit}",
+  )
+  for name in (
+    "extractor_dims",
+    "num_levels",
+    "num_level_examples",
+    "num_step_samples",
+    "attack_steps",
+    "attack_levels",
+    "attack_every",
+    "num_attack_samples",
+  ):
+    positive(f"evaluation.{name}")
+  purify = config.purify
+  within("purify.t_star", 0 < purify.t_star < 1, "in (0, 1)")
+  one_of("purify.sampler", SAMPLERS)
+  positive("purify.num_steps")
+  positive("purify.num_examples")
 
 
 def _validate_diffusion(config, one_of, within) -> None:
@@ -524,10 +690,11 @@ def _validate_method(config, one_of, within, positive) -> None:
       " training must know the sigma of Gaussian noise",
     )
   if objective.name == "noise_aware":
+    sigma = corruption_strength(config)
     within(
       "sampling.stop_sigma",
-      corruption.fraction < 1 or config.sampling.stop_sigma >= corruption.sigma,
-      f"at least data.corruption.sigma, {corruption.sigma}, where every example"
+      corruption.fraction < 1 or config.sampling.stop_sigma >= sigma,
+      f"at least data.corruption.sigma, {sigma}, where every example"
       " is dirty: below it noise_aware has nothing to learn from",
     )
 

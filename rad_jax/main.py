@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from rad_jax import config as configs
 from rad_jax.config import ConfigDict
 from rad_jax.data import builders, sources
-from rad_jax.evaluation import diagnose, evaluate, hint, sampling
+from rad_jax.evaluation import diagnose, evaluate, hint, purify, sampling
 from rad_jax.experiments import sweep
 from rad_jax.reports import curves, figures, frontier
 from rad_jax.training import checkpoints, cost, loop
@@ -71,6 +71,11 @@ def _diagnose(config: ConfigDict, workdir: pathlib.Path) -> None:
   _print_paths("diagnosed", curves.write_diagnosis(workdir))
 
 
+def _purify(config: ConfigDict, workdir: pathlib.Path) -> None:
+  folder = purify.purify(config, workdir)
+  print(f"purified: {figures.show_samples(folder)}")
+
+
 def _cost(config: ConfigDict, workdir: pathlib.Path) -> None:
   del workdir
   print(cost.table(cost.cost(config)))
@@ -94,6 +99,8 @@ def _prepare_data(config: ConfigDict, workdir: pathlib.Path) -> None:
   del workdir
   if configs.is_synthetic(config):
     print(f"{config.data.name} is drawn on the fly: nothing to prepare")
+  elif not builders.needs_preparation(config.data.name):
+    print(f"{config.data.name} is read as it is: nothing to prepare")
   else:
     builders.prepare(config.data.name, config.data.data_dir or None)
     print(f"prepared: {config.data.name}")
@@ -108,6 +115,7 @@ MODES = {
   "train": _train,
   "sample": _sample,
   "evaluate": _evaluate,
+  "purify": _purify,
   "diagnose": _diagnose,
   "cost": _cost,
   "hint": _hint,

@@ -220,6 +220,15 @@ BAD = [
   ("evaluation.num_samples", 1),
   ("evaluation.subspace_rank", 0),
   ("evaluation.frechet_dims", 0),
+  ("evaluation.protocols", ("truth", "fid")),
+  ("evaluation.samplers", ("dpm",)),
+  ("evaluation.extractor", "vgg"),
+  ("evaluation.attack_norm", "l1"),
+  ("evaluation.attack_budgets", (-0.1,)),
+  ("evaluation.attack_budgets", ()),
+  ("evaluation.num_levels", 0),
+  ("purify.t_star", 1.0),
+  ("purify.sampler", "euler2"),
 ]
 
 
@@ -393,6 +402,19 @@ IMPOSSIBLE = {
     200,
     {"diffusion__num_timesteps": 100},
     "diffusion.num_timesteps, 100",
+  ),
+  "more steps of a protocol than ddpm's timesteps": (
+    "evaluation.step_counts",
+    (10, 200),
+    {"diffusion__num_timesteps": 100, "evaluation__protocols": ("steps",)}
+    | {"sampling__num_steps": 50, "diagnose__num_levels": 5},
+    "diffusion.num_timesteps, 100",
+  ),
+  "features of images for points": (
+    "evaluation.extractor",
+    "random_conv",
+    {"data__name": "oblique_plane", "model__name": "mlp"},
+    "pca for oblique_plane",
   ),
 }
 

@@ -1,4 +1,4 @@
-"""What a step of CIFAR-10 costs, in FLOPs as XLA counts them."""
+"""What a step costs: in FLOPs as XLA counts them, passes and memory."""
 
 import importlib.util
 import pathlib
@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rad_jax.training import build
+from rad_jax import config as configs
+from rad_jax.training import build, cost
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -44,3 +45,103 @@ def test_cost_of_the_objectives():
   assert ddpm == pytest.approx(3 * 12.4e9, rel=0.05)
   assert 1.9 < step_flops("robust_ran") / ddpm <= 2.02
   assert 2.5 < step_flops("robust_adv") / ddpm <= 2.70
+
+
+# --mode=cost. On an MLP whose matrix products outweigh all else.
+
+
+def wide_config(**fields):
+  """Robust_adv's; fields are set at "a.b" written as a__b."""
+  config = configs.default()
+  config.data.name = "oblique_plane"
+  config.model.name = "mlp"
+  config.model.mlp.update(width=512, depth=3)
+  config.train.update(num_steps=100, batch_size=64)
+  config.update_from_flattened_dict(
+    {name.replace("__", "."): value for name, value in fields.items()}
+  )
+  configs.validate(config)
+  return config
+
+
+def cost_of(**fields):
+  """Compilation is the cost of these tests."""
+  name = "jax_disable_most_optimizations"
+  before = jax.config.read(name)
+  jax.config.update(name, True)
+  try:
+    return cost.cost(wide_config(**fields))
+  finally:
+    jax.config.update(name, before)
+
+
+@pytest.fixture(scope="module")
+def robust_adv():
+  return cost_of()
+
+
+@pytest.fixture(scope="module")
+def robust_ran():
+  return cost_of(objective__name="robust_ran")
+
+
+def test_robust_adv_beside_ddpm(robust_adv):
+  """A whole training with the regulariser has neither "off" nor "mean"."""
+  ddpm, on = robust_adv["ddpm"], robust_adv["on"]
+  assert list(robust_adv) == ["ddpm", "on"]
+  assert (ddpm["passes"], on["passes"]) == (3, 8)
+  assert 2.2 < on["flops"] / ddpm["flops"] < 2.8
+  # Parameters, their average and Adam's two moments, in float32, at least.
+  state = jax.eval_shape(lambda: build.state(wide_config()))
+  assert 16 * build.num_parameters(state) < ddpm["memory"] < on["memory"]
+
+
+def test_ddpm_costs_what_ddpm_does(robust_adv):
+  rows = cost_of(objective__name="ddpm")
+  assert rows["on"] == rows["ddpm"] == robust_adv["ddpm"]
+
+
+def test_cheaper_schemes_are_means_over_the_timetable(robust_adv):
+  """From step 75 of 100 on each second one: 13 of them."""
+  rows = cost_of(regulariser__start=0.75, regulariser__every_steps=2)
+  on, off, mean = rows["on"], rows["off"], rows["mean"]
+  assert on == robust_adv["on"]
+  assert off == rows["ddpm"]
+  assert mean["passes"] == pytest.approx(0.13 * 8 + 0.87 * 3)
+  flops = 0.13 * on["flops"] + 0.87 * off["flops"]
+  assert mean["flops"] == pytest.approx(flops)
+  assert mean["memory"] == max(on["memory"], off["memory"])
+
+
+def test_each_step_of_an_attack_costs_the_same(robust_ran, robust_adv):
+  """XLA counts the body of PGD's loop once, however often it is run."""
+  pgd = cost_of(attack__name="pgd", attack__num_steps=4)
+  none, one, four = (rows["on"] for rows in (robust_ran, robust_adv, pgd))
+  assert [row["passes"] for row in (none, one, four)] == [6, 8, 14]
+  a_step = one["flops"] - none["flops"]
+  # A pass forward and one back, without the embedding of the level.
+  assert 1.5 < 3 * a_step / pgd["ddpm"]["flops"] < 2
+  assert four["flops"] == pytest.approx(none["flops"] + 4 * a_step, rel=1e-3)
+
+
+def test_each_free_replay_costs_what_a_random_w_does(robust_ran):
+  """The gradient by w is a by-product."""
+  free = cost_of(regulariser__free_replays=3)["on"]
+  assert free["passes"] == 3 * robust_ran["on"]["passes"] == 18
+  flops = 3 * robust_ran["on"]["flops"]
+  assert free["flops"] == pytest.approx(flops, rel=1e-3)
+
+
+def test_the_table_has_ratios_to_ddpm():
+  table = cost.table(
+    {
+      "ddpm": {"passes": 3.0, "flops": 2e9, "memory": 5e6},
+      "on": {"passes": 8.0, "flops": 5e9, "memory": 2e7},
+    }
+  )
+  assert [line.split() for line in table.splitlines()] == [
+    ["passes", "GFLOP", "memory,", "MB"],
+    ["ddpm", "3", "(1.00x)", "2", "(1.00x)", "5", "(1.00x)"],
+    ["on", "8", "(2.67x)", "5", "(2.50x)", "20", "(4.00x)"],
+  ]
+  assert len({len(line) for line in table.splitlines()}) == 1

@@ -9,12 +9,15 @@ long as images reach the writer as encoded files and nothing opens a file with
   files. Name, version, features and URLs are inherited, so that what they
   prepare is read by `tfds.data_source("cifar10")` and
   `tfds.data_source("lsun/bedroom")`;
+* Hugging Face's sets, "huggingface:owner__name" in TFDS's spelling, once
+  prepared read without a network or their package;
 * `prepare`, which also lends TFDS file functions while it extracts archives
   and shuffles sets of more than 1 GB on disk.
 """
 
 import contextlib
 import difflib
+import importlib.util
 import io
 import os
 import re
@@ -32,7 +35,12 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 from tensorflow_datasets.core import shuffle
+from tensorflow_datasets.core.dataset_builders import (
+  huggingface_dataset_builder,
+)
 from tensorflow_datasets.core.download import download_manager, extractor
+
+from rad_jax.data import folder, synthetic
 
 _CIFAR_SHAPE = (3, 32, 32)
 _MAX_OPEN_FILES = 4096
@@ -137,6 +145,12 @@ class Lsun(tfds.builder_cls("lsun"), skip_registration=True):  # type: ignore
 
 
 _BUILDERS = {"cifar10": Cifar10, "lsun": Lsun}
+_HUGGING_FACE = "huggingface:"
+
+
+def needs_preparation(name: str) -> bool:
+  """Whether a set has files to prepare: no world does, and no folder."""
+  return name != folder.NAME and name not in synthetic.WORLDS
 
 
 def make_builder(
@@ -145,13 +159,18 @@ def make_builder(
   """Returns the builder of a set, ours where TFDS's own needs TensorFlow.
 
   Args:
-    name: TFDS's name, `set[/config]`; a `:version` is for reading only.
+    name: TFDS's name, `set[/config]`; a `:version` is for reading only. Or
+      "huggingface:owner__name".
     data_dir: Root of the prepared sets; None is TFDS's default.
     file_format: Format to prepare in; None is that of the prepared files.
 
   Raises:
     ValueError: Nothing has this name; the message suggests a close one.
+    PreparationError: A set of Hugging Face is not prepared, and its builder
+      cannot be had: the package or the network is missing.
   """
+  if name.startswith(_HUGGING_FACE):
+    return _hugging_face(name, data_dir, file_format)
   path, _, version = name.partition(":")
   base, _, config = path.partition("/")
   kwargs = {"data_dir": data_dir, "file_format": file_format}
@@ -166,6 +185,40 @@ def make_builder(
       if suggestion is None:
         raise
       raise ValueError(f"unknown dataset {name!r}; {suggestion}") from error
+
+
+def _hugging_face(
+  name: str, data_dir: str | None, file_format: str | None
+) -> tfds.core.DatasetBuilder:
+  """The builder of prepared files, or else the one that downloads them.
+
+  Not `tfds.builder`, which lists all sets of Hugging Face to find one.
+  """
+  local_name = name.removeprefix(_HUGGING_FACE)
+  with quiet():
+    try:
+      return tfds.builder(local_name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+      pass
+  if importlib.util.find_spec("datasets") is None:
+    raise PreparationError(
+      f"{name} is not prepared, which needs the package datasets: pip install "
+      f"datasets, or read a local folder: --config.data.name={folder.NAME} "
+      "--config.data.path=DIR"
+    )
+  try:
+    with quiet():
+      return huggingface_dataset_builder.HuggingfaceDatasetBuilder(
+        hf_repo_id=local_name.replace("__", "/", 1),
+        data_dir=data_dir,
+        file_format=file_format,
+      )
+  except (RuntimeError, OSError) as error:
+    cause = " ".join(str(error.__cause__ or error).split())[:300]
+    raise PreparationError(
+      f"{name} cannot be had from Hugging Face: {cause}: check the name and "
+      "the network"
+    ) from error
 
 
 def prepare(name: str, data_dir: str | None = None) -> None:

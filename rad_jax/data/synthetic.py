@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import scipy.special
+import scipy.stats
 
 Points = np.ndarray
 
@@ -19,12 +21,20 @@ class World(NamedTuple):
   sample: (generator, n) -> float32 [n, d].
   project: [n, d] -> the nearest points of the support, [n, d].
   mean, covariance: float64 [d] and [d, d].
+  denoise: (x_t [n, d], alpha, sigma) -> E[x_0 | x_t], float64 [n, d], where
+    x_t = alpha x_0 + sigma eps.
+  modes: centres [k, d] of equally likely modes; None where there are none.
+  mode_radius: a mode's points lie within it of the centre, all but for some
+    1e-8 of its mass.
   """
 
   sample: Callable[[np.random.Generator, int], Points]
   project: Callable[[Points], Points]
   mean: np.ndarray
   covariance: np.ndarray
+  denoise: Callable[[Points, float, float], Points]
+  modes: Points | None = None
+  mode_radius: float = np.inf
 
 
 def oblique_plane() -> World:
@@ -37,11 +47,20 @@ def oblique_plane() -> World:
   def sample(generator, n):
     return (generator.uniform(-1, 1, (n, 2)) @ PLANE_BASIS).astype(np.float32)
 
+  def denoise(x_t, alpha, sigma):
+    # Along each axis of the plane, a Gaussian cut off at the square's edges.
+    middle, std = x_t @ PLANE_BASIS.T / alpha, sigma / alpha
+    inside = scipy.stats.truncnorm.mean(
+      (-1 - middle) / std, (1 - middle) / std, middle, std
+    )
+    return inside @ PLANE_BASIS
+
   return World(
     sample=sample,
     project=lambda x: x @ PLANE_BASIS.T @ PLANE_BASIS,
     mean=np.zeros(3),
     covariance=PLANE_BASIS.T @ PLANE_BASIS / 3,
+    denoise=denoise,
   )
 
 
@@ -68,11 +87,24 @@ def three_gaussians() -> World:
       1, 3 * std / np.maximum(offset, 1e-12)
     )
 
+  def denoise(x_t, alpha, sigma):
+    x_t = np.asarray(x_t, np.float64)
+    variance = (alpha * std) ** 2 + sigma**2
+    offset = x_t[:, None] - alpha * centres
+    share = scipy.special.softmax(
+      -np.sum(offset**2, axis=-1) / (2 * variance), axis=1
+    )
+    of_mode = centres + alpha * std**2 / variance * offset
+    return np.sum(share[..., None] * of_mode, axis=1)
+
   return World(
     sample=sample,
     project=project,
     mean=np.zeros(2),
     covariance=centres.T @ centres / 3 + std**2 * np.eye(2),
+    denoise=denoise,
+    modes=centres,
+    mode_radius=6 * std,
   )
 
 

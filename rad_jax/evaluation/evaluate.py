@@ -1,98 +1,133 @@
-"""Evaluation of a run against clean truth, as JSON.
+"""Evaluation of a run's newest checkpoint: a list of protocols, one JSON file.
 
-Protocol 1. Of evaluation.num_samples samples, flattened, against the clean
-distribution (never the corrupted one):
-
-support_rms: root mean square distance from the true support.
-support_psnr_db: the same offset as PSNR; images only.
-frechet: Frechet distance of the moments: in the points themselves for
-  worlds, in the leading principal components for images. It is no FID.
-mean_error: Euclidean distance of the means, in the same features.
-spread_ratio: total standard deviation inside the support over the truth's.
+evaluation.protocols names them; each one's module in evaluation/protocols says
+what it measures. The file is written after each protocol: interrupted, the
+next call goes on, and what it finds done by the same version on the same
+parameters and settings it keeps.
 """
 
 import json
+import logging
 import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from rad_jax.config import ConfigDict, is_synthetic
-from rad_jax.data import examples, synthetic
-from rad_jax.evaluation import measures, sampling, truth
+from rad_jax.config import ConfigDict
+from rad_jax.data import examples
+from rad_jax.evaluation.protocols import (
+  attack,
+  levels,
+  memorisation,
+  quality,
+  steps,
+  truth,
+)
+from rad_jax.evaluation.subject import (
+  Result,
+  Subject,
+  open_subject,
+  versions,
+)
 from rad_jax.training import build
 
-PROTOCOL = 1
+_LOG = logging.getLogger("rad_jax")
+
+# Raised with every change of what a protocol's numbers mean.
+VERSION = 2
+
+PROTOCOLS: dict[str, Callable[[Subject], Result]] = {
+  "truth": truth.measure,
+  "quality": quality.measure,
+  "reconstruction": levels.reconstruction,
+  "flow": levels.flow,
+  "score": levels.score,
+  "steps": steps.measure,
+  "memorisation": memorisation.measure,
+  "attack": attack.measure,
+}
 
 
-def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict:
-  """Samples from the newest checkpoint and measures them.
+def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+  """Runs the protocols of config.evaluation.protocols.
 
   Writes workdir/evaluation.json, and workdir/training_examples.npz to look
   at: sampling.num_samples of the training examples, `clean` and `dirty`, as
   the run saw them.
+
+  Returns:
+    The file's content: version, step, weights ("ema" or "raw"), parameters
+    (a digest), seed, data, objective, sampling, evaluation, versions;
+    protocols, by name, each with measures, curves and seconds; and measures,
+    those of all protocols together.
+
+  Raises:
+    CheckpointError, ConfigError, NotPrepared: as `open_subject`.
+    NonFiniteSamples: the sampler diverged.
   """
-  samples = sampling.draw(config, workdir, config.evaluation.num_samples)
-  training_set = build.training_set(config)
-  clean = clean_truth(config, training_set)
-  result = {
-    "protocol": PROTOCOL,
-    "step": samples.step,
+  subject = open_subject(config, workdir)
+  path = workdir / "evaluation.json"
+  result = header(subject)
+  kept = json.loads(path.read_text()) if path.exists() else {}
+  if all(kept.get(name) == value for name, value in result.items()):
+    result["protocols"] = kept["protocols"]
+  else:
+    result["protocols"] = {}
+  for name in config.evaluation.protocols:
+    if name in result["protocols"]:
+      continue
+    _LOG.info("evaluating: %s", name)
+    started = time.perf_counter()
+    found = PROTOCOLS[name](subject)
+    result["protocols"][name] = found._asdict() | {
+      "seconds": round(time.perf_counter() - started, 1)
+    }
+    _write(result, path)
+  save_training_examples(subject)
+  return _write(result, path)
+
+
+def header(subject: Subject) -> dict[str, Any]:
+  """What all numbers of the file belong to."""
+  config, model = subject.config, subject.model
+  found = {
+    "version": VERSION,
+    "step": model.step,
+    "weights": "ema" if config.sampling.ema else "raw",
+    "parameters": model.digest,
+    "seed": config.seed,
     "data": config.data.name,
     "objective": config.objective.name,
     "sampling": config.sampling.to_dict(),
-    "evaluation": config.evaluation.to_dict(),
-    "measures": compare(samples.x_0, clean, images=not is_synthetic(config)),
+    "evaluation": config.evaluation.to_dict() | {"protocols": None},
+    "versions": versions(),
   }
-  save_training_examples(config, workdir, training_set)
-  (workdir / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
-  return result
+  return json.loads(json.dumps(found))  # Tuples as the lists of the file.
 
 
-def save_training_examples(
-  config: ConfigDict, workdir: pathlib.Path, training_set: build.TrainingSet
-) -> None:
+def save_training_examples(subject: Subject) -> None:
   """Writes training_examples.npz: float32, model units, by example index."""
+  config, training_set = subject.config, subject.training_set
   count = min(config.sampling.num_samples, training_set.num_examples)
   index = np.arange(count, dtype=np.int32)
   clean = examples.to_model_range(training_set.fetch(index))
   corrupt = build.corruption(config)
   dirty = np.asarray(corrupt(jnp.asarray(index), jnp.asarray(clean)))
   np.savez_compressed(
-    workdir / "training_examples.npz", clean=clean, dirty=dirty
+    subject.model.workdir / "training_examples.npz", clean=clean, dirty=dirty
   )
 
 
-def clean_truth(
-  config: ConfigDict, training_set: build.TrainingSet
-) -> truth.Truth:
-  """The truth that a run's samples are held against."""
-  if is_synthetic(config):
-    return truth.of_world(synthetic.WORLDS[config.data.name]())
-  count = min(config.evaluation.num_reference, training_set.num_examples)
-  evenly = np.linspace(0, training_set.num_examples - 1, count).astype(np.int32)
-  return truth.of_images(
-    training_set.fetch(evenly),
-    config.data.linear_rank or config.evaluation.subspace_rank,
-    config.evaluation.frechet_dims,
-  )
-
-
-def compare(
-  x_0: np.ndarray, clean: truth.Truth, images: bool
-) -> dict[str, float]:
-  """The measures of samples x_0 [n, ...] against the truth."""
-  flat = x_0.reshape(len(x_0), -1)
-  mean, covariance = measures.moments(clean.features(flat))
-  _, inside = measures.moments(clean.features(clean.project(flat)))
-  found = {
-    "support_rms": measures.support_rms(flat, clean.project),
-    "frechet": measures.frechet_distance(
-      mean, covariance, clean.mean, clean.covariance
-    ),
-    "mean_error": float(np.linalg.norm(mean - clean.mean)),
-    "spread_ratio": measures.spread_ratio(inside, clean.inside),
+def _write(result: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+  result["measures"] = {
+    name: value
+    for protocol in result["protocols"].values()
+    for name, value in protocol["measures"].items()
   }
-  if images:
-    found["support_psnr_db"] = measures.support_psnr(flat, clean.project)
-  return found
+  whole = path.with_suffix(".tmp")
+  whole.write_text(json.dumps(result, indent=2) + "\n")
+  whole.replace(path)
+  return result

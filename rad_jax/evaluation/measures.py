@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import scipy.linalg
+import scipy.stats
 
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -24,8 +25,10 @@ def frechet_distance(
   form bears singular covariances; rounding below zero is cut off.
   """
   root = _symmetric_root(covariance_1)
-  cross = _symmetric_root(root @ covariance_2 @ root)
-  trace = np.trace(covariance_1) + np.trace(covariance_2) - 2 * np.trace(cross)
+  cross = _symmetric(root @ covariance_2 @ root)
+  values = scipy.linalg.eigvalsh(cross)
+  shared = np.sum(np.sqrt(np.maximum(values, 0)))
+  trace = np.trace(covariance_1) + np.trace(covariance_2) - 2 * shared
   return max(float(np.sum(np.square(mean_1 - mean_2)) + trace), 0.0)
 
 
@@ -54,6 +57,42 @@ def spread_ratio(covariance: np.ndarray, true_covariance: np.ndarray) -> float:
   return float(np.sqrt(np.trace(covariance) / np.trace(true_covariance)))
 
 
+def _symmetric(matrix: np.ndarray) -> np.ndarray:
+  return (matrix + matrix.T) / 2
+
+
 def _symmetric_root(matrix: np.ndarray) -> np.ndarray:
-  values, vectors = scipy.linalg.eigh((matrix + matrix.T) / 2)
+  values, vectors = scipy.linalg.eigh(_symmetric(matrix))
   return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+
+
+def sliced_wasserstein(
+  x: np.ndarray, y: np.ndarray, num_directions: int = 100, seed: int = 0
+) -> float:
+  """Mean 1-Wasserstein distance of x [n, k] and y [m, k] along directions.
+
+  Directions are uniform on the sphere (Bonneel et al. 2015), drawn by seed.
+  """
+  directions = np.random.default_rng(seed).normal(
+    size=(num_directions, x.shape[1])
+  )
+  directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+  distances = [
+    scipy.stats.wasserstein_distance(x @ direction, y @ direction)
+    for direction in directions
+  ]
+  return float(np.mean(distances))
+
+
+def mode_shares(
+  x: np.ndarray, centres: np.ndarray, radius: float
+) -> tuple[np.ndarray, float]:
+  """Shares of x [n, d] within radius of each centre [k, d], and of the rest.
+
+  A point belongs to its nearest centre. The shares and the rest sum to 1.
+  """
+  distance = np.linalg.norm(x[:, None] - centres, axis=-1)
+  inside = distance.min(axis=1) <= radius
+  nearest = distance.argmin(axis=1)[inside]
+  shares = np.bincount(nearest, minlength=len(centres)) / len(x)
+  return shares, float(1 - inside.mean())

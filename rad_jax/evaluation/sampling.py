@@ -1,8 +1,14 @@
-"""Draws samples from a run's newest checkpoint, over all devices."""
+"""Draws samples from a run's newest checkpoint, over all devices.
 
+Batches are kept as they are drawn, in samples/step_N/<key>/: a second call
+reads them, and an interrupted one goes on. The key stands for the parameters
+and for all that a sample depends on, so none is ever taken for another.
+"""
+
+import hashlib
 import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,11 +23,25 @@ class NonFiniteSamples(FloatingPointError):
   """A sampler ran off to NaN or infinity."""
 
 
-class Samples(NamedTuple):
-  """Samples in model units, [n, ...], and the step of their checkpoint."""
+class Model(NamedTuple):
+  """A run's trained network, ready to be sampled from and measured.
 
-  x_0: np.ndarray
+  params: the parameters that sampling.ema chooses, replicated over mesh.
+  step: the step of their checkpoint.
+  digest: twelve characters that stand for the parameters' values.
+  """
+
+  config: ConfigDict
+  workdir: pathlib.Path
+  mesh: jax.sharding.Mesh
+  params: Any
   step: int
+  digest: str
+
+  @property
+  def samples_folder(self) -> pathlib.Path:
+    """Where this checkpoint's samples are."""
+    return self.workdir / "samples" / f"step_{self.step}"
 
 
 def newest_state(
@@ -42,40 +62,74 @@ def newest_state(
     return checkpoints.restore(manager, like, sharding.replicated(mesh))
 
 
-def draw(
-  config: ConfigDict, workdir: pathlib.Path, num_samples: int
-) -> Samples:
-  """Samples 0 .. num_samples-1 of the newest checkpoint in workdir.
+def newest_model(config: ConfigDict, workdir: pathlib.Path) -> Model:
+  """The newest checkpoint's network.
 
-  Raises:
-    CheckpointError: workdir has no checkpoint, or a damaged one.
-    ConfigError: workdir's run was of another model, data or objective.
-    NonFiniteSamples: the sampler diverged.
+  Raises: as `newest_state`.
   """
   mesh = sharding.data_mesh()
-  everywhere = sharding.replicated(mesh)
   state = newest_state(config, workdir, mesh)
   params = build.parameters_of(state, config)
-  sampler = jax.jit(
-    build.sampler(config),
-    in_shardings=(everywhere, sharding.by_example(mesh)),
-    out_shardings=everywhere,
+  return Model(config, workdir, mesh, params, int(state.step), digest(params))
+
+
+def digest(params: Any) -> str:
+  """Twelve characters of a hash over the values of all leaves."""
+  sha = hashlib.sha256()
+  for leaf in jax.tree.leaves(params):
+    sha.update(np.asarray(leaf).tobytes())
+  return sha.hexdigest()[:12]
+
+
+def draw(
+  model: Model, count: int, sampler: str = "", num_steps: int | None = None
+) -> np.ndarray:
+  """Samples 0 .. count - 1, float32 [count, ...] in model units.
+
+  Args:
+    model: the network.
+    count: how many.
+    sampler, num_steps: in the place of the config's own.
+
+  Raises:
+    NonFiniteSamples: the sampler diverged.
+  """
+  config = model.config
+  sampling = config.sampling.to_dict() | {
+    "sampler": sampler or config.sampling.sampler,
+    "num_steps": num_steps or config.sampling.num_steps,
+    "num_samples": None,
+  }
+  folder = model.samples_folder / _key([model.digest, config.seed, sampling])
+  folder.mkdir(parents=True, exist_ok=True)
+  replicated = sharding.replicated(model.mesh)
+  draw_batch = jax.jit(
+    build.sampler(config, sampler, num_steps),
+    in_shardings=(replicated, sharding.by_example(model.mesh)),
+    out_shardings=replicated,
   )
   batch_size = config.sampling.batch_size
   batches = []
-  for start in tqdm(
-    range(0, num_samples, batch_size), desc="sample", unit="batch"
-  ):
+  starts = range(0, count, batch_size)
+  for start in tqdm(starts, desc="sample", unit="batch", disable=None):
+    path = folder / f"{start}.npy"
+    if path.exists():
+      batches.append(np.load(path))
+      continue
     index = np.arange(start, start + batch_size, dtype=np.int32)
-    batches.append(np.asarray(sampler(params, index)))
-  x_0 = np.concatenate(batches)[:num_samples]
+    batches.append(np.asarray(draw_batch(model.params, index)))
+    whole = path.with_suffix(".tmp")
+    with whole.open("wb") as file:
+      np.save(file, batches[-1])
+    whole.replace(path)
+  x_0 = np.concatenate(batches)[:count]
   if not np.isfinite(x_0).all():
     raise NonFiniteSamples(
-      f"samples from step {state.step} in {workdir} are not finite: the model"
-      " has not learnt yet, or the sampler diverges; set sampling.clip_x_0 or"
-      " take more sampling.num_steps"
+      f"samples from step {model.step} in {model.workdir} are not finite: the"
+      " model has not learnt yet, or the sampler diverges; set"
+      " sampling.clip_x_0 or take more sampling.num_steps"
     )
-  return Samples(x_0, int(state.step))
+  return x_0
 
 
 def sample(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -85,12 +139,17 @@ def sample(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     workdir/samples/step_N: samples.npz (x_0, float32, model units) and
     sampling.json beside it.
   """
-  samples = draw(config, workdir, config.sampling.num_samples)
-  folder = workdir / "samples" / f"step_{samples.step}"
-  folder.mkdir(parents=True, exist_ok=True)
-  np.savez_compressed(folder / "samples.npz", x_0=samples.x_0)
+  model = newest_model(config, workdir)
+  x_0 = draw(model, config.sampling.num_samples)
+  folder = model.samples_folder
+  np.savez_compressed(folder / "samples.npz", x_0=x_0)
   (folder / "sampling.json").write_text(
-    json.dumps({"step": samples.step, **config.sampling.to_dict()}, indent=2)
+    json.dumps({"step": model.step, **config.sampling.to_dict()}, indent=2)
     + "\n"
   )
   return folder
+
+
+def _key(identity: Any) -> str:
+  text = json.dumps(identity, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -4,9 +4,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import scipy.special
 
 from rad_jax.data import examples, subspace, synthetic
 from rad_jax.evaluation import measures
+
+_CHUNK = 500
+# Points of a world that samples are held against where a set is needed.
+_WORLD_POINTS = 5000
 
 
 class Truth(NamedTuple):
@@ -16,6 +21,11 @@ class Truth(NamedTuple):
   features: [n, d] -> [n, k], in which moments are compared.
   mean, covariance: the clean moments in the features, [k] and [k, k].
   inside: the covariance, in the features, of the projected clean examples.
+  examples: clean examples [m, d]: of a world, drawn anew; of an image set, the
+    references themselves.
+  denoise: (x_t [n, d], alpha, sigma) -> E[x_0 | x_t], [n, d]; of an image set,
+    for the distribution that puts equal mass on its references.
+  modes, mode_radius: a world's (data.synthetic.World).
   """
 
   project: Callable[[np.ndarray], np.ndarray]
@@ -23,6 +33,10 @@ class Truth(NamedTuple):
   mean: np.ndarray
   covariance: np.ndarray
   inside: np.ndarray
+  examples: np.ndarray
+  denoise: Callable[[np.ndarray, float, float], np.ndarray]
+  modes: np.ndarray | None = None
+  mode_radius: float = np.inf
 
 
 def of_world(world: synthetic.World) -> Truth:
@@ -33,6 +47,11 @@ def of_world(world: synthetic.World) -> Truth:
     mean=world.mean,
     covariance=world.covariance,
     inside=world.covariance,
+    # Apart from the training sets' streams [seed, 0, 1].
+    examples=world.sample(np.random.default_rng([0, 0, 2]), _WORLD_POINTS),
+    denoise=world.denoise,
+    modes=world.modes,
+    mode_radius=world.mode_radius,
   )
 
 
@@ -59,4 +78,35 @@ def of_images(x_0: np.ndarray, rank: int, frechet_dims: int) -> Truth:
 
   mean, covariance = measures.moments(features(x_0))
   _, inside = measures.moments(features(project(x_0)))
-  return Truth(project, features, mean, covariance, inside)
+  return Truth(
+    project,
+    features,
+    mean,
+    covariance,
+    inside,
+    x_0,
+    lambda x_t, alpha, sigma: empirical_mean(x_0, x_t, alpha, sigma),
+  )
+
+
+def empirical_mean(
+  x_0: np.ndarray, x_t: np.ndarray, alpha: float, sigma: float
+) -> np.ndarray:
+  """E[x_0 | x_t] where x_0 is one of the rows of x_0, each equally likely.
+
+  The optimum of denoising on a finite set: the mean of all its examples,
+  weighted by exp(-|x_t - alpha x_0|^2 / (2 sigma^2)).
+
+  Args:
+    x_0: [m, d]. x_t: [n, d]. alpha, sigma: of x_t.
+
+  Returns:
+    float64 [n, d].
+  """
+  x_0, x_t = np.asarray(x_0, np.float64), np.asarray(x_t, np.float64)
+  half_norms = alpha**2 * np.sum(x_0**2, axis=1) / 2
+  means = []
+  for start in range(0, len(x_t), _CHUNK):
+    logits = alpha * x_t[start : start + _CHUNK] @ x_0.T - half_norms
+    means.append(scipy.special.softmax(logits / sigma**2, axis=1) @ x_0)
+  return np.concatenate(means)

@@ -12,11 +12,17 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, PRNGKeyArray
 
-from rad_jax.config import ConfigDict, default, is_synthetic
+from rad_jax.config import (
+  ConfigDict,
+  corruption_strength,
+  default,
+  is_synthetic,
+)
 from rad_jax.data import (
   batches,
   corruptions,
   examples,
+  folder,
   images,
   sources,
   subspace,
@@ -24,6 +30,7 @@ from rad_jax.data import (
 )
 from rad_jax.diffusion import parametrisation, samplers, schedules
 from rad_jax.diffusion import process as processes
+from rad_jax.diffusion.process import Level
 from rad_jax.models.mlp import mlp
 from rad_jax.models.network import Network
 from rad_jax.models.unet import unet
@@ -285,7 +292,13 @@ def corruption(config: ConfigDict) -> Callable[[Array, Array], Array]:
   fields = config.data.corruption
   if fields.fraction == 0:
     return lambda index, x_0: x_0
-  return partial(corruptions.corrupt, keys(config).corruption, **fields)
+  return partial(
+    corruptions.corrupt,
+    keys(config).corruption,
+    kind=fields.kind,
+    fraction=fields.fraction,
+    sigma=corruption_strength(config),
+  )
 
 
 def known_noise(config: ConfigDict) -> Callable[[Array], Array]:
@@ -293,10 +306,8 @@ def known_noise(config: ConfigDict) -> Callable[[Array], Array]:
   fields = config.data.corruption
   if fields.fraction == 0 or fields.kind != "gaussian":
     return lambda index: jnp.zeros(index.shape)
-  key = keys(config).corruption
-  return lambda index: (
-    fields.sigma * corruptions.is_dirty(key, index, fields.fraction)
-  )
+  key, sigma = keys(config).corruption, corruption_strength(config)
+  return lambda index: sigma * corruptions.is_dirty(key, index, fields.fraction)
 
 
 def prepare(
@@ -341,7 +352,7 @@ def training_set(config: ConfigDict) -> TrainingSet:
 
   Raises:
     sources.NotPrepared: the TFDS set is not on the disk.
-    ValueError: unknown set or split.
+    ValueError: unknown set or split; no folder of images.
   """
   data = config.data
   if is_synthetic(config):
@@ -350,7 +361,11 @@ def training_set(config: ConfigDict) -> TrainingSet:
     return _in_memory(
       synthetic.WORLDS[data.name]().sample(generator, data.num_examples)
     )
-  source = sources.open_source(data.name, data.split, data.data_dir or None)
+  source: sources.Source
+  if data.name == folder.NAME:
+    source = folder.open_folder(data.path, data.split, data.num_channels)
+  else:
+    source = sources.open_source(data.name, data.split, data.data_dir or None)
   fit = partial(
     images.fit,
     crop_size=data.crop_size,
@@ -388,29 +403,42 @@ def training_batches(
   )
 
 
-def sampler(config: ConfigDict) -> Callable[..., Array]:
-  """(params, index [b]) -> samples [b, ...] in model units. Jit-able."""
-  sampling = config.sampling
-  predict = predictor(config)
-  levels = schedules.stopped(
-    process(config).grid(sampling.num_steps), sampling.stop_sigma
+def sampler_levels(config: ConfigDict, num_steps: int | None = None) -> Level:
+  """The sampler's noise levels, falling: num_steps or the config's own."""
+  return schedules.stopped(
+    process(config).grid(num_steps or config.sampling.num_steps),
+    config.sampling.stop_sigma,
   )
-  update = {
+
+
+def update(config: ConfigDict, name: str = "") -> samplers.Update:
+  """The sampler's step: of that name, or the config's own."""
+  sampling = config.sampling
+  return {
     "ddpm": samplers.ddpm(sampling.variance),
     "ddim": samplers.ddim(sampling.eta),
     "euler": samplers.ddim(0.0),
     "heun": samplers.heun(),
-  }[sampling.sampler]
+    "dpm_solver": samplers.dpm_solver(),
+  }[name or sampling.sampler]
+
+
+def sampler(
+  config: ConfigDict, name: str = "", num_steps: int | None = None
+) -> Callable[..., Array]:
+  """(params, index [b]) -> samples [b, ...] in model units. Jit-able."""
+  predict = predictor(config)
+  levels, step = sampler_levels(config, num_steps), update(config, name)
 
   def draw(params, index):
     return samplers.sample(
       lambda x_t, level: predict(params, x_t, level),
       levels,
-      update,
+      step,
       keys(config).sampling,
       index,
       example_shape(config),
-      sampling.clip_x_0 or None,
+      config.sampling.clip_x_0 or None,
     )
 
   return draw

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 from tqdm import tqdm
 
 from rad_jax import config as configs
@@ -205,8 +206,29 @@ def start_from(
   """`state` with the newest parameters of another run, for fine-tuning.
 
   Step, optimiser and randomness stay those of `state`. A single set of
-  parameters starts both the raw ones and their moving average: the other
-  run's sampling.ema says which.
+  parameters starts both the raw ones and their moving average.
+
+  Raises: as `parameters_of_run`.
+  """
+  params, step = parameters_of_run(source, config, mesh, "train.init_from")
+  _LOG.info("starting from step %d of %s", step, source)
+  return state._replace(
+    params=params, ema_params=jax.tree.map(jax.numpy.copy, params)
+  )
+
+
+def parameters_of_run(
+  source: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, field: str
+) -> tuple[PyTree, int]:
+  """Another run's newest parameters, for config's network; and their step.
+
+  The other run's sampling.ema says whether they are its moving average.
+
+  Args:
+    source: the other run's folder, from config's field `field`.
+    config: today's config.
+    mesh: over which they are replicated.
+    field: named in errors.
 
   Raises:
     CheckpointError: source has no run or no whole checkpoint.
@@ -215,7 +237,7 @@ def start_from(
   path = source / "config.json"
   if not path.exists():
     raise checkpoints.CheckpointError(
-      f"no run in config.train.init_from={str(source)!r}"
+      f"no run in config.{field}={str(source)!r}"
     )
   saved = configs.default()
   saved.update(configs.ConfigDict(json.loads(path.read_text())))
@@ -226,23 +248,19 @@ def start_from(
   ]
   if found:
     raise configs.ConfigError(
-      f"config.train.init_from={str(source)!r} holds another model"
+      f"config.{field}={str(source)!r} holds another model"
       f" ({'; '.join(found)}): restore these fields"
     )
   shapes = [build.example_shape(c) for c in (saved, config)]
   if shapes[0] != shapes[1]:
     raise configs.ConfigError(
-      f"config.train.init_from={str(source)!r} was trained on examples of shape"
+      f"config.{field}={str(source)!r} was trained on examples of shape"
       f" {shapes[0]}, and {config.data.name}'s is {shapes[1]}"
     )
   like = jax.eval_shape(lambda: build.state(saved))
   with checkpoints.open_manager(source) as manager:
     found_state = checkpoints.restore(manager, like, sharding.replicated(mesh))
-  params = build.parameters_of(found_state, saved)
-  _LOG.info("starting from step %d of %s", int(found_state.step), source)
-  return state._replace(
-    params=params, ema_params=jax.tree.map(jax.numpy.copy, params)
-  )
+  return build.parameters_of(found_state, saved), int(found_state.step)
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict, resuming: bool) -> None:

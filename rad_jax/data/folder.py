@@ -1,0 +1,133 @@
+"""A local folder of images as a data set, decoded by Pillow on access.
+
+The layout is that of `tfds.ImageFolder` (which itself needs TensorFlow):
+split/label/x.png, the label being ignored; or a flat folder of images, which
+is one split, "train". The order is that of the names and not TFDS's shuffle,
+so an index means the same image everywhere.
+"""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+NAME = "image_folder"
+SUFFIXES = (".jpeg", ".jpg", ".png")
+_FLAT_SPLIT = "train"
+_PIL_MODES = {1: "L", 3: "RGB"}
+
+
+class FolderError(ValueError):
+  """A folder of images, or one file of it, cannot be used; one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+  """The images of one split, decoded on access; safe to share among threads.
+
+  Attributes:
+    root: The folder.
+    split: Name of the split.
+    paths: The images' files, by name.
+    num_channels: 1 or 3, to which every image is converted.
+  """
+
+  root: pathlib.Path
+  split: str
+  paths: tuple[pathlib.Path, ...]
+  num_channels: int
+
+  def __len__(self) -> int:
+    return len(self.paths)
+
+  def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+    if not 0 <= index < len(self):
+      raise IndexError(f"{self}: no example {index} among {len(self)}")
+    return read_image(self.paths[index], self.num_channels)
+
+  def __str__(self) -> str:
+    return f"folder {str(self.root)!r}, split {self.split!r}"
+
+
+def open_folder(path: str, split: str, num_channels: int) -> FolderSource:
+  """Finds the images of one split; decodes none.
+
+  Args:
+    path: The folder; ~ is the home folder. One with images in itself is
+      flat, and its subfolders are not looked into. In others each subfolder
+      is a split, whose images lie at any depth.
+    split: Name of a split; "train" if the folder is flat. No slices.
+    num_channels: 1 or 3.
+
+  Raises:
+    FolderError: There is no such folder, no image in it, or no such split.
+  """
+  root = pathlib.Path(path).expanduser()
+  if not root.is_dir():
+    raise FolderError(f"there is no folder {str(root)!r}")
+  splits = _splits(root)
+  if not splits:
+    raise FolderError(
+      f"folder {str(root)!r} holds no images, neither itself nor as "
+      f"split/label/x.png; {', '.join(SUFFIXES)} are read"
+    )
+  if split not in splits:
+    raise FolderError(
+      f"folder {str(root)!r} has no split {split!r}; available: "
+      + ", ".join(sorted(splits))
+    )
+  return FolderSource(root, split, splits[split], num_channels)
+
+
+def read_image(
+  path: pathlib.Path, num_channels: int
+) -> UInt8[np.ndarray, "h w c"]:
+  """Decodes one file, upright as its EXIF says, of 8 bits a channel.
+
+  Args:
+    path: The file.
+    num_channels: 1 for grey by luma (ITU-R 601-2), 3 for RGB. Palettes are
+      resolved, and what is transparent lies on white.
+
+  Raises:
+    FolderError: The file is no whole image, or of more than 8 bits.
+  """
+  try:
+    with Image.open(path) as picture:
+      upright = ImageOps.exif_transpose(picture)
+      if upright.mode.startswith(("I", "F")):
+        raise ValueError(f"mode {upright.mode} has more than 8 bits a channel")
+      if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        white = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(white, upright)
+      image = np.array(upright.convert(_PIL_MODES[num_channels]))
+  except Exception as error:
+    raise FolderError(f"{path} cannot be decoded: {error}") from error
+  return image if image.ndim == 3 else image[..., None]
+
+
+def _splits(root: pathlib.Path) -> dict[str, tuple[pathlib.Path, ...]]:
+  """The images of each split that has any."""
+  if flat := _images(root.iterdir()):
+    return {_FLAT_SPLIT: flat}
+  found = {
+    folder.name: _images(folder.rglob("*"))
+    for folder in root.iterdir()
+    if folder.is_dir() and not folder.name.startswith(".")
+  }
+  return {name: paths for name, paths in found.items() if paths}
+
+
+def _images(paths) -> tuple[pathlib.Path, ...]:
+  """Those that are images by their names, sorted; hidden files are not."""
+  kept = (
+    path
+    for path in paths
+    if path.suffix.lower() in SUFFIXES
+    and not path.name.startswith(".")
+    and path.is_file()
+  )
+  return tuple(sorted(kept, key=lambda path: path.as_posix()))

@@ -1,0 +1,135 @@
+"""What JPEG loses, in JAX: ITU-T T.81 (1992) with libjpeg's conventions.
+
+Colours are split into Y, Cb and Cr (JFIF), Cb and Cr halved in both
+directions (4:2:0), each plane cut into blocks of 8 x 8, transformed by the
+DCT, and the coefficients rounded to multiples of a table that the quality
+scales; then all of it back. The entropy coding behind that loses nothing and
+is left out.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.fft
+from jaxtyping import Array, Float
+
+_SIDE = 8
+# The orthonormal DCT-II along one side of a block.
+_DCT = scipy.fft.dct(np.eye(_SIDE), axis=0, norm="ortho").astype(np.float32)
+
+# ITU-T T.81, tables K.1 and K.2.
+_LUMINANCE = np.array(
+  [
+    [16, 11, 10, 16, 24, 40, 51, 61],
+    [12, 12, 14, 19, 26, 58, 60, 55],
+    [14, 13, 16, 24, 40, 57, 69, 56],
+    [14, 17, 22, 29, 51, 87, 80, 62],
+    [18, 22, 37, 56, 68, 109, 103, 77],
+    [24, 35, 55, 64, 81, 104, 113, 92],
+    [49, 64, 78, 87, 103, 121, 120, 101],
+    [72, 92, 95, 98, 112, 100, 103, 99],
+  ]
+)
+_CHROMINANCE = np.full((_SIDE, _SIDE), 99)
+_CHROMINANCE[:4, :4] = [
+  [17, 18, 24, 47],
+  [18, 21, 26, 66],
+  [24, 26, 56, 99],
+  [47, 66, 99, 99],
+]
+
+# JFIF 1.02: Y, Cb - 128 and Cr - 128 of R, G and B.
+_TO_YCC = np.array(
+  [
+    [0.299, 0.587, 0.114],
+    [-0.168735892, -0.331264108, 0.5],
+    [0.5, -0.418687589, -0.081312411],
+  ],
+  np.float32,
+)
+_FROM_YCC = np.linalg.inv(_TO_YCC.astype(np.float64)).astype(np.float32)
+
+
+def round_trip(x: Float[Array, "h w c"], quality: int) -> Float[Array, "h w c"]:
+  """An image as JPEG gives it back.
+
+  Args:
+    x: In [-1, 1], grey (c = 1) or RGB (c = 3), of any sides; clipped to that
+      range and rounded to 256 levels first, as JPEG holds nothing else.
+    quality: libjpeg's, 1 to 100.
+
+  Returns:
+    On the 256 levels of [-1, 1].
+
+  Raises:
+    ValueError: Another number of channels.
+  """
+  if x.shape[-1] not in (1, 3):
+    raise ValueError(f"JPEG holds [h, w, 1] and [h, w, 3], not {x.shape}")
+  levels = jnp.rint((jnp.clip(x, -1, 1) + 1) * 127.5)
+  if x.shape[-1] == 1:
+    back = _quantised(levels[..., 0] - 128, _LUMINANCE, quality)[..., None]
+  else:
+    back = _colour(levels - 128, quality)
+  return jnp.clip(jnp.rint(back + 128), 0, 255) / 127.5 - 1
+
+
+def quantisation_table(table: np.ndarray, quality: int) -> np.ndarray:
+  """A table [8, 8] of the standard, scaled by libjpeg's formula.
+
+  Quality 50 leaves it as it is; all entries stay in 1 .. 255.
+  """
+  scale = 5000 // quality if quality < 50 else 200 - 2 * quality
+  return np.clip((table * scale + 50) // 100, 1, 255)
+
+
+def _colour(rgb, quality):
+  """RGB [h, w, 3] less 128 through the three planes, Cb and Cr at 4:2:0."""
+  height, width, _ = rgb.shape
+  ycc = jnp.rint(_times(rgb, _TO_YCC))
+  even = _pad(ycc[..., 1:], 2)
+  halves = even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2, 2)
+  # Halves round down and up by turns along a row, as libjpeg's do.
+  bias = (1 + jnp.arange(halves.shape[2]) % 2)[None, :, None]
+  chroma = jnp.floor((halves.sum(axis=(1, 3)) + bias) / 4)
+  chroma = jnp.stack(
+    [_quantised(chroma[..., i], _CHROMINANCE, quality) for i in range(2)],
+    axis=-1,
+  )
+  # Linear interpolation between the centres of 2 x 2 pixels: libjpeg's.
+  chroma = jax.image.resize(chroma, even.shape, "linear")
+  luma = _quantised(ycc[..., 0], _LUMINANCE, quality)
+  planes = [luma[..., None], chroma[:height, :width]]
+  return _times(jnp.concatenate(planes, axis=-1), _FROM_YCC)
+
+
+def _quantised(plane, table, quality):
+  """A plane [h, w], less 128, with its DCT coefficients rounded."""
+  height, width = plane.shape
+  padded = _pad(plane, _SIDE)
+  rows, columns = padded.shape
+  blocks = padded.reshape(rows // _SIDE, _SIDE, columns // _SIDE, _SIDE)
+  steps = quantisation_table(table, quality).astype(np.float32)
+  steps = steps[None, :, None, :]
+  coefficients = _transformed(blocks, _DCT)
+  coefficients = steps * jnp.rint(coefficients / steps)
+  back = _transformed(coefficients, _DCT.T)
+  back = jnp.clip(jnp.rint(back), -128, 127)
+  return back.reshape(rows, columns)[:height, :width]
+
+
+def _transformed(blocks, matrix):
+  """matrix @ block @ matrix.T of each block, [rows, 8, columns, 8]."""
+  return jnp.einsum(
+    "ai,rick,bk->racb", matrix, blocks, matrix, precision="highest"
+  )
+
+
+def _pad(plane, multiple):
+  """Repeats the last row and column up to sides that `multiple` divides."""
+  sides = [(0, -side % multiple) for side in plane.shape[:2]]
+  return jnp.pad(plane, sides + [(0, 0)] * (plane.ndim - 2), mode="edge")
+
+
+def _times(colours, matrix):
+  return jnp.einsum("hwc,dc->hwd", colours, matrix, precision="highest")

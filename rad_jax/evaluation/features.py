@@ -1,0 +1,232 @@
+"""Feature extractors: what sample quality is measured in.
+
+Inception's are those of FID, KID and the Inception Score as published; they
+need weights. Two need no download, so that everything runs anywhere: principal
+components of the clean data, and a random convolutional network. What is
+measured in those is comparable with itself only.
+"""
+
+import hashlib
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num, PyTree
+from tqdm import tqdm
+
+from rad_jax.data import examples, subspace
+from rad_jax.models import inception as networks
+from rad_jax.training import sharding
+
+_WIDTHS = (32, 64, 128)
+
+
+class Features(NamedTuple):
+  """Features [n, k], and class logits [n, classes] or None."""
+
+  features: Any
+  logits: Any
+
+
+class Extractor(NamedTuple):
+  """A pure function from images to features, and what identifies it.
+
+  name: a key of EXTRACTORS.
+  version: equal where features can be compared: it has all that they depend
+    on, weights and preprocessing.
+  params: arrays that `apply` reads.
+  apply: (params, images [b, ...]) -> Features. Images are uint8, or float in
+    model units; each row depends on its own image alone. Safe under jit.
+  batch_size: rows at a time in `extract_all`, over all devices together.
+  """
+
+  name: str
+  version: str
+  params: PyTree
+  apply: Callable[[PyTree, Num[Array, " b *image"]], Features]
+  batch_size: int
+
+
+def pca(clean: np.ndarray, dims: int, batch_size: int = 1000) -> Extractor:
+  """Coordinates along the clean data's leading principal components.
+
+  Args:
+    clean: images or points, [n, ...], uint8 or in model units.
+    dims: how many components: 1 to min(n, elements).
+    batch_size: as in Extractor.
+
+  Raises:
+    ValueError: dims is out of its range.
+  """
+  fitted = subspace.fit(examples.to_model_range(clean), dims)
+  mean, basis = (np.asarray(x, np.float32) for x in fitted)
+
+  def apply(params: PyTree, x: Array) -> Features:
+    flat = examples.to_model_range(x).reshape(len(x), -1)
+    return Features((flat - params.mean[None]) @ params.basis.T, None)
+
+  digest = hashlib.sha256(mean.tobytes() + basis.tobytes()).hexdigest()
+  params = subspace.Subspace(mean, basis)
+  return Extractor("pca", f"pca-{dims}-{digest[:8]}", params, apply, batch_size)
+
+
+def random_conv(
+  shape: tuple[int, ...], seed: int = 0, batch_size: int = 256
+) -> Extractor:
+  """An untrained convolutional network: NOT Inception, and no FID.
+
+  Three 3x3 convolutions with relu, means of 2x2 pixels between them; the
+  features are each layer's mean over pixels, [n, 224]. Weights are normal, of
+  variance 2 / fan-in (He et al. 2015), and depend on seed and channels alone.
+
+  Args:
+    shape: of an image, (height, width, channels); sides of 4 or more.
+    seed: of the weights.
+    batch_size: as in Extractor.
+
+  Raises:
+    ValueError: shape is not that of an image of such sides.
+  """
+  if len(shape) != 3 or min(shape[:2]) < 4:
+    raise ValueError(f"random_conv takes images of 4x4 or more, not {shape}")
+  generator = np.random.default_rng(seed)
+  params = []
+  for fan_in, width in zip((shape[2], *_WIDTHS), _WIDTHS, strict=False):
+    kernel = generator.normal(size=(3, 3, fan_in, width))
+    params.append((kernel * math.sqrt(2 / (9 * fan_in))).astype(np.float32))
+
+  def apply(params: PyTree, images: Array) -> Features:
+    x = examples.to_model_range(images).astype(jnp.float32)
+    found = []
+    for i, kernel in enumerate(params):
+      x = _pooled(x) if i else x
+      x = jax.nn.relu(_convolved(x, kernel))
+      found.append(x.mean(axis=(1, 2)))
+    return Features(jnp.concatenate(found, axis=1), None)
+
+  version = f"random_conv-1-{shape[2]}x{seed}"
+  return Extractor("random_conv", version, params, apply, batch_size)
+
+
+def _convolved(
+  x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
+) -> Float[Array, "b h w d"]:
+  return jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+
+
+def _pooled(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
+  """Means of 2x2 pixels; an odd side's last is dropped."""
+  total = jax.lax.reduce_window(
+    x, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+  )
+  return total / 4
+
+
+def inception(
+  weights_path: str | pathlib.Path, batch_size: int = 32
+) -> Extractor:
+  """The FID Inception's pool features [n, 2048] and logits [n, 1008].
+
+  Float images are clipped and rounded to 8 bits, as saved images are, on which
+  published numbers stand. The logits leave out the last layer's bias, as the
+  Inception Score's own code does (Salimans et al. 2016).
+
+  Args:
+    weights_path: see `rad_jax.models.inception.load_weights`.
+    batch_size: as in Extractor.
+
+  Raises:
+    inception.WeightsError: no weights, or wrong ones; with what to fetch.
+  """
+  params = networks.load_weights(weights_path)
+
+  def apply(params: PyTree, images: Array) -> Features:
+    if images.dtype != jnp.uint8:
+      pixels = jnp.rint((jnp.clip(images, -1, 1) + 1) * 127.5)
+      images = pixels.astype(jnp.uint8)
+    found = networks.apply(params, images)
+    return Features(found.pool, found.logits - params["fc"]["bias"][None])
+
+  with open(weights_path, "rb") as file:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+  version = f"inception-2015-12-05-{digest[:8]}"
+  return Extractor("inception", version, params, apply, batch_size)
+
+
+def extract_all(extractor: Extractor, images: np.ndarray) -> Features:
+  """Features of all images, [n, ...], over all devices.
+
+  One compilation: the last batch is filled up with its own first rows. At full
+  float32 precision on every device, where GPUs and TPUs would else round
+  products to fewer bits.
+
+  Returns:
+    Features [n, k] and logits [n, classes] or None: float32 NumPy arrays.
+
+  Raises:
+    ValueError: there are no images.
+  """
+  if not len(images):
+    raise ValueError("no images to take features of")
+  devices = jax.device_count()
+  size = math.ceil(min(extractor.batch_size, len(images)) / devices) * devices
+  mesh = sharding.data_mesh()
+  everywhere = sharding.replicated(mesh)
+  params = jax.device_put(extractor.params, everywhere)
+  run = jax.jit(
+    extractor.apply,
+    in_shardings=(everywhere, sharding.by_example(mesh)),
+    out_shardings=everywhere,
+  )
+  parts = []
+  with jax.default_matmul_precision("highest"):
+    for start in tqdm(
+      range(0, len(images), size), desc=extractor.name, unit="batch"
+    ):
+      rows = images[start : start + size]
+      found = run(params, np.resize(rows, (size, *rows.shape[1:])))
+      count = len(rows)
+      parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], found))
+  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def make(
+  name: str,
+  clean: np.ndarray,
+  dims: int,
+  seed: int = 0,
+  inception_weights: str | pathlib.Path = "",
+) -> Extractor:
+  """An extractor by its name.
+
+  Args:
+    name: a key of EXTRACTORS.
+    clean: clean examples [n, ...], uint8 or in model units: `pca` is fitted to
+      them, `random_conv` takes their shape.
+    dims: principal components, of `pca`; cut to what clean has.
+    seed: of `random_conv`'s weights.
+    inception_weights: path, of `inception`.
+
+  Raises:
+    ValueError: there is no such name, or the extractor's own reason.
+  """
+  if name not in EXTRACTORS:
+    raise ValueError(f"no extractor {name!r}: one of {', '.join(EXTRACTORS)}")
+  return EXTRACTORS[name](clean, dims, seed, inception_weights)
+
+
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {
+  "pca": lambda clean, dims, seed, path: pca(
+    clean, min(dims, len(clean), math.prod(clean.shape[1:]))
+  ),
+  "random_conv": lambda clean, dims, seed, path: random_conv(
+    clean.shape[1:], seed
+  ),
+  "inception": lambda clean, dims, seed, path: inception(path),
+}

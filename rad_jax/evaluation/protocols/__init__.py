@@ -1,0 +1,1 @@
+"""What --mode=evaluate measures: one module a protocol."""

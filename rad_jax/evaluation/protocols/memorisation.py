@@ -1,0 +1,110 @@
+"""Memorisation: how near samples are to training examples.
+
+In the features of evaluation.extractor, the nearest training example of each
+sample, and, where data.held_out names a split, of each held-out example: a
+model that generalises comes no nearer. A sample is a near-duplicate if its
+nearest neighbour is nearer than a third of the way to the second nearest (the
+ratio test of Yoon et al. 2023, with their 1/3). Training examples are taken
+clean, evenly spaced, evaluation.num_reference at most.
+
+nearest: median distance to the nearest training example; nearest_held_out,
+that of held-out examples.
+near_duplicates: share of near-duplicates, near_duplicates_low and _high its
+95% interval (Wilson); near_duplicates_held_out, that of held-out examples.
+The closest pairs are in memorisation.npz: samples, neighbours, distances.
+"""
+
+import numpy as np
+import scipy.stats
+from sklearn.neighbors import NearestNeighbors
+
+from rad_jax.data import examples
+from rad_jax.evaluation import features
+from rad_jax.evaluation.subject import Result, Subject
+from rad_jax.training import build
+
+_RATIO = 1 / 3
+_PAIRS = 32
+
+
+def measure(subject: Subject) -> Result:
+  """The measures of evaluation.num_samples samples."""
+  config = subject.config
+  fields = config.evaluation
+  train = subject.clean(fields.num_reference)
+  extractor = features.make(
+    fields.extractor,
+    train,
+    fields.extractor_dims,
+    inception_weights=fields.inception_weights,
+  )
+
+  def of(images: np.ndarray) -> np.ndarray:
+    return features.extract_all(extractor, images).features
+
+  samples = subject.samples()
+  train_features = of(train)
+  distances, places = nearest_two(of(samples), train_features)
+  save_pairs(subject, samples, train, distances[:, 0], places)
+  found = compare(distances)
+  if config.evaluation.held_out:
+    held_out = build.training_set(held_out_config(subject))
+    images = examples.to_model_range(
+      held_out.fetch(np.arange(min(len(samples), held_out.num_examples)))
+    )
+    theirs = compare(nearest_two(of(images), train_features)[0])
+    found |= {
+      f"{name}_held_out": theirs[name]
+      for name in ("nearest", "near_duplicates")
+    }
+  return Result(found, {})
+
+
+def nearest_two(
+  x: np.ndarray, train: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Distances [n, 2] of x [n, k] to the two nearest rows of train [m, k].
+
+  Returns:
+    The distances, rising, and the nearest row's index [n].
+  """
+  distances, places = NearestNeighbors(n_neighbors=2).fit(train).kneighbors(x)
+  return distances, places[:, 0]
+
+
+def compare(distances: np.ndarray) -> dict[str, float]:
+  """The measures of distances [n, 2]."""
+  near = distances[:, 0] < _RATIO * distances[:, 1]
+  share = scipy.stats.binomtest(int(near.sum()), len(near)).proportion_ci(
+    method="wilson"
+  )
+  return {
+    "nearest": float(np.median(distances[:, 0])),
+    "near_duplicates": float(near.mean()),
+    "near_duplicates_low": float(share.low),
+    "near_duplicates_high": float(share.high),
+  }
+
+
+def held_out_config(subject: Subject):
+  """The config whose training set is the held-out split."""
+  config = subject.config.copy_and_resolve_references()
+  config.data.split = config.evaluation.held_out
+  return config
+
+
+def save_pairs(
+  subject: Subject,
+  samples: np.ndarray,
+  train: np.ndarray,
+  distances: np.ndarray,
+  places: np.ndarray,
+) -> None:
+  """Writes the closest pairs to memorisation.npz in the run's folder."""
+  closest = np.argsort(distances)[:_PAIRS]
+  np.savez_compressed(
+    subject.model.workdir / "memorisation.npz",
+    samples=samples[closest],
+    neighbours=train[places[closest]],
+    distances=distances[closest],
+  )

@@ -1,0 +1,54 @@
+"""Samples against the clean truth, never against the corrupted set.
+
+support_rms: root mean square distance from the true support.
+support_psnr_db: the same offset as PSNR; images only.
+frechet: Frechet distance of the moments: in the points themselves for
+  worlds, in the leading principal components for images. It is no FID.
+mean_error: Euclidean distance of the means, in the same features.
+spread_ratio: total standard deviation inside the support over the truth's.
+sliced_wasserstein: mean 1-Wasserstein distance to clean examples along 100
+  random directions of the features.
+mode_error: largest difference of a mode's share of samples from the truth's;
+  spurious: share of samples that belong to no mode. Worlds with modes only.
+"""
+
+import numpy as np
+
+from rad_jax.config import is_synthetic
+from rad_jax.evaluation import measures
+from rad_jax.evaluation.subject import Result, Subject
+from rad_jax.evaluation.truth import Truth
+
+
+def measure(subject: Subject) -> Result:
+  """The measures of evaluation.num_samples samples."""
+  images = not is_synthetic(subject.config)
+  return Result(compare(subject.samples(), subject.truth, images), {})
+
+
+def compare(x_0: np.ndarray, clean: Truth, images: bool) -> dict[str, float]:
+  """The measures of samples x_0 [n, ...] against the truth."""
+  flat = x_0.reshape(len(x_0), -1)
+  features = clean.features(flat)
+  mean, covariance = measures.moments(features)
+  _, inside = measures.moments(clean.features(clean.project(flat)))
+  found = {
+    "support_rms": measures.support_rms(flat, clean.project),
+    "frechet": measures.frechet_distance(
+      mean, covariance, clean.mean, clean.covariance
+    ),
+    "mean_error": float(np.linalg.norm(mean - clean.mean)),
+    "spread_ratio": measures.spread_ratio(inside, clean.inside),
+    "sliced_wasserstein": measures.sliced_wasserstein(
+      features, clean.features(clean.examples)
+    ),
+  }
+  if images:
+    found["support_psnr_db"] = measures.support_psnr(flat, clean.project)
+  if clean.modes is not None:
+    shares, spurious = measures.mode_shares(
+      flat, clean.modes, clean.mode_radius
+    )
+    found["mode_error"] = float(np.abs(shares - 1 / len(shares)).max())
+    found["spurious"] = spurious
+  return found

@@ -1,0 +1,389 @@
+"""Protocols: what they measure, what they keep, and what they refuse."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from rad_jax import config as configs
+from rad_jax.data import synthetic
+from rad_jax.diffusion import samplers, schedules
+from rad_jax.evaluation import (
+  evaluate,
+  measures,
+  purify,
+  sampling,
+  subject,
+  truth,
+)
+from rad_jax.evaluation.protocols import (
+  attack,
+  levels,
+  memorisation,
+  quality,
+)
+from rad_jax.training import build, loop
+
+
+def make_config(world="oblique_plane", **evaluation):
+  config = configs.default()
+  config.data.name = world
+  config.data.corruption.update(fraction=0.9, sigma=0.2)
+  config.model.name = "mlp"
+  config = configs.variant(config, "smoke")
+  config.sampling.clip_x_0 = 0.0
+  config.evaluation.update(
+    {
+      "protocols": tuple(p for p in configs.PROTOCOLS if p != "attack"),
+      "samplers": ("heun", "dpm_solver"),
+      "step_counts": (3,),
+      "num_levels": 2,
+      **evaluation,
+    }
+  )
+  configs.validate(config)
+  return config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("run")
+  loop.train(make_config(), workdir)
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def result(run):
+  return evaluate.evaluate(make_config(), run)
+
+
+# The file.
+
+
+def test_protocols_are_those_of_the_config():
+  assert tuple(evaluate.PROTOCOLS) == configs.PROTOCOLS
+
+
+def test_file_says_what_it_is_of(run, result):
+  saved = json.loads((run / "evaluation.json").read_text())
+  assert saved == json.loads(json.dumps(result))
+  assert saved["step"] == 20
+  assert saved["weights"] == "ema"
+  assert saved["versions"]["jax"] == jax.__version__
+  assert list(saved["protocols"]) == list(configs.PROTOCOLS[:-1])
+  for protocol in saved["protocols"].values():
+    lengths = {len(values) for values in protocol["curves"].values()}
+    assert len(lengths) <= 1
+    assert protocol["measures"].items() <= saved["measures"].items()
+  numbers = [v for v in saved["measures"].values()]
+  assert len(numbers) > 20
+  assert np.isfinite(numbers).all()
+
+
+def test_what_is_done_is_kept_and_the_rest_goes_on(run, result, monkeypatch):
+  before = (run / "evaluation.json").read_bytes()
+
+  def fail(subject):
+    raise AssertionError("measured again")
+
+  with monkeypatch.context() as patch:
+    for name in configs.PROTOCOLS:
+      patch.setitem(evaluate.PROTOCOLS, name, fail)
+    assert evaluate.evaluate(make_config(), run) == json.loads(before)
+  assert (run / "evaluation.json").read_bytes() == before
+  # Interrupted in the third protocol: the first two stay.
+  raw = make_config()
+  raw.sampling.ema = False
+  with monkeypatch.context() as patch:
+    patch.setitem(evaluate.PROTOCOLS, "reconstruction", fail)
+    with pytest.raises(AssertionError, match="measured again"):
+      evaluate.evaluate(raw, run)
+    left = json.loads((run / "evaluation.json").read_text())
+    assert list(left["protocols"]) == ["truth", "quality"]
+    assert left["weights"] == "raw"
+    patch.undo()
+    for name in ("truth", "quality"):
+      patch.setitem(evaluate.PROTOCOLS, name, fail)
+    whole = evaluate.evaluate(raw, run)
+  assert list(whole["protocols"]) == list(configs.PROTOCOLS[:-1])
+  assert whole["parameters"] != result["parameters"]
+  # Another setting: all is measured anew.
+  assert evaluate.evaluate(make_config(), run)["measures"] == pytest.approx(
+    result["measures"]
+  )
+
+
+def test_samples_are_drawn_once(run, monkeypatch):
+  model = sampling.newest_model(make_config(), run)
+  first = sampling.draw(model, 20)
+  with monkeypatch.context() as patch:
+    patch.setattr(build, "sampler", lambda *args: lambda params, index: 1 / 0)
+    np.testing.assert_array_equal(sampling.draw(model, 32)[:20], first)
+    with pytest.raises(ZeroDivisionError):  # Of other parameters.
+      sampling.draw(model._replace(digest="another"), 20)
+    with pytest.raises(ZeroDivisionError):
+      sampling.draw(model, 20, num_steps=4)
+  scaled = jax.tree.map(lambda x: 2 * x, model.params)
+  assert sampling.digest(scaled) != sampling.digest(model.params)
+  assert sampling.digest(model.params) == model.digest
+
+
+# Truths in closed form.
+
+
+@pytest.mark.parametrize("name", synthetic.WORLDS)
+@pytest.mark.parametrize("sigma", [0.05, 0.4, 3.0])
+def test_worlds_denoise_as_their_posterior_mean(name, sigma):
+  world = synthetic.WORLDS[name]()
+  generator = np.random.default_rng(0)
+  alpha = 0.8
+  x_0 = world.sample(generator, 3).astype(np.float64)
+  x_t = alpha * x_0 + sigma * generator.normal(size=x_0.shape)
+  # Self-normalised importance sampling with many points of the world.
+  many = world.sample(generator, 400_000)
+  for point, found in zip(x_t, world.denoise(x_t, alpha, sigma), strict=True):
+    weight = np.exp(
+      -np.sum((point - alpha * many) ** 2, axis=1) / (2 * sigma**2)
+    )
+    expected = weight @ many / weight.sum()
+    size = weight.sum() ** 2 / np.sum(weight**2)
+    np.testing.assert_allclose(
+      found, expected, atol=5 * min(1, sigma / alpha) / np.sqrt(size) + 1e-3
+    )
+
+
+def test_worlds_denoise_far_from_their_support():
+  world = synthetic.oblique_plane()
+  far = 50 * synthetic.PLANE_BASIS[:1]
+  np.testing.assert_allclose(
+    world.denoise(far, 1.0, 0.1), synthetic.PLANE_BASIS[:1], atol=1e-3
+  )
+
+
+def test_a_finite_sets_posterior_mean_is_the_weighted_mean():
+  generator = np.random.default_rng(0)
+  x_0, x_t = generator.normal(size=(7, 4)), generator.normal(size=(600, 4))
+  found = truth.empirical_mean(x_0, x_t, 0.7, 0.5)
+  for i in (0, 499, 500, 599):
+    weight = np.exp(-np.sum((x_t[i] - 0.7 * x_0) ** 2, axis=1) / (2 * 0.25))
+    np.testing.assert_allclose(found[i], weight @ x_0 / weight.sum())
+  np.testing.assert_allclose(
+    truth.empirical_mean(x_0, 0.7 * x_0, 0.7, 1e-3), x_0
+  )
+
+
+def test_sliced_wasserstein_of_a_shift():
+  # Along a direction d, a shift s moves by |s d|: on average 2 |s| / pi.
+  x = np.random.default_rng(0).normal(size=(500, 2))
+  found = measures.sliced_wasserstein(x, x + [3.0, 0.0], num_directions=2000)
+  assert found == pytest.approx(6 / math.pi, rel=0.03)
+  assert measures.sliced_wasserstein(x, x[::-1]) < 1e-12
+
+
+def test_mode_shares():
+  centres = np.array([[0.0, 0], [10, 0]])
+  x = np.array([[0.5, 0], [9.5, 0], [10, 0.9], [10, 1.1], [5, 0]])
+  shares, rest = measures.mode_shares(x, centres, 1.0)
+  np.testing.assert_allclose(shares, [0.2, 0.4])
+  assert rest == pytest.approx(0.4)
+
+
+# Level by level.
+
+
+@pytest.fixture
+def exact(run, monkeypatch):
+  """A subject whose network is exact for three_gaussians."""
+  world = synthetic.three_gaussians()
+
+  def predict(params, x_t, level, dropout_key):
+    a, s = level.alpha[:, None], level.sigma[:, None]
+    variance = (a * 0.05) ** 2 + s**2
+    offset = x_t[:, None] - a[..., None] * world.modes[None]
+    logits = -jnp.sum(offset**2, axis=-1) / (2 * variance)
+    share = jax.nn.softmax(logits)[..., None]
+    return s * jnp.sum(share * offset, axis=1) / variance
+
+  monkeypatch.setattr(build, "predictor", lambda config: predict)
+  config = make_config("three_gaussians")
+  config.sampling.num_steps = 100
+  config.evaluation.update(num_levels=6, num_level_examples=200)
+  model = sampling.newest_model(make_config(), run)._replace(config=config)
+  training_set = build.training_set(config)
+  return subject.Subject(model, training_set, truth.of_world(world))
+
+
+def test_the_exact_network_has_the_exact_score(exact):
+  found = levels.score(exact)
+  assert found.curves["sigma_t"][0] > 0.99
+  assert max(found.curves["score_error"]) < 1e-3
+
+
+def test_reconstruction_by_the_exact_network(exact):
+  curves = levels.reconstruction(exact).curves
+  rms = curves["reconstruction_rms"]
+  # From noise alone it is another point of the data, from little noise the
+  # example itself; between, the mode is kept.
+  spread = np.sqrt(2 * np.trace(exact.truth.covariance) / 2)
+  assert rms[0] == pytest.approx(spread, rel=0.15)
+  assert rms[-1] < 0.02
+  assert sorted(rms, reverse=True) == pytest.approx(rms, abs=0.05)
+  assert max(curves["reconstruction_support_rms"]) < 0.02
+  np.testing.assert_allclose(
+    curves["reconstruction_psnr_db"], 10 * np.log10(4 / np.square(rms))
+  )
+
+
+def test_flow_of_the_exact_network(exact):
+  found = levels.flow(exact)
+  curves = found.curves
+  # The estimate goes from the centroid out to the modes, at 0.8 of it.
+  assert curves["estimate_to_centroid"][0] < 0.1
+  assert curves["estimate_to_centroid"][-1] == pytest.approx(0.8, abs=0.03)
+  assert curves["state_to_centroid"][0] == pytest.approx(2**0.5, rel=0.1)
+  assert 0 < found.measures["path_straightness"] <= 1
+
+
+def test_flow_measures_of_known_paths():
+  grid = schedules.flow().grid(3)
+  straight = np.linspace([[0.0, 0]], [[3, 4]], 4)  # One example.
+  corner = np.array([[[0.0, 0]], [[3, 0]], [[3, 2]], [[3, 4]]])
+  for states, length in [(straight, 5), (corner, 7)]:
+    path = samplers.Path(states[:3], np.ones((3, 1, 2)) * states[3])
+    found, curves = levels.flow_measures(
+      path, grid, np.array([3.0, 0]), np.array([0, 2])
+    )
+    assert found["path_length"] == pytest.approx(length)
+    assert found["path_straightness"] == pytest.approx(5 / length)
+    assert curves["estimate_to_centroid"] == pytest.approx([4, 4])
+    offset = states[2, 0] - float(grid.alpha[2]) * np.array([3, 0])
+    assert curves["state_to_centroid"][1] == pytest.approx(
+      np.linalg.norm(offset)
+    )
+
+
+# Steps and attacks.
+
+
+def test_steps_are_counted_in_network_evaluations(result):
+  curves = result["protocols"]["steps"]["curves"]
+  rows = list(zip(*curves.values(), strict=True))
+  assert list(curves)[:3] == ["sampler", "num_steps", "evaluations"]
+  assert [row[:3] for row in rows] == [
+    ("heun", 3, 5),
+    ("dpm_solver", 3, 3),
+  ]
+
+
+def test_attacks_are_stronger_the_more_they_know(run):
+  config = make_config(
+    attack_budgets=(0.0, 0.3), attack_steps=3, num_attack_samples=64
+  )
+  config.evaluation.transfer_from = str(run)
+  found = attack.measure(subject.open_subject(config, run)).curves
+  moved = dict(
+    zip(
+      zip(found["attack"], found["budget"], strict=True),
+      found["moved"],
+      strict=True,
+    )
+  )
+  kinds = ["random", "greedy", "expected", "joint", "transfer"]
+  assert [moved[kind, 0.0] for kind in kinds] == [0.0] * 5
+  assert moved["random", 0.3] < moved["expected", 0.3]
+  assert moved["expected", 0.3] <= moved["joint", 0.3] * 1.02
+  # The surrogate is the network itself.
+  assert moved["transfer", 0.3] == pytest.approx(moved["joint", 0.3], rel=1e-3)
+  queries = dict(zip(found["attack"], found["queries"], strict=True))
+  # 4 levels, 3 steps forward and backward, and the sample to move from.
+  assert queries["joint"] == 4 + 3 * 4 * 2
+  assert queries["transfer"] == queries["random"] == 0
+
+
+# Memorisation.
+
+
+def test_copies_are_near_duplicates():
+  generator = np.random.default_rng(0)
+  train = generator.normal(size=(300, 16))
+  copies = train[:50] + 1e-3 * generator.normal(size=(50, 16))
+  distances, places = memorisation.nearest_two(copies, train)
+  np.testing.assert_array_equal(places, np.arange(50))
+  found = memorisation.compare(distances)
+  assert found["near_duplicates"] == 1
+  fresh = generator.normal(size=(50, 16))
+  distances, places = memorisation.nearest_two(fresh, train)
+  every = np.sort(np.linalg.norm(fresh[:, None] - train, axis=-1), axis=1)
+  np.testing.assert_allclose(distances, every[:, :2])
+  assert memorisation.compare(distances)["near_duplicates"] == 0
+
+
+def test_share_of_near_duplicates_has_wilsons_interval():
+  distances = np.ones((40, 2))
+  distances[:10, 0] = 0.33
+  distances[10:, 0] = 0.34
+  found = memorisation.compare(distances)
+  z, n, p = scipy.stats.norm.ppf(0.975), 40, 0.25
+  middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+  half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+  assert found["near_duplicates"] == 0.25
+  assert found["near_duplicates_low"] == pytest.approx(middle - half)
+  assert found["near_duplicates_high"] == pytest.approx(middle + half)
+
+
+# References.
+
+
+def test_references_of_something_else_are_refused(run, tmp_path):
+  path = tmp_path / "references.npz"
+  config = make_config(reference=str(path))
+  first = quality.measure(subject.open_subject(config, run))
+  assert path.exists()
+  again = quality.measure(subject.open_subject(config, run))
+  assert again == first
+  config.evaluation.num_reference = 32
+  with pytest.raises(configs.ConfigError, match="count: 64 there, 32 here"):
+    quality.measure(subject.open_subject(config, run))
+
+
+def test_fid_without_weights_says_what_to_fetch(run):
+  config = make_config()
+  config.evaluation.extractor = "inception"
+  with pytest.raises(ValueError, match=r"pt_inception.*inception_weights"):
+    quality.measure(subject.open_subject(config, run))
+  with pytest.raises(configs.ConfigError, match="pca for oblique_plane"):
+    configs.validate(config)
+
+
+# Purification.
+
+
+def test_purify_mode(run, tmp_path):
+  config = make_config()
+  folder = purify.purify(config, run)
+  with np.load(folder / "samples.npz") as saved:
+    assert saved["x_0"].shape == (32, 3)
+  said = json.loads((folder / "purification.json").read_text())
+  assert said["t_star"] == 0.32
+  # A few steps of training: it is but near its input, as t* is low.
+  with np.load(run / "training_examples.npz") as saved:
+    dirty = saved["dirty"]
+  with np.load(folder / "samples.npz") as saved:
+    np.testing.assert_allclose(saved["x_0"][:16], dirty[:16])
+
+  path = tmp_path / "x.npz"
+  for content, message in [
+    ({"x": np.zeros((4, 3))}, "must be an .npz file that holds x_0"),
+    ({"x_0": np.zeros((4, 2))}, r"holds examples of shape \(2,\)"),
+  ]:
+    np.savez(path, **content)
+    config.purify.input = str(path)
+    with pytest.raises(configs.ConfigError, match=message):
+      purify.purify(config, run)
+  config.purify.input = str(tmp_path / "missing.npz")
+  with pytest.raises(configs.ConfigError, match="cannot be read"):
+    purify.purify(config, run)

@@ -1,0 +1,221 @@
+"""A local folder of images, and Hugging Face's sets, as data."""
+
+import importlib.util
+from unittest import mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rad_jax import config as configs
+from rad_jax.data import builders, folder, sources, synthetic
+from rad_jax.training import build
+
+
+def _pixels(seed, shape=(8, 8, 3)):
+  generator = np.random.default_rng(seed)
+  return generator.integers(0, 256, shape, dtype=np.uint8)
+
+
+def _write(path, seed=0, shape=(8, 8, 3)):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = _pixels(seed, shape)
+  Image.fromarray(pixels).save(path)
+  return pixels
+
+
+def test_flat_folder_is_in_the_order_of_its_names(tmp_path):
+  written = {
+    name: _write(tmp_path / name, seed)
+    for seed, name in enumerate(["c.png", "a.PNG", "b.png", "10.png", "9.png"])
+  }
+  (tmp_path / "notes.txt").write_text("no image")
+  (tmp_path / "._a.png").write_text("no image either")
+  _write(tmp_path / "inner/z.png")
+  source = folder.open_folder(str(tmp_path), "train", 3)
+  assert isinstance(source, sources.Source)
+  assert len(source) == 5
+  for image, name in zip(
+    source, ["10.png", "9.png", "a.PNG", "b.png", "c.png"], strict=True
+  ):
+    np.testing.assert_array_equal(image, written[name])
+  for index in (-1, 5):
+    with pytest.raises(IndexError, match="among 5"):
+      source[index]
+
+
+def test_splits_and_labels_are_tfds_image_folders(tmp_path):
+  written = [
+    _write(tmp_path / name, seed)
+    for seed, name in enumerate(
+      [
+        "train/cat/1.png",
+        "train/cat/2.png",
+        "train/dog/0.png",
+        "test/cat/1.png",
+      ]
+    )
+  ]
+  (tmp_path / "empty").mkdir()
+  _write(tmp_path / ".cache/x/1.png")
+  train = folder.open_folder(str(tmp_path), "train", 3)
+  np.testing.assert_array_equal(list(train), written[:3])
+  test = folder.open_folder(str(tmp_path), "test", 3)
+  np.testing.assert_array_equal(list(test), written[3:])
+  with pytest.raises(folder.FolderError, match="'val'; .*: test, train$"):
+    folder.open_folder(str(tmp_path), "val", 3)
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+  missing = tmp_path / "nowhere"
+  with pytest.raises(folder.FolderError, match=f"no folder '{missing}'"):
+    folder.open_folder(str(missing), "train", 3)
+  (tmp_path / "notes.txt").write_text("no image")
+  with pytest.raises(folder.FolderError, match=f"'{tmp_path}' holds no images"):
+    folder.open_folder(str(tmp_path), "train", 3)
+
+
+def test_home_is_found(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  _write(tmp_path / "set/a.png")
+  assert len(folder.open_folder("~/set", "train", 3)) == 1
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_undecodable_file_is_named(tmp_path, whole):
+  _write(tmp_path / "a.png")
+  data = (tmp_path / "a.png").read_bytes()
+  (tmp_path / "b.png").write_bytes(b"no image" if whole else data[:-60])
+  source = folder.open_folder(str(tmp_path), "train", 3)
+  source[0]
+  with pytest.raises(folder.FolderError, match=r"/b\.png cannot be decoded"):
+    source[1]
+
+
+def test_grey_and_colour_become_each_other(tmp_path):
+  rgb = _write(tmp_path / "a.png", shape=(5, 7, 3))
+  grey = _write(tmp_path / "b.png", shape=(5, 7))
+  first, second = folder.open_folder(str(tmp_path), "train", 3)
+  np.testing.assert_array_equal(first, rgb)
+  np.testing.assert_array_equal(second, np.stack([grey] * 3, axis=-1))
+  first, second = folder.open_folder(str(tmp_path), "train", 1)
+  assert first.shape == (5, 7, 1)
+  # ITU-R 601-2.
+  luma = rgb @ np.array([0.299, 0.587, 0.114])
+  np.testing.assert_allclose(first[..., 0], luma, atol=1)
+  np.testing.assert_array_equal(second[..., 0], grey)
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_transparent_is_white(tmp_path, num_channels):
+  rgba = np.zeros((2, 2, 4), np.uint8)
+  rgba[0] = [60, 60, 60, 255]
+  rgba[1, 0] = [60, 60, 60, 128]
+  expected = np.array([[60, 60], [157, 255]])[..., None]
+  Image.fromarray(rgba).save(tmp_path / "a.png")
+  Image.fromarray(rgba[..., 2:]).save(tmp_path / "b.png")
+  for image in folder.open_folder(str(tmp_path), "train", num_channels):
+    assert image.shape == (2, 2, num_channels)
+    np.testing.assert_allclose(image, expected + 0 * image, atol=1)
+
+
+def test_palettes_are_resolved(tmp_path):
+  picture = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "P")
+  colours = np.array([[10, 20, 30], [200, 100, 0], [7, 7, 7]], np.uint8)
+  picture.putpalette(colours.tobytes())
+  picture.save(tmp_path / "a.png")
+  picture.save(tmp_path / "b.png", transparency=2)
+  plain, transparent = folder.open_folder(str(tmp_path), "train", 3)
+  np.testing.assert_array_equal(plain, colours[[[0, 1], [2, 1]]])
+  colours[2] = 255
+  np.testing.assert_array_equal(transparent, colours[[[0, 1], [2, 1]]])
+
+
+def test_photos_stand_upright(tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Orientation: to be turned clockwise by 90 degrees.
+  rgb = _pixels(0, (4, 6, 3))
+  Image.fromarray(rgb).save(tmp_path / "a.png", exif=exif)
+  (image,) = folder.open_folder(str(tmp_path), "train", 3)
+  np.testing.assert_array_equal(image, np.rot90(rgb, -1))
+
+
+def test_sixteen_bits_are_refused(tmp_path):
+  Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "a.png")
+  source = folder.open_folder(str(tmp_path), "train", 1)
+  with pytest.raises(folder.FolderError, match="a.png .*more than 8 bits"):
+    source[0]
+
+
+# As a run's data.
+
+
+def _config(path, **fields):
+  config = configs.default()
+  config.model.name = "mlp"
+  config.data.update(name="image_folder", path=str(path), image_size=8)
+  config.data.update(fields)
+  return config
+
+
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_images_of_all_sizes_are_fitted(tmp_path, loading):
+  first = _write(tmp_path / "a.png")
+  _write(tmp_path / "b.png", shape=(20, 31, 3))
+  _write(tmp_path / "c.png", shape=(4, 3))
+  config = _config(tmp_path, loading=loading)
+  configs.validate(config)
+  training_set = build.training_set(config)
+  assert training_set.num_examples == 3
+  fetched = training_set.fetch(np.array([2, 1, 0], np.int32))
+  assert fetched.shape == (3, 8, 8, 3) and fetched.dtype == np.uint8
+  np.testing.assert_array_equal(fetched[2], first)
+
+
+def test_a_crop_beyond_an_image_is_named(tmp_path):
+  _write(tmp_path / "a.png")
+  with pytest.raises(ValueError, match="example 0: crop_size 9 exceeds"):
+    build.training_set(_config(tmp_path, crop_size=9))
+
+
+def test_path_and_name_go_together():
+  configs.validate(_config("somewhere"))
+  with pytest.raises(configs.ConfigError, match="path='': .*folder of image_"):
+    configs.validate(_config(""))
+  with pytest.raises(configs.ConfigError, match="path='x': it must be \"\" "):
+    configs.validate(_config("x", name="cifar10"))
+
+
+def test_what_needs_preparation():
+  assert builders.needs_preparation("cifar10")
+  assert builders.needs_preparation("huggingface:owner__set")
+  assert not builders.needs_preparation("image_folder")
+  assert not any(map(builders.needs_preparation, synthetic.WORLDS))
+
+
+# Hugging Face's sets.
+
+
+def test_hugging_face_without_its_package(tmp_path):
+  find_spec = importlib.util.find_spec
+  missing = lambda name: None if name == "datasets" else find_spec(name)
+  with (
+    mock.patch.object(importlib.util, "find_spec", missing),
+    pytest.raises(builders.PreparationError) as error,
+  ):
+    builders.prepare("huggingface:owner__set", str(tmp_path))
+  for part in ("huggingface:owner__set", "pip install datasets", folder.NAME):
+    assert part in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_prepared_set_of_hugging_face_needs_no_package(tmp_path):
+  """A prepared set stands in, under the folder's name that TFDS gives it."""
+  builders.prepare("digits", str(tmp_path))
+  expected = sources.open_source("digits", "train", str(tmp_path))[3]
+  (tmp_path / "digits").rename(tmp_path / "owner__set")
+  name = "huggingface:owner__set"
+  builders.prepare(name, str(tmp_path))
+  source = sources.open_source(name, "train", str(tmp_path))
+  assert len(source) == 1797
+  np.testing.assert_array_equal(source[3], expected)
