@@ -111,9 +111,10 @@ def test_world_from_training_to_evaluation(tmp_path):
     assert min(picture.size) > 300
   result = json.loads((run / "evaluation.json").read_text())
   assert (result["step"], result["objective"]) == (15, "robust_adv")
-  assert (result["protocol"], result["data"]) == (1, "oblique_plane")
+  assert (result["version"], result["data"]) == (2, "oblique_plane")
   assert result["measures"].keys() == (
     {"support_rms", "frechet", "mean_error", "spread_ratio"}
+    | {"sliced_wasserstein"}
   )
   assert all(np.isfinite(x) for x in result["measures"].values())
 
