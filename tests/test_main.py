@@ -252,7 +252,7 @@ def test_batch_that_the_devices_cannot_share(tmp_path):
     ("--config.train.num_steps=1.5", "config.train.num_steps=1.5"),
     ("--config.nothing.beta=1", "nothing"),
     ("--flagg=1", "Unknown command line flag 'flagg'"),
-    ("--mode=fly", "train|sample|evaluate|diagnose|cost|hint|sweep|prepare"),
+    ("--mode=fly", "train|sample|evaluate|purify|diagnose|cost|hint|sweep|"),
   ],
 )
 def test_bad_flag(tmp_path, run, flag, expected):

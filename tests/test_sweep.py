@@ -472,6 +472,7 @@ def test_measures_of_real_rows(swept):
     "frechet",
     "mean_error",
     "spread_ratio",
+    "sliced_wasserstein",
   ]
 
 
