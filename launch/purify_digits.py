@@ -119,14 +119,13 @@ def purifiers(runs: list, workdir: pathlib.Path) -> dict:
   from rad_jax.diffusion import samplers
   from rad_jax.evaluation import sampling
   from rad_jax.robustness import purification
-  from rad_jax.training import build, sharding
+  from rad_jax.training import build
 
   updates = dict(zip(WAYS, (samplers.ddim(), samplers.ddpm()), strict=True))
   made = {}
   for run in runs:
     folder = workdir / "runs" / run.name
-    state = sampling.newest_state(run.config, folder, sharding.data_mesh())
-    params = build.parameters_of(state, run.config)
+    params = sampling.newest_model(run.config, folder).params
     predict = build.predictor(run.config)
     grid = build.process(run.config).grid(NUM_LEVELS)
     levels = purification.from_level(grid, T_STAR)

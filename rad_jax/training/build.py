@@ -34,7 +34,7 @@ from rad_jax.diffusion.process import Level
 from rad_jax.models.mlp import mlp
 from rad_jax.models.network import Network
 from rad_jax.models.unet import unet
-from rad_jax.robustness import attacks, objectives, radius
+from rad_jax.robustness import attacks, objectives, radius, trajectory
 from rad_jax.training import budget, optimizers
 from rad_jax.training import state as states
 from rad_jax.training.step import (
@@ -421,6 +421,12 @@ def update(config: ConfigDict, name: str = "") -> samplers.Update:
     "heun": samplers.heun(),
     "dpm_solver": samplers.dpm_solver(),
   }[name or sampling.sampler]
+
+
+def evaluations(config: ConfigDict, num_levels: int, name: str = "") -> int:
+  """Evaluations of the network for one sample, over so many levels."""
+  per_step = 2 if (name or config.sampling.sampler) == "heun" else 1
+  return trajectory.evaluations(num_levels, per_step)
 
 
 def sampler(

@@ -135,8 +135,7 @@ def num_queries(subject: Subject, kind: str) -> int:
   if kind in ("random", "transfer"):
     return 0
   levels = len(_levels(subject).sigma)
-  per_step = 2 if subject.config.sampling.sampler == "heun" else 1
-  evaluations = trajectory.evaluations(levels, per_step)
+  evaluations = build.evaluations(subject.config, levels)
   attack = _attack(subject)
   if kind == "greedy":
     queries = trajectory.greedy_queries(

@@ -144,12 +144,8 @@ def score(subject: Subject) -> Result:
 
 
 def _examples(subject: Subject) -> np.ndarray:
-  count = min(
-    subject.config.evaluation.num_level_examples,
-    subject.training_set.num_examples,
-  )
-  x_0 = subject.clean(count)
-  return np.resize(x_0, (whole_batches(count), *x_0.shape[1:]))
+  x_0 = subject.clean(subject.config.evaluation.num_level_examples)
+  return np.resize(x_0, (whole_batches(len(x_0)), *x_0.shape[1:]))
 
 
 def _keys(subject: Subject, count: int) -> Array:

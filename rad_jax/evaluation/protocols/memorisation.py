@@ -1,8 +1,8 @@
 """Memorisation: how near samples are to training examples.
 
 In the features of evaluation.extractor, the nearest training example of each
-sample, and, where data.held_out names a split, of each held-out example: a
-model that generalises comes no nearer. A sample is a near-duplicate if its
+sample, and, where evaluation.held_out names a split, of each held-out example:
+a model that generalises comes no nearer. A sample is a near-duplicate if its
 nearest neighbour is nearer than a third of the way to the second nearest (the
 ratio test of Yoon et al. 2023, with their 1/3). Training examples are taken
 clean, evenly spaced, evaluation.num_reference at most.
@@ -20,6 +20,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from rad_jax.data import examples
 from rad_jax.evaluation import features
+from rad_jax.evaluation.protocols import quality
 from rad_jax.evaluation.subject import Result, Subject
 from rad_jax.training import build
 
@@ -29,25 +30,19 @@ _PAIRS = 32
 
 def measure(subject: Subject) -> Result:
   """The measures of evaluation.num_samples samples."""
-  config = subject.config
-  fields = config.evaluation
+  fields = subject.config.evaluation
   train = subject.clean(fields.num_reference)
-  extractor = features.make(
-    fields.extractor,
-    train,
-    fields.extractor_dims,
-    inception_weights=fields.inception_weights,
-  )
+  extractor = quality.make_extractor(subject, train)
 
   def of(images: np.ndarray) -> np.ndarray:
     return features.extract_all(extractor, images).features
 
   samples = subject.samples()
-  train_features = of(train)
+  train_features = quality.reference_features(subject, extractor, train)
   distances, places = nearest_two(of(samples), train_features)
   save_pairs(subject, samples, train, distances[:, 0], places)
   found = compare(distances)
-  if config.evaluation.held_out:
+  if fields.held_out:
     held_out = build.training_set(held_out_config(subject))
     images = examples.to_model_range(
       held_out.fetch(np.arange(min(len(samples), held_out.num_examples)))

@@ -24,14 +24,9 @@ _SUBSET = 1000
 
 def measure(subject: Subject) -> Result:
   """The measures of evaluation.num_samples samples."""
-  fields = subject.config.evaluation
-  extractor = features.make(
-    fields.extractor,
-    subject.clean(fields.num_reference),
-    fields.extractor_dims,
-    inception_weights=fields.inception_weights,
-  )
-  reference = reference_features(subject, extractor)
+  clean = subject.clean(subject.config.evaluation.num_reference)
+  extractor = make_extractor(subject, clean)
+  reference = reference_features(subject, extractor, clean)
   found = features.extract_all(extractor, subject.samples())
   distance = "fid" if extractor.name == "inception" else "feature_frechet"
   return Result(
@@ -39,6 +34,17 @@ def measure(subject: Subject) -> Result:
     | compare(found.features, reference)
     | (scores(found.logits) if found.logits is not None else {}),
     {},
+  )
+
+
+def make_extractor(subject: Subject, clean: np.ndarray) -> features.Extractor:
+  """The config's extractor; clean references [n, ...] as features.make's."""
+  fields = subject.config.evaluation
+  return features.make(
+    fields.extractor,
+    clean,
+    fields.extractor_dims,
+    inception_weights=fields.inception_weights,
   )
 
 
@@ -70,9 +76,9 @@ def scores(logits: np.ndarray) -> dict[str, float]:
 
 
 def reference_features(
-  subject: Subject, extractor: features.Extractor
+  subject: Subject, extractor: features.Extractor, clean: np.ndarray
 ) -> np.ndarray:
-  """Features of the clean references, [n, k], cached.
+  """Features of the clean references, [n, ...] -> [n, k], cached.
 
   evaluation.reference names a file to share among runs: it is written if
   missing, and refused if it is of another set, count, preprocessing or
@@ -92,7 +98,6 @@ def reference_features(
     with np.load(path) as saved:
       refuse_other(path, json.loads(str(saved["identity"])), identity)
       return saved["features"]
-  clean = subject.clean(config.evaluation.num_reference)
   found = features.extract_all(extractor, clean).features
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open("wb") as file:

@@ -12,6 +12,7 @@ from rad_jax.evaluation import sampling
 from rad_jax.evaluation.protocols import truth
 from rad_jax.evaluation.sampling import NonFiniteSamples
 from rad_jax.evaluation.subject import Result, Subject
+from rad_jax.training import build
 
 _LOG = logging.getLogger("rad_jax")
 
@@ -38,11 +39,10 @@ def row(subject: Subject, sampler: str, num_steps: int) -> dict:
     found = truth.compare(x_0, subject.truth, images)
   except NonFiniteSamples as error:
     _LOG.warning("%s, %d steps: %s", sampler, num_steps, error)
-  per_step = 2 if sampler == "heun" else 1
   return {
     "sampler": sampler,
     "num_steps": num_steps,
-    "evaluations": per_step * (num_steps - 1) + 1,
+    "evaluations": build.evaluations(config, num_steps, sampler),
     "support_rms": found.get("support_rms"),
     "frechet": found.get("frechet"),
   }
