@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
+from rad_jax import config as configs
 from rad_jax.data import subspace
 from rad_jax.evaluation import features
-from rad_jax.models import inception
+from rad_jax.models import inception, weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -151,18 +152,24 @@ def test_inceptions_version_is_its_weights(shown_inception, tmp_path):
 # By name.
 
 
+def test_extractors_are_those_of_the_config():
+  assert tuple(features.EXTRACTORS) == configs.EXTRACTORS
+
+
 def test_extractors_are_made_by_name(tmp_path):
   clean = _images()
   found = features.make("pca", clean, dims=4)
   assert found.version == features.pca(clean, 4).version
   found = features.make("random_conv", clean, dims=4, seed=2)
   assert found.version == features.random_conv((8, 8, 1), 2).version
-  with pytest.raises(inception.WeightsError, match=r"fetch pt_inception"):
+  with pytest.raises(weights.WeightsError, match=r"fetch pt_inception"):
     features.make("inception", clean, dims=4)
   path = tmp_path / "missing.pth"
-  with pytest.raises(inception.WeightsError, match=r"missing\.pth"):
-    features.make("inception", clean, dims=4, inception_weights=path)
-  with pytest.raises(ValueError, match="one of pca, random_conv, inception"):
+  with pytest.raises(weights.WeightsError, match=r"missing\.pth"):
+    features.make("inception", clean, dims=4, weights=path)
+  with pytest.raises(weights.WeightsError, match=r"missing\.pth.*dinov2_vit"):
+    features.make("dinov2", clean, dims=4, weights=path)
+  with pytest.raises(ValueError, match="one of pca, random_conv, inc"):
     features.make("resnet", clean, dims=4)
 
 

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from rad_jax.evaluation import features
-from rad_jax.models import inception
+from rad_jax.models import inception, weights
 
 
 def _random_state():
@@ -208,7 +208,7 @@ def test_no_code_in_a_file_is_run(tmp_path):
   pytest.importorskip("torch")
   path, touched = tmp_path / "weights.pth", tmp_path / "touched"
   path.write_bytes(pickle.dumps({"fc.weight": _Code(str(touched))}, 2))
-  with pytest.raises(inception.WeightsError, match="no PyTorch state dict"):
+  with pytest.raises(weights.WeightsError, match="no PyTorch state dict"):
     inception.load_weights(path)
   assert not touched.exists()
 
@@ -219,13 +219,13 @@ def test_what_is_no_weights_file_is_told(name, tmp_path):
     pytest.importorskip("torch")
   path = tmp_path / name
   path.write_bytes(b"nothing of the sort")
-  with pytest.raises(inception.WeightsError, match=name):
+  with pytest.raises(weights.WeightsError, match=name):
     inception.load_weights(path)
 
 
 @pytest.mark.parametrize("path", ["", "no/such/file.pth"])
 def test_without_weights_the_error_says_what_to_fetch(path):
-  with pytest.raises(inception.WeightsError) as error:
+  with pytest.raises(weights.WeightsError) as error:
     features.inception(path)
   for part in (
     "https://github.com/mseitzer/pytorch-fid/releases",
@@ -240,20 +240,18 @@ def test_without_torch_the_error_says_what_to_install(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "torch", None)
   path = tmp_path / "weights.pth"
   path.touch()
-  with pytest.raises(inception.WeightsError, match="pip install torch"):
+  with pytest.raises(weights.WeightsError, match="pip install torch"):
     inception.load_weights(path)
 
 
 def test_a_missing_key_is_named(state):
   key = "Mixed_7c.branch3x3dbl_3b.bn.running_mean"
   rest = {k: v for k, v in state.items() if k != key}
-  with pytest.raises(inception.WeightsError, match=f"have no {key}"):
+  with pytest.raises(weights.WeightsError, match=f"have no {key}"):
     inception.from_state_dict(rest)
 
 
 def test_torchvisions_weights_are_told_by_their_classes(state):
   other = state | {"fc.weight": np.zeros((1000, 2048), np.float32)}
-  with pytest.raises(
-    inception.WeightsError, match=r"fc.weight.*\(1000, 2048\)"
-  ):
+  with pytest.raises(weights.WeightsError, match=r"fc.weight.*\(1000, 2048\)"):
     inception.from_state_dict(other)

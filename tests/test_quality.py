@@ -1,5 +1,7 @@
 """Quality measures against closed forms and independent implementations."""
 
+import types
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -7,7 +9,9 @@ import scipy.stats
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
-from rad_jax.evaluation import quality
+from rad_jax import config as configs
+from rad_jax.evaluation import features, quality, subject
+from rad_jax.evaluation.protocols import quality as protocol
 
 
 def _normal(n, k, seed=0, shift=0.0):
@@ -257,3 +261,43 @@ def test_bootstrap_is_seeded_and_keeps_rows_whole():
   found = quality.bootstrap(mean_of_whole, x, 50)
   assert found == quality.bootstrap(mean_of_whole, x, 50)
   assert found != quality.bootstrap(mean_of_whole, x, 50, seed=1)
+
+
+# Names, in the protocol.
+
+
+@pytest.mark.parametrize(
+  "extractor, distance",
+  [
+    ("pca", "feature_frechet"),
+    ("random_conv", "feature_frechet"),
+    ("inception", "fid"),
+    ("dinov2", "fd_dinov2"),
+  ],
+)
+def test_frechets_distance_bears_its_features_name(extractor, distance):
+  x, reference = _normal(40, 4, shift=0.5), _normal(50, 4, seed=1)
+  found = protocol.measures(extractor, features.Features(x, None), reference)
+  assert found[distance] == quality.fid(x, reference)
+  others = {"fid", "fd_dinov2", "feature_frechet"} - {distance}
+  assert not others & set(found)
+  assert not any("inception" in name for name in found)
+
+
+def test_logits_have_an_inception_score():
+  x, logits = _normal(40, 4), _normal(40, 7, seed=1)
+  found = protocol.measures("inception", features.Features(x, logits), x)
+  assert found["inception_score"] > 1
+
+
+@pytest.mark.parametrize("name", ["inception", "dinov2"])
+def test_an_extractor_is_given_its_own_weights(name, tmp_path):
+  config = configs.default()
+  config.evaluation.update(
+    extractor=name,
+    inception_weights=str(tmp_path / "inception.pth"),
+    dinov2_weights=str(tmp_path / "dinov2.pth"),
+  )
+  model = types.SimpleNamespace(config=config)
+  with pytest.raises(ValueError, match=rf"{name}\.pth is no file"):
+    protocol.make_extractor(subject.Subject(model, None, None), _normal(9, 4))

@@ -1,9 +1,9 @@
 """Feature extractors: what sample quality is measured in.
 
-Inception's are those of FID, KID and the Inception Score as published; they
-need weights. Two need no download, so that everything runs anywhere: principal
-components of the clean data, and a random convolutional network. What is
-measured in those is comparable with itself only.
+Inception's are those of FID, KID and the Inception Score as published, and
+DINOv2's those of FD_DINOv2; they need weights. Two need no download, so that
+everything runs anywhere: principal components of the clean data, and a random
+convolutional network. What is measured in those is comparable with itself only.
 """
 
 import hashlib
@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num, PyTree
+from jaxtyping import Array, Float, Num, PyTree, UInt8
 from tqdm import tqdm
 
 from rad_jax.data import examples, subspace
-from rad_jax.models import inception as networks
+from rad_jax.models import dinov2 as dinov2_networks
+from rad_jax.models import inception as inception_network
 from rad_jax.training import sharding
 
 _WIDTHS = (32, 64, 128)
@@ -133,30 +134,57 @@ def inception(
 ) -> Extractor:
   """The FID Inception's pool features [n, 2048] and logits [n, 1008].
 
-  Float images are clipped and rounded to 8 bits, as saved images are, on which
-  published numbers stand. The logits leave out the last layer's bias, as the
-  Inception Score's own code does (Salimans et al. 2016).
+  Images are taken as saved: see `_as_saved`. The logits leave out the last
+  layer's bias, as the Inception Score's own code does (Salimans et al. 2016).
 
   Args:
     weights_path: see `rad_jax.models.inception.load_weights`.
     batch_size: as in Extractor.
 
   Raises:
-    inception.WeightsError: no weights, or wrong ones; with what to fetch.
+    WeightsError: no weights, or wrong ones; with what to fetch.
   """
-  params = networks.load_weights(weights_path)
+  params = inception_network.load_weights(weights_path)
 
   def apply(params: PyTree, images: Array) -> Features:
-    if images.dtype != jnp.uint8:
-      pixels = jnp.rint((jnp.clip(images, -1, 1) + 1) * 127.5)
-      images = pixels.astype(jnp.uint8)
-    found = networks.apply(params, images)
+    found = inception_network.apply(params, _as_saved(images))
     return Features(found.pool, found.logits - params["fc"]["bias"][None])
 
-  with open(weights_path, "rb") as file:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-  version = f"inception-2015-12-05-{digest[:8]}"
+  version = f"inception-2015-12-05-{_digest(weights_path)}"
   return Extractor("inception", version, params, apply, batch_size)
+
+
+def dinov2(weights_path: str | pathlib.Path, batch_size: int = 32) -> Extractor:
+  """DINOv2's class token, [n, width]: 1024 wide of ViT-L/14.
+
+  Images are taken as saved: see `_as_saved`.
+
+  Args:
+    weights_path: see `rad_jax.models.dinov2.load_weights`.
+    batch_size: as in Extractor.
+
+  Raises:
+    WeightsError: no weights, or wrong ones; with what to fetch.
+  """
+  params = dinov2_networks.load_weights(weights_path)
+
+  def apply(params: PyTree, images: Array) -> Features:
+    return Features(dinov2_networks.apply(params, _as_saved(images)), None)
+
+  version = f"dinov2-1-{_digest(weights_path)}"
+  return Extractor("dinov2", version, params, apply, batch_size)
+
+
+def _as_saved(images: Num[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
+  """Clipped and rounded to 8 bits, on which published numbers stand."""
+  if images.dtype == jnp.uint8:
+    return images
+  return jnp.rint((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+
+def _digest(path: str | pathlib.Path) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()[:8]
 
 
 def extract_all(extractor: Extractor, images: np.ndarray) -> Features:
@@ -201,7 +229,7 @@ def make(
   clean: np.ndarray,
   dims: int,
   seed: int = 0,
-  inception_weights: str | pathlib.Path = "",
+  weights: str | pathlib.Path = "",
 ) -> Extractor:
   """An extractor by its name.
 
@@ -211,14 +239,14 @@ def make(
       them, `random_conv` takes their shape.
     dims: principal components, of `pca`; cut to what clean has.
     seed: of `random_conv`'s weights.
-    inception_weights: path, of `inception`.
+    weights: path, of `inception` and `dinov2`.
 
   Raises:
     ValueError: there is no such name, or the extractor's own reason.
   """
   if name not in EXTRACTORS:
     raise ValueError(f"no extractor {name!r}: one of {', '.join(EXTRACTORS)}")
-  return EXTRACTORS[name](clean, dims, seed, inception_weights)
+  return EXTRACTORS[name](clean, dims, seed, weights)
 
 
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
@@ -229,4 +257,5 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     clean.shape[1:], seed
   ),
   "inception": lambda clean, dims, seed, path: inception(path),
+  "dinov2": lambda clean, dims, seed, path: dinov2(path),
 }

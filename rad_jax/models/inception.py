@@ -15,19 +15,17 @@ user's: see `WEIGHTS_HELP`.
 """
 
 import functools
-import importlib
 import pathlib
-import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax import linen as nn
 from jaxtyping import Array, Float, Num, PyTree
-from safetensors.numpy import load_file
+
+from rad_jax.models import weights
 
 SIZE = 299
 CLASSES = 1008
@@ -38,10 +36,6 @@ WEIGHTS_HELP = (
   " --config.evaluation.inception_weights=PATH"
 )
 _BATCH_NORM_EPS = 1e-3
-
-
-class WeightsError(ValueError):
-  """The weights file is missing, unreadable, or of another network."""
 
 
 class Outputs(NamedTuple):
@@ -288,50 +282,13 @@ def load_weights(path: str | pathlib.Path) -> PyTree:
   """Reads the params of `apply` from a file.
 
   Args:
-    path: `.safetensors`, or PyTorch's `.pth` or `.pt`, which torch must be
-      installed for, and which is read without running code in it.
+    path: as for `weights.load`.
 
   Raises:
     WeightsError: there is no path or file, it cannot be read, or it is not
       this network's.
   """
-  if not str(path):
-    raise WeightsError(WEIGHTS_HELP)
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise WeightsError(f"{path} is no file; {WEIGHTS_HELP}")
-  if path.suffix == ".safetensors":
-    return from_state_dict(_read_safetensors(path))
-  if path.suffix in (".pth", ".pt"):
-    return from_state_dict(_read_torch(path))
-  raise WeightsError(f"{path} is neither .safetensors nor .pth nor .pt")
-
-
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    return load_file(path)
-  except safetensors.SafetensorError as error:
-    raise WeightsError(f"{path} is no safetensors file: {error}") from error
-
-
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    torch = importlib.import_module("torch")
-  except ImportError as error:
-    raise WeightsError(
-      f"reading {path} needs PyTorch: pip install torch, or give the weights"
-      " as .safetensors"
-    ) from error
-  try:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return {key: value.numpy() for key, value in state.items()}
-  except (
-    AttributeError,
-    EOFError,
-    RuntimeError,
-    pickle.UnpicklingError,
-  ) as error:
-    raise WeightsError(f"{path} is no PyTorch state dict: {error}") from error
+  return weights.load(path, from_state_dict, WEIGHTS_HELP)
 
 
 def from_state_dict(state: Mapping[str, np.ndarray]) -> PyTree:
@@ -346,13 +303,7 @@ def from_state_dict(state: Mapping[str, np.ndarray]) -> PyTree:
   """
 
   def take(key: str, *shape: int) -> np.ndarray:
-    if key not in state:
-      raise WeightsError(f"the weights have no {key}")
-    if state[key].shape != shape:
-      raise WeightsError(
-        f"the weights' {key} has shape {state[key].shape}, not {shape}"
-      )
-    return np.asarray(state[key], np.float64)
+    return np.asarray(weights.take(state, key, shape), np.float64)
 
   def folded(name: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     height, width, inputs, outputs = shape

@@ -1,10 +1,10 @@
 """Sample quality in the features of an extractor, against clean references.
 
-`fid` bears its name with the Inception extractor alone; with the others the
-same distance is `feature_frechet`, comparable with itself only. kid (with
-kid_std, over subsets), precision, recall, density and coverage are in the same
-features; inception_score needs class logits. Intervals are 95% ones of the
-bootstrap over samples.
+Frechet's distance is `fid` with Inception alone and `fd_dinov2` with DINOv2
+(Stein et al. 2023); with the others it is `feature_frechet`, comparable with
+itself only. kid (with kid_std, over subsets), precision, recall, density and
+coverage are in the same features; inception_score needs class logits. Intervals
+are 95% ones of the bootstrap over samples.
 """
 
 import hashlib
@@ -20,6 +20,8 @@ from rad_jax.evaluation import features, quality
 from rad_jax.evaluation.subject import Result, Subject, versions
 
 _SUBSET = 1000
+# Names of Frechet's distance whose numbers can be held against published ones.
+_DISTANCES = {"inception": "fid", "dinov2": "fd_dinov2"}
 
 
 def measure(subject: Subject) -> Result:
@@ -28,12 +30,18 @@ def measure(subject: Subject) -> Result:
   extractor = make_extractor(subject, clean)
   reference = reference_features(subject, extractor, clean)
   found = features.extract_all(extractor, subject.samples())
-  distance = "fid" if extractor.name == "inception" else "feature_frechet"
-  return Result(
+  return Result(measures(extractor.name, found, reference), {})
+
+
+def measures(
+  name: str, found: features.Features, reference: np.ndarray
+) -> dict[str, float]:
+  """All measures of samples' features, by the extractor of that name."""
+  distance = _DISTANCES.get(name, "feature_frechet")
+  return (
     {distance: quality.fid(found.features, reference)}
     | compare(found.features, reference)
-    | (scores(found.logits) if found.logits is not None else {}),
-    {},
+    | (scores(found.logits) if found.logits is not None else {})
   )
 
 
@@ -44,7 +52,7 @@ def make_extractor(subject: Subject, clean: np.ndarray) -> features.Extractor:
     fields.extractor,
     clean,
     fields.extractor_dims,
-    inception_weights=fields.inception_weights,
+    weights=fields.get(f"{fields.extractor}_weights", ""),
   )
 
 

@@ -1,0 +1,96 @@
+"""Reading of published weights, which are files that the user gives."""
+
+import importlib
+import pathlib
+import pickle
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import safetensors
+from jaxtyping import PyTree
+from safetensors.numpy import load_file
+
+
+class WeightsError(ValueError):
+  """The weights file is missing, unreadable, or of another network."""
+
+
+def load(
+  path: str | pathlib.Path,
+  convert: Callable[[dict[str, np.ndarray]], PyTree],
+  to_fetch: str,
+) -> PyTree:
+  """Params, from a file of a state dict; no code in it is run.
+
+  Args:
+    path: `.safetensors`, or PyTorch's `.pth` or `.pt`, which torch must be
+      installed for.
+    convert: from the state dict; its WeightsErrors are told with the path.
+    to_fetch: what to say where there is no such file, or another network's.
+
+  Raises:
+    WeightsError: there is no path or file, it cannot be read, or it is not
+      the network's.
+  """
+  if not str(path):
+    raise WeightsError(to_fetch)
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise WeightsError(f"{path} is no file; {to_fetch}")
+  state = _read(path)
+  try:
+    return convert(state)
+  except WeightsError as error:
+    raise WeightsError(f"in {path}, {error}; {to_fetch}") from error
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  if path.suffix == ".safetensors":
+    return _read_safetensors(path)
+  if path.suffix in (".pth", ".pt"):
+    return _read_torch(path)
+  raise WeightsError(f"{path} is neither .safetensors nor .pth nor .pt")
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+  try:
+    return load_file(path)
+  except safetensors.SafetensorError as error:
+    raise WeightsError(f"{path} is no safetensors file: {error}") from error
+
+
+def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+  try:
+    torch = importlib.import_module("torch")
+  except ImportError as error:
+    raise WeightsError(
+      f"reading {path} needs PyTorch: pip install torch, or give the weights"
+      " as .safetensors"
+    ) from error
+  try:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return {key: value.numpy() for key, value in state.items()}
+  except (
+    AttributeError,
+    EOFError,
+    RuntimeError,
+    pickle.UnpicklingError,
+  ) as error:
+    raise WeightsError(f"{path} is no PyTorch state dict: {error}") from error
+
+
+def take(
+  state: Mapping[str, np.ndarray], key: str, shape: tuple[int, ...]
+) -> np.ndarray:
+  """The array of that key and shape.
+
+  Raises:
+    WeightsError: the key is missing, or its array has another shape.
+  """
+  if key not in state:
+    raise WeightsError(f"the weights have no {key}")
+  if state[key].shape != shape:
+    raise WeightsError(
+      f"the weights' {key} has shape {state[key].shape}, not {shape}"
+    )
+  return state[key]
