@@ -18,7 +18,7 @@ from rad_jax.robustness import attacks, objectives, radius
 ConfigDict: TypeAlias = ml_collections.ConfigDict
 
 
-EXTRACTORS = ("pca", "random_conv", "inception")
+EXTRACTORS = ("pca", "random_conv", "inception", "dinov2")
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpm_solver")
 # Of --mode=evaluate; what each measures stands in evaluation.evaluate.
 PROTOCOLS = (
@@ -30,6 +30,7 @@ PROTOCOLS = (
   "steps",
   "memorisation",
   "attack",
+  "portrait",
 )
 
 
@@ -242,6 +243,33 @@ def default() -> ConfigDict:
         # Runs at the same time, each in a process of its own.
         "processes": 1,
       },
+      # --mode=study: runs for all combinations, of names in experiments.study.
+      "study": {
+        "worlds": ("oblique_plane", "three_gaussians", "digits"),
+        "corruptions": (
+          "clean",
+          "p50-s0.1",
+          "p50-s0.2",
+          "p90-s0.1",
+          "p90-s0.2",
+          "outliers",
+        ),
+        "methods": (
+          "ddpm",
+          "invariance",
+          "robust_ran",
+          "robust_adv-lam1",
+          "robust_adv-lam3",
+          "noise_aware",
+        ),
+        "seeds": 3,
+        # Runs trained together at most.
+        "group_size": 18,
+        # A text of paragraphs that the report shows; "": none.
+        "notes": "",
+        # Groups at the same time, each in a process of its own.
+        "processes": 1,
+      },
       "evaluation": {
         # Names in PROTOCOLS; each writes its part of evaluation.json.
         "protocols": ("truth",),
@@ -253,11 +281,13 @@ def default() -> ConfigDict:
         "subspace_rank": 16,
         # Principal components in which the Frechet distance is taken.
         "frechet_dims": 32,
-        # Of quality and memorisation: "pca", "random_conv", "inception".
+        # Of quality and memorisation: a name in EXTRACTORS.
         "extractor": "pca",
         "extractor_dims": 64,  # of "pca"
         # Path of the FID Inception's weights, .safetensors or .pth.
         "inception_weights": "",
+        # Path of DINOv2's weights, .safetensors or .pth.
+        "dinov2_weights": "",
         # File of reference features, shared among runs; "": one in the run.
         "reference": "",
         # Split of the data that was not trained on; "": none.
@@ -475,6 +505,9 @@ def validate(
     "evaluation.subspace_rank",
     "evaluation.frechet_dims",
     "sweep.processes",
+    "study.seeds",
+    "study.group_size",
+    "study.processes",
     "diagnose.num_examples",
     "diagnose.power_iterations",
   ):

@@ -10,6 +10,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -23,15 +24,25 @@ from rad_jax import config as configs
 from rad_jax.config import ConfigDict
 from rad_jax.data import builders, sources
 from rad_jax.evaluation import diagnose, evaluate, hint, purify, sampling
-from rad_jax.experiments import sweep
+from rad_jax.experiments import study, sweep
 from rad_jax.reports import curves, figures, frontier
+from rad_jax.reports import runs as reports
+from rad_jax.reports import study as study_report
 from rad_jax.training import checkpoints, cost, loop
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file; :smoke behind it shrinks it to seconds."
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of the run; runs/<config> if not given."
+  "workdir",
+  None,
+  "Folder of the run; runs/<config> if not given. Of --mode=report: those of"
+  " one or several runs, or of a sweep, parted by commas.",
+)
+_REPORT_DIR = flags.DEFINE_string(
+  "report_dir",
+  None,
+  "Where --mode=report writes; report/ in the first workdir if not given.",
 )
 _TRACEBACK = flags.DEFINE_bool(
   "traceback", False, "Show where an error was raised."
@@ -62,7 +73,10 @@ def _evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
   result = evaluate.evaluate(config, workdir)
   for name, value in result["measures"].items():
     print(f"{name}: {value:.4g}")
-  print(f"evaluated: {workdir / 'evaluation.json'}")
+  paths = [workdir / "evaluation.json"]
+  if "memorisation" in config.evaluation.protocols:
+    paths += filter(None, [figures.show_pairs(workdir)])
+  _print_paths("evaluated", paths)
 
 
 def _diagnose(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -95,6 +109,15 @@ def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
   _print_paths("swept", paths)
 
 
+def _study(config: ConfigDict, workdir: pathlib.Path) -> None:
+  rows = study.run(config, workdir)
+  notes = config.study.notes
+  paths = study_report.write(
+    rows, workdir, pathlib.Path(notes) if notes else None
+  )
+  _print_report(paths)
+
+
 def _prepare_data(config: ConfigDict, workdir: pathlib.Path) -> None:
   del workdir
   if configs.is_synthetic(config):
@@ -104,6 +127,20 @@ def _prepare_data(config: ConfigDict, workdir: pathlib.Path) -> None:
   else:
     builders.prepare(config.data.name, config.data.data_dir or None)
     print(f"prepared: {config.data.name}")
+
+
+def _report(workdirs: str) -> None:
+  folder = _REPORT_DIR.value
+  paths = reports.write(
+    [pathlib.Path(path) for path in workdirs.split(",") if path],
+    pathlib.Path(folder) if folder else None,
+  )
+  _print_report(paths)
+
+
+def _print_report(paths: list[pathlib.Path]) -> None:
+  beside = f"{len(paths) - 1} files of figures and tables beside it"
+  print(f"reported: {paths[0]} ({beside})")
 
 
 def _print_paths(done: str, paths: Iterable[pathlib.Path]) -> None:
@@ -120,9 +157,10 @@ MODES = {
   "cost": _cost,
   "hint": _hint,
   "sweep": _sweep,
+  "study": _study,
   "prepare_data": _prepare_data,
 }
-_MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", [*MODES, "report"], "What to do.")
 
 
 def main(argv: list[str]) -> None:
@@ -131,10 +169,15 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   absl_logging.set_verbosity(absl_logging.WARNING)  # orbax's running comment
   with clear_errors():
+    if _MODE.value == "report":
+      _report(_WORKDIR.value or default_workdir())
+      return
     config = _CONFIG.value
     config.lock()  # The first access raises if the file could not be read.
     configs.validate(
-      config, jax.device_count(), training=_MODE.value in ("train", "sweep")
+      config,
+      jax.device_count(),
+      training=_MODE.value in ("train", "sweep", "study"),
     )
     MODES[_MODE.value](
       config, pathlib.Path(_WORKDIR.value or default_workdir())
@@ -202,11 +245,22 @@ def one_line(error: BaseException) -> str:
   return " ".join(text.split())
 
 
+def _is_told_enough(given: dict[str, Any]) -> bool:
+  """A report is of workdirs; all else is of a config."""
+  if given["config"] is not None:
+    return True
+  return given["mode"] == "report" and bool(given["workdir"])
+
+
 def run() -> None:
   """The entry of the command line."""
   logging.basicConfig(format="%(message)s", level=logging.WARNING)
   logging.getLogger("rad_jax").setLevel(logging.INFO)
-  flags.mark_flag_as_required("config")
+  flags.register_multi_flags_validator(
+    ["config", "workdir", "mode"],
+    _is_told_enough,
+    "Flag --config must have a value; --mode=report takes --workdir as well",
+  )
   app.run(main, flags_parser=parse_flags)
 
 

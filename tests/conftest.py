@@ -1,11 +1,26 @@
-"""JAX on one CPU, with broadcasts between ranks and reused keys as errors."""
+"""JAX on one CPU, with broadcasts between ranks and reused keys as errors.
+
+Programs are compiled with few of XLA's optimisations, here and in the
+processes that tests start: most of the time of these tests is compilation.
+`optimised` is for tests of what XLA makes of a program.
+"""
 
 import os
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture
+def optimised():
+  """XLA's optimisations, as users have them."""
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", True)

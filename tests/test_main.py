@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -180,10 +181,31 @@ def test_digits_from_preparation_to_evaluation(tmp_path, run):
   assert_succeeds(run(*args, "--mode=prepare_data"))
   assert not (tmp_path / "run").exists()
   assert_succeeds(run(*args))
-  assert_succeeds(run(*args, "--mode=evaluate"))
+  protocols = "--config.evaluation.protocols=('truth', 'memorisation')"
+  assert_succeeds(run(*args, "--mode=evaluate", protocols))
+  with Image.open(tmp_path / "run/memorisation.png") as picture:
+    assert min(picture.size) > 300
   result = json.loads((tmp_path / "run/evaluation.json").read_text())
   assert result["step"] == 5
   assert result["measures"].keys() >= {"support_psnr_db", "frechet"}
+
+
+def test_report_needs_no_config(tmp_path, run):
+  workdir = tmp_path / "run"
+  assert_succeeds(
+    run(PLANE, f"--workdir={workdir}", "--config.train.num_steps=5")
+  )
+  other = shutil.copytree(workdir, tmp_path / "other")
+  both = f"--workdir={workdir},{other}"
+  assert_succeeds(
+    run("--mode=report", both, f"--report_dir={tmp_path / 'new'}")
+  )
+  assert not (workdir / "report").exists()
+  text = (tmp_path / "new/report.html").read_text()
+  assert "run: robust_adv on oblique_plane" in text
+  assert "other: robust_adv on oblique_plane" in text
+  assert_succeeds(run("--mode=report", f"--workdir={other}"))
+  assert (other / "report/training.png").exists()
 
 
 def test_world_needs_no_preparation(tmp_path, run):
@@ -275,6 +297,14 @@ def test_bad_config_in_every_mode(tmp_path, run, mode):
 def test_config_is_missing(tmp_path, run):
   code, stderr = run(f"--workdir={tmp_path}")
   assert_one_clear_line(code, stderr, "--config must have a value")
+
+
+def test_report_of_nothing(tmp_path, run):
+  code, stderr = run("--mode=report")
+  assert_one_clear_line(code, stderr, "--mode=report takes --workdir")
+  code, stderr = run("--mode=report", f"--workdir={tmp_path}")
+  assert_one_clear_line(code, stderr, f"no run in {tmp_path}")
+  assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("override", [[], ["--config.train.num_steps=3"]])

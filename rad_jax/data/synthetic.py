@@ -15,6 +15,21 @@ PLANE_BASIS = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2], [6]])
 PLANE_NORMAL = np.ones(3) / np.sqrt(3)
 
 
+def view(dims: int) -> np.ndarray:
+  """Two orthonormal directions [2, dims] to look at points along.
+
+  Of the plane as it is, and of R^3 along the edge of the oblique plane.
+
+  Raises:
+    ValueError: points of another dimension.
+  """
+  if dims == 2:
+    return np.eye(2)
+  if dims == 3:
+    return np.stack([PLANE_BASIS[0], PLANE_NORMAL])
+  raise ValueError(f"no picture of points in {dims} dimensions")
+
+
 class World(NamedTuple):
   """A distribution of points in R^d whose support and moments are known.
 

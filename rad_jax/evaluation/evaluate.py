@@ -22,6 +22,7 @@ from rad_jax.evaluation.protocols import (
   attack,
   levels,
   memorisation,
+  portrait,
   quality,
   steps,
   truth,
@@ -48,15 +49,28 @@ PROTOCOLS: dict[str, Callable[[Subject], Result]] = {
   "steps": steps.measure,
   "memorisation": memorisation.measure,
   "attack": attack.measure,
+  "portrait": portrait.measure,
 }
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-  """Runs the protocols of config.evaluation.protocols.
+  """Runs the protocols of config.evaluation.protocols on workdir's model.
 
-  Writes workdir/evaluation.json, and workdir/training_examples.npz to look
-  at: sampling.num_samples of the training examples, `clean` and `dirty`, as
-  the run saw them.
+  Returns: as `measure`.
+
+  Raises:
+    CheckpointError, ConfigError, NotPrepared: as `open_subject`.
+    NonFiniteSamples: the sampler diverged.
+  """
+  return measure(open_subject(config, workdir))
+
+
+def measure(subject: Subject) -> dict[str, Any]:
+  """Runs the protocols of the subject's config.evaluation.protocols.
+
+  Writes evaluation.json into the run's folder, and training_examples.npz to
+  look at: sampling.num_samples of the training examples, `clean` and `dirty`,
+  as the run saw them.
 
   Returns:
     The file's content: version, step, weights ("ema" or "raw"), parameters
@@ -65,18 +79,16 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     those of all protocols together.
 
   Raises:
-    CheckpointError, ConfigError, NotPrepared: as `open_subject`.
     NonFiniteSamples: the sampler diverged.
   """
-  subject = open_subject(config, workdir)
-  path = workdir / "evaluation.json"
+  path = subject.model.workdir / "evaluation.json"
   result = header(subject)
   kept = json.loads(path.read_text()) if path.exists() else {}
   if all(kept.get(name) == value for name, value in result.items()):
     result["protocols"] = kept["protocols"]
   else:
     result["protocols"] = {}
-  for name in config.evaluation.protocols:
+  for name in subject.config.evaluation.protocols:
     if name in result["protocols"]:
       continue
     _LOG.info("evaluating: %s", name)

@@ -9,6 +9,7 @@ import numpy as np
 from rad_jax.config import ConfigDict, ConfigError
 from rad_jax.data import examples
 from rad_jax.diffusion import samplers
+from rad_jax.diffusion.process import Level
 from rad_jax.evaluation import measures
 from rad_jax.evaluation.subject import Subject, open_subject, whole_batches
 from rad_jax.robustness import purification
@@ -31,10 +32,34 @@ def purify(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   subject = open_subject(config, workdir)
   x = inputs(subject)
   fields = config.purify
-  levels = purification.from_level(
-    build.process(config).grid(fields.num_steps), fields.t_star
-  )
-  update = build.update(config, fields.sampler)
+  after = purified(subject, x)
+  folder = workdir / "purified"
+  folder.mkdir(exist_ok=True)
+  np.savez_compressed(folder / "samples.npz", x_0=np.concatenate([x, after]))
+  rms = [
+    measures.support_rms(part.reshape(len(x), -1), subject.truth.project)
+    for part in (x, after)
+  ]
+  result = {
+    "step": subject.model.step,
+    **fields.to_dict(),
+    "num_levels": len(_levels(config).sigma),
+    "support_rms_before": rms[0],
+    "support_rms_after": rms[1],
+  }
+  (folder / "purification.json").write_text(json.dumps(result, indent=2) + "\n")
+  return folder
+
+
+def purified(subject: Subject, x: np.ndarray) -> np.ndarray:
+  """x [n, ...] in model units, purified as config.purify says.
+
+  Raises:
+    ValueError: no level of the grid is at or below t_star.
+  """
+  config = subject.config
+  levels = _levels(config)
+  update = build.update(config, config.purify.sampler)
   padded = np.resize(x, (whole_batches(len(x)), *x.shape[1:]))
   keys = samplers.sample_keys(
     build.keys(config).sampling, jnp.arange(len(padded))
@@ -46,23 +71,23 @@ def purify(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
       subject.eps_fn(params), levels, update, x, keys, clip
     )
 
-  purified = subject.run(run, padded, keys)[: len(x)]
-  folder = workdir / "purified"
-  folder.mkdir(exist_ok=True)
-  np.savez_compressed(folder / "samples.npz", x_0=np.concatenate([x, purified]))
-  rms = [
-    measures.support_rms(part.reshape(len(x), -1), subject.truth.project)
-    for part in (x, purified)
-  ]
-  result = {
-    "step": subject.model.step,
-    **fields.to_dict(),
-    "num_levels": len(levels.sigma),
-    "support_rms_before": rms[0],
-    "support_rms_after": rms[1],
-  }
-  (folder / "purification.json").write_text(json.dumps(result, indent=2) + "\n")
-  return folder
+  return subject.run(run, padded, keys)[: len(x)]
+
+
+def _levels(config: ConfigDict) -> Level:
+  fields = config.purify
+  return purification.from_level(
+    build.process(config).grid(fields.num_steps), fields.t_star
+  )
+
+
+def dirty_examples(subject: Subject, count: int) -> np.ndarray:
+  """The first training examples as the run saw them, in model units."""
+  count = min(count, subject.training_set.num_examples)
+  index = np.arange(count, dtype=np.int32)
+  clean = examples.to_model_range(subject.training_set.fetch(index))
+  corrupt = build.corruption(subject.config)
+  return np.asarray(corrupt(jnp.asarray(index), jnp.asarray(clean)))
 
 
 def inputs(subject: Subject) -> np.ndarray:
@@ -74,12 +99,7 @@ def inputs(subject: Subject) -> np.ndarray:
   config = subject.config
   count = config.purify.num_examples
   if not config.purify.input:
-    count = min(count, subject.training_set.num_examples)
-    index = np.arange(count, dtype=np.int32)
-    clean = examples.to_model_range(subject.training_set.fetch(index))
-    return np.asarray(
-      build.corruption(config)(jnp.asarray(index), jnp.asarray(clean))
-    )
+    return dirty_examples(subject, count)
   try:
     with np.load(config.purify.input) as saved:
       x = examples.to_model_range(saved["x_0"][:count])

@@ -139,13 +139,16 @@ def sample(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     workdir/samples/step_N: samples.npz (x_0, float32, model units) and
     sampling.json beside it.
   """
-  model = newest_model(config, workdir)
-  x_0 = draw(model, config.sampling.num_samples)
-  folder = model.samples_folder
+  return save_samples(newest_model(config, workdir))
+
+
+def save_samples(model: Model) -> pathlib.Path:
+  """Draws and saves; returns the folder, as `sample`."""
+  sampling, folder = model.config.sampling, model.samples_folder
+  x_0 = draw(model, sampling.num_samples)
   np.savez_compressed(folder / "samples.npz", x_0=x_0)
   (folder / "sampling.json").write_text(
-    json.dumps({"step": model.step, **config.sampling.to_dict()}, indent=2)
-    + "\n"
+    json.dumps({"step": model.step, **sampling.to_dict()}, indent=2) + "\n"
   )
   return folder
 

@@ -232,8 +232,22 @@ def _measured_seconds(config: ConfigDict, regularised: bool) -> float:
 # ---- Running them ----
 
 
+def one_each(runs: list[Run]) -> list[list[Run]]:
+  """Every run is a job by itself."""
+  return [[run] for run in runs]
+
+
+def run_each(job: list[Run], workdir: pathlib.Path) -> list[Row]:
+  """The rows of a job's runs, done one after another."""
+  return [run_one(run, workdir) for run in job]
+
+
 def run_all(
-  runs: list[Run], workdir: pathlib.Path, processes: int = 1
+  runs: list[Run],
+  workdir: pathlib.Path,
+  processes: int = 1,
+  jobs: Callable[[list[Run]], list[list[Run]]] = one_each,
+  work: Callable[[list[Run], pathlib.Path], list[Row]] = run_each,
 ) -> list[Row]:
   """Does the runs that have no row in workdir's table yet.
 
@@ -242,9 +256,11 @@ def run_all(
   Args:
     runs: the runs, under unique names.
     workdir: the sweep's folder, made if missing.
-    processes: 1 runs them one after another in this process, on all its
+    processes: 1 does one job after another in this process, on all its
       devices; more, so many at a time, each in a process of its own on one
-      CPU thread, what it has to say in its log.txt.
+      CPU thread, what it has to say in its first run's log.txt.
+    jobs: parts the runs that are missing into jobs.
+    work: does a job; a function of a module's, as processes find it by name.
 
   Returns:
     The rows, one for each run, in the order of the runs.
@@ -261,10 +277,11 @@ def run_all(
     _table(workdir) as append,
     tqdm(total=len(runs), initial=len(runs) - len(missing), unit="run") as bar,
   ):
-    for run, row in finished(missing, workdir, processes):
-      append(row)
-      bar.write(f"{run.name}: {_summary(run, row)}")
-      bar.update()
+    for job, done_rows in finished(jobs(missing), work, workdir, processes):
+      for run, row in zip(job, done_rows, strict=True):
+        append(row)
+        bar.write(f"{run.name}: {_summary(run, row)}")
+        bar.update()
   rows = {row["run"]: row for row in read(workdir)}
   return [rows[run.name] for run in runs]
 
@@ -272,13 +289,7 @@ def run_all(
 def run_one(run: Run, workdir: pathlib.Path) -> Row:
   """Trains, samples and evaluates in workdir/runs/<name>; returns its row."""
   config, folder = run.config, workdir / "runs" / run.name
-  row = {
-    "run": run.name,
-    **run.labels,
-    "config": fingerprint(config.to_dict()),
-    "steps": config.train.num_steps,
-    "passes": build.total_passes(config),
-  }
+  row = record(run)
   try:
     loop.train(config, folder)
     sampling.sample(config, folder)
@@ -287,6 +298,17 @@ def run_one(run: Run, workdir: pathlib.Path) -> Row:
     return row | {"error": str(error)}
   seconds = training_seconds(folder, config.train.batch_size)
   return row | {"seconds": seconds} | result["measures"]
+
+
+def record(run: Run) -> Row:
+  """What a run's row holds before it is measured."""
+  return {
+    "run": run.name,
+    **run.labels,
+    "config": fingerprint(run.config.to_dict()),
+    "steps": run.config.train.num_steps,
+    "passes": build.total_passes(run.config),
+  }
 
 
 def training_seconds(folder: pathlib.Path, batch_size: int) -> float:
@@ -298,20 +320,20 @@ def training_seconds(folder: pathlib.Path, batch_size: int) -> float:
 
 
 def _one_by_one(
-  runs: list[Run], workdir: pathlib.Path, processes: int
-) -> Iterator[tuple[Run, Row]]:
+  jobs: list[list[Run]], work: Callable, workdir: pathlib.Path, processes: int
+) -> Iterator[tuple[list[Run], list[Row]]]:
   del processes
-  for run in runs:
-    yield run, run_one(run, workdir)
+  for job in jobs:
+    yield job, work(job, workdir)
 
 
 def _in_processes(
-  runs: list[Run], workdir: pathlib.Path, processes: int
-) -> Iterator[tuple[Run, Row]]:
+  jobs: list[list[Run]], work: Callable, workdir: pathlib.Path, processes: int
+) -> Iterator[tuple[list[Run], list[Row]]]:
   with concurrent.futures.ProcessPoolExecutor(
     processes, multiprocessing.get_context("spawn"), _on_one_thread
   ) as pool:
-    futures = {pool.submit(_run_logged, run, workdir): run for run in runs}
+    futures = {pool.submit(_logged, work, job, workdir): job for job in jobs}
     for future in concurrent.futures.as_completed(futures):
       if future.exception():
         pool.shutdown(cancel_futures=True)
@@ -325,14 +347,14 @@ def _on_one_thread() -> None:
   jax.config.update("jax_platforms", "cpu")
 
 
-def _run_logged(run: Run, workdir: pathlib.Path) -> Row:
-  folder = workdir / "runs" / run.name
+def _logged(work: Callable, job: list[Run], workdir: pathlib.Path) -> list[Row]:
+  folder = workdir / "runs" / job[0].name
   folder.mkdir(parents=True, exist_ok=True)
   with (
     (folder / "log.txt").open("a") as log,
     contextlib.redirect_stderr(log),
   ):
-    return run_one(run, workdir)
+    return work(job, workdir)
 
 
 def _summary(run: Run, row: Row) -> str:
@@ -388,8 +410,8 @@ def refuse_changed(runs: list[Run], workdir: pathlib.Path) -> None:
 def fingerprint(config: dict[str, Any]) -> str:
   """Twelve characters that stand for a resolved config, as a plain dict.
 
-  Where and how fast the data is read from, and the sweep's own section, are
-  left out.
+  Where and how fast the data is read from, and the sections of sweep and study
+  themselves, are left out.
   """
   return _digest(_bound(config))
 
@@ -407,7 +429,7 @@ def _bound(config: dict[str, Any]) -> dict[str, Any]:
   return {
     path: value
     for path, value in configs.flatten(config).items()
-    if path not in configs.UNBOUND and not path.startswith("sweep.")
+    if path not in configs.UNBOUND and not path.startswith(("sweep.", "study."))
   }
 
 

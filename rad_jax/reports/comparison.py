@@ -12,20 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rad_jax.reports import figures
-
-# Colours by method, told apart in grey too (Okabe & Ito's palette).
-COLOURS = {
-  "ddpm": "#0072B2",
-  "invariance": "#D55E00",
-  "robust_ran": "#56B4E9",
-  "robust_adv": "#009E73",
-}
-LABELS = {
-  "ddpm": "DDPM",
-  "invariance": "invariance",
-  "robust_ran": "Robust_ran",
-  "robust_adv": "Robust_adv",
-}
+from rad_jax.reports.methods import COLOURS, LABELS
 
 
 class Run(NamedTuple):

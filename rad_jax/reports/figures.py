@@ -52,11 +52,69 @@ def show_samples(folder: pathlib.Path) -> pathlib.Path:
   return path
 
 
+def show_pairs(workdir: pathlib.Path) -> pathlib.Path | None:
+  """Draws workdir/memorisation.npz as memorisation.png; None for points."""
+  with np.load(workdir / "memorisation.npz") as saved:
+    pairs = {name: saved[name] for name in saved}
+  if pairs["samples"].ndim != 4:
+    return None
+  path = workdir / "memorisation.png"
+  pair_figure(**pairs).savefig(path, dpi=150)
+  return path
+
+
+def pair_figure(
+  samples: np.ndarray,
+  neighbours: np.ndarray,
+  distances: np.ndarray,
+  columns: int = 16,
+) -> Figure:
+  """Samples [n, h, w, c] over their nearest training examples.
+
+  Above each pair stands its distance [n].
+  """
+  count, _, width, _ = samples.shape
+  columns = min(columns, count)
+  strips = math.ceil(count / columns)
+  figure = Figure(
+    figsize=(1 + 0.6 * columns, 0.4 + 1.55 * strips), layout="constrained"
+  )
+  for n, axis in enumerate(figure.subplots(strips, 1, squeeze=False).flat):
+    shown = slice(n * columns, (n + 1) * columns)
+    rows = [image_grid(x[shown], columns) for x in (samples, neighbours)]
+    draw_image(axis, np.concatenate(rows))
+    axis.set_axis_on()
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0, labelsize=8)
+    axis.xaxis.tick_top()
+    places = np.arange(len(distances[shown])) * (width + 1) + 0.5 + width / 2
+    axis.set_xticks(places, [f"{d:.3g}" for d in distances[shown]])
+    tall = len(rows[0])
+    axis.set_yticks([0.5 * tall, 1.5 * tall], ["sample", "training"])
+  return figure
+
+
+def draw_image(axis: Axes, pixels: np.ndarray) -> None:
+  """uint8 [H, W, c] as it is, without axes."""
+  axis.imshow(
+    pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels,
+    cmap="gray",
+    vmin=0,
+    vmax=255,
+    interpolation="nearest",
+  )
+  axis.set_axis_off()
+
+
 def scatter(points: np.ndarray) -> Figure:
   """Points [n, 2] or [n, 3], by `draw_points`."""
   figure = Figure(figsize=(4, 4), layout="constrained")
   draw_points(figure.subplots(), points, "black")
   return figure
+
+
+# What synthetic.view shows, by dimension.
+VIEW_LABELS = {2: ("x", "y"), 3: ("along the plane", "off the plane")}
 
 
 def draw_points(axis: Axes, points: np.ndarray, colour: str) -> None:
@@ -65,14 +123,7 @@ def draw_points(axis: Axes, points: np.ndarray, colour: str) -> None:
   Raises:
     ValueError: points of another dimension.
   """
-  if points.shape[1] == 2:
-    x, y = points.T
-    labels = ("x", "y")
-  elif points.shape[1] == 3:
-    x = points @ synthetic.PLANE_BASIS[0]
-    y = points @ synthetic.PLANE_NORMAL
-    labels = ("along the plane", "off the plane")
-  else:
-    raise ValueError(f"no picture of points in {points.shape[1]} dimensions")
-  axis.scatter(x, y, s=3, linewidths=0, color=colour)
+  x, y = synthetic.view(points.shape[1]) @ points.T
+  labels = VIEW_LABELS[points.shape[1]]
+  axis.scatter(x, y, s=3, linewidths=0, color=colour, rasterized=True)
   axis.set(xlabel=labels[0], ylabel=labels[1], aspect="equal")

@@ -17,7 +17,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from rad_jax.reports.comparison import COLOURS, LABELS
+from rad_jax.reports.methods import COLOURS, LABELS
 
 Row: TypeAlias = dict[str, Any]
 

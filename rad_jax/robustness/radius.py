@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+Scalar = float | Float[Array, ""]
 Scalars = Float[Array, " b"]
 
 
@@ -71,12 +72,12 @@ def radius(
   return beta * r if multiplicative else r + beta
 
 
-def constant_lambda(lam: float, radius: Scalars) -> Scalars:
+def constant_lambda(lam: Scalar, radius: Scalars) -> Scalars:
   """lambda_t = lam."""
   return jnp.full_like(radius, lam)
 
 
-def inverse_std_lambda(lam: float, radius: Scalars) -> Scalars:
+def inverse_std_lambda(lam: Scalar, radius: Scalars) -> Scalars:
   """lambda_t = lam / std(w), where w is uniform: std(w) = r / sqrt(3).
 
   Read from one source, which prints lam sqrt(3) / (beta r(t)) for a

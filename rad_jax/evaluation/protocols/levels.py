@@ -127,14 +127,13 @@ def score(subject: Subject) -> Result:
   keys = _keys(subject, len(x_0))
   curves = _curves(grid, places := _places(subject, grid))
   noised = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(keys)
+  predict = lambda params, x_t, level: subject.eps_fn(params)(x_t, level)
   for place in places:
     level = jax.tree.map(
       lambda column, n=place: jnp.full(len(x_0), column[n]), grid
     )
     x_t = np.asarray(process.diffuse(level, jnp.asarray(x_0), noised))
-    eps_hat = subject.run(
-      lambda params, x_t, level: subject.eps_fn(params)(x_t, level), x_t, level
-    )
+    eps_hat = subject.run(predict, x_t, level)
     alpha, sigma = float(grid.alpha[place]), float(grid.sigma[place])
     flat = x_t.reshape(len(x_t), -1).astype(np.float64)
     exact = (flat - alpha * subject.truth.denoise(flat, alpha, sigma)) / sigma

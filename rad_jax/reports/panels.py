@@ -1,0 +1,157 @@
+"""Figures of several panels: lines under one legend, images, points."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from rad_jax.reports import figures
+
+_WIDTH = 10.6  # of a figure of three or four columns, inches
+_WIDE = 30  # Beyond this ratio of largest to smallest, a scale is logarithmic.
+
+
+class Line(NamedTuple):
+  """A line: NaN is a gap in it. style: keyword arguments of Axes.plot."""
+
+  x: Sequence[float] | np.ndarray
+  y: Sequence[float] | np.ndarray
+  style: dict[str, Any]
+
+
+class Panel(NamedTuple):
+  """Axes with lines. log_x: whether x is logarithmic; y is where it is wide."""
+
+  title: str
+  xlabel: str
+  lines: Sequence[Line]
+  log_x: bool = False
+  log_y: bool = True
+
+
+class View(NamedTuple):
+  """Images [n, h, w, c] in [-1, 1], or points [n, 2 or 3]."""
+
+  title: str
+  examples: np.ndarray
+  colour: str = "black"
+
+
+def line_figure(panels: Sequence[Panel], share_y: bool = False) -> Figure:
+  """The panels, with one legend for all lines below them.
+
+  Lines of the same label share the legend's entry.
+
+  Args:
+    panels: one or more.
+    share_y: whether all have the same scale.
+  """
+  figure, axes = _grid(len(panels), lambda width: 0.55 * width + 0.95)
+  entries: dict[str, Any] = {}
+  for axis, panel in zip(axes, panels, strict=True):
+    for line in panel.lines:
+      axis.plot(line.x, line.y, **{"markersize": 4} | line.style)
+    axis.set_title(panel.title, fontsize="medium")
+    axis.set_xlabel(panel.xlabel)
+    axis.spines[["top", "right"]].set_visible(False)
+    handles, labels = axis.get_legend_handles_labels()
+    entries |= dict(zip(labels, handles, strict=True))
+  everything = [line for panel in panels for line in panel.lines]
+  for axis, panel in zip(axes, panels, strict=True):
+    _scale(axis, panel, everything if share_y else panel.lines)
+  if entries:
+    points_wide = 70 + 5.5 * max(map(len, entries))
+    figure.legend(
+      entries.values(),
+      entries.keys(),
+      loc="outside lower left",
+      ncols=max(1, int(72 * figure.get_figwidth() / points_wide)),
+      frameon=False,
+      fontsize=9,
+      handlelength=3.2,
+    )
+  return figure
+
+
+def example_figure(views: Sequence[View], images: int = 36) -> Figure:
+  """The views: images as a grid; points on the same scales.
+
+  Args:
+    views: all of images, or all of points.
+    images: how many of each view's images are shown.
+  """
+  if views[0].examples.ndim == 4:
+    figure, axes = _grid(len(views), lambda width: width + 0.2)
+    for axis, view in zip(axes, views, strict=True):
+      shown = view.examples[:images]
+      columns = math.ceil(math.sqrt(len(shown)))
+      figures.draw_image(axis, figures.image_grid(shown, columns))
+      axis.set_title(view.title, fontsize="medium")
+    return figure
+  figure, axes = _grid(len(views), lambda width: width)
+  for axis, view in zip(axes, views, strict=True):
+    figures.draw_points(axis, view.examples, view.colour)
+    axis.set_title(view.title, fontsize="medium")
+  flatness = _same_limits(axes)
+  columns = _columns(len(views))
+  inside = figure.get_figwidth() / columns - 0.7  # without the labels
+  figure.set_figheight(
+    math.ceil(len(views) / columns) * (min(1.2, flatness) * inside + 0.8)
+  )
+  return figure
+
+
+def _columns(count: int) -> int:
+  return 4 if count in (4, 7, 8) else min(count, 3)
+
+
+def _grid(
+  count: int, height: Callable[[float], float]
+) -> tuple[Figure, list[Axes]]:
+  """`count` axes, each of a height that depends on its width, in inches."""
+  columns = _columns(count)
+  rows = math.ceil(count / columns)
+  width = _WIDTH / max(columns, 3)
+  figure = Figure(
+    figsize=(width * columns, rows * height(width)),
+    layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.08),
+  )
+  axes = figure.subplots(rows, columns, squeeze=False).flat
+  for axis in axes[count:]:
+    axis.remove()
+  return figure, list(axes[:count])
+
+
+def _same_limits(axes: list[Axes]) -> float:
+  """Gives all the widest limits; returns their height over their width."""
+  boxes = np.array([axis.viewLim.get_points() for axis in axes])
+  low, high = boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0)
+  for axis in axes:
+    axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+  return float((high[1] - low[1]) / (high[0] - low[0]))
+
+
+def _scale(axis: Axes, panel: Panel, lines: Sequence[Line]) -> None:
+  """So that all the lines are seen: from 0, or logarithmic where wide."""
+  if panel.log_x:
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+  values = np.concatenate([np.asarray(line.y, float) for line in lines])
+  values = values[np.isfinite(values)]
+  if not values.size:
+    return
+  low, high = values.min(), values.max()
+  if panel.log_y and 0 < _WIDE * low < high:
+    axis.set_yscale("log")
+    ratio = (high / low) ** 0.06
+    axis.set_ylim(low / ratio, high * ratio)
+  else:
+    low, high = min(low, 0.0), max(high, 0.0)
+    margin = 0.06 * (high - low) or 1.0
+    axis.set_ylim(low - margin / 2, high + margin)

@@ -1,0 +1,232 @@
+"""The page: what it shows, that it stands alone and comes out the same."""
+
+import csv
+import html.parser
+import io
+import re
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from rad_jax.reports import methods, page
+from rad_jax.reports.page import Picture, Section, Table, Text
+from rad_jax.robustness import objectives
+
+HOSTILE = '<script>alert("x")</script> & \'</svg>-->'
+
+
+def figure(label="line"):
+  """Lines, a clipped mark, points as an image, and an image."""
+  drawn = Figure(figsize=(6, 2.5), layout="constrained")
+  left, middle, right = drawn.subplots(1, 3)
+  left.plot([1, 2, 3], [3.0, 1.0, 2.0], "o--", label=label)
+  left.set_title(label, parse_math=False)
+  left.legend()
+  points = np.random.default_rng(0).normal(size=(2, 300))
+  middle.scatter(*points, s=3, rasterized=True)
+  right.imshow(np.arange(12).reshape(3, 4), interpolation="nearest")
+  return drawn
+
+
+def sections(text="plain"):
+  table = Table(
+    f"table {text}",
+    ["run", text],
+    [[text, 1.23456789], ["b", None], ["c", 3]],
+    text,
+    best={(0, 1)},
+  )
+  other = Figure(figsize=(2, 2))
+  other.subplots().imshow(np.eye(3), interpolation="nearest")
+  return [
+    Section(text, [Text(text), Picture(f"one {text}", figure(text), text)]),
+    Section("Next", [Picture("two", other, "Two."), table]),
+  ]
+
+
+class Outline(html.parser.HTMLParser):
+  """The tags of a page with their attributes, and its text."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.tags, self.text = [], ""
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+
+  def handle_startendtag(self, tag, attrs):
+    self.handle_starttag(tag, attrs)
+
+  def handle_data(self, data):
+    self.text += data
+
+  def of(self, tag):
+    return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def plain():
+  return page.html("Title", "Lead.", sections())
+
+
+def test_hostile_text_is_shown_and_never_a_tag():
+  outline = Outline(page.html(HOSTILE, HOSTILE, sections(HOSTILE)))
+  assert outline.of("script") == []
+  # Title, heading, lead, contents, heading, paragraph, caption, head, cell,
+  # caption.
+  assert outline.text.count(HOSTILE) == 10
+  assert outline.of("svg")[0]["aria-label"] == HOSTILE
+
+
+def test_page_is_self_contained(plain):
+  outline = Outline(plain)
+  assert {"script", "iframe", "object", "embed"}.isdisjoint(
+    tag for tag, _ in outline.tags
+  )
+  links = [
+    value
+    for _, attributes in outline.tags
+    for name, value in attributes.items()
+    if name.split(":")[-1] in ("src", "href", "srcset", "data", "action")
+  ]
+  assert len([link for link in links if link.startswith("data:image/png")]) == 3
+  assert all(link.startswith(("#", "data:")) for link in links)
+  assert set(re.findall(r"url\((.)", plain)) == {"#"}
+  assert "@import" not in plain
+
+
+def test_ids_are_unique_and_references_lead_to_them(plain):
+  outline = Outline(plain)
+  ids = [a["id"] for _, a in outline.tags if "id" in a]
+  assert len(ids) == len(set(ids)) > 100
+  used = re.findall(r'(?:href="|url\()#([^")]+)', plain)
+  used += [a["aria-labelledby"] for a in outline.of("section")]
+  assert len(used) > 50
+  assert set(used) <= set(ids)
+  contents = [a["href"] for a in outline.of("a")]
+  headings = [a["id"] for a in outline.of("h2")]
+  assert contents == [f"#{heading}" for heading in headings]
+
+
+def test_pictures_do_not_style_the_page(plain):
+  assert len(Outline(plain).of("style")) == 1
+
+
+def test_same_input_same_bytes(tmp_path):
+  for folder in ("a", "b"):
+    page.write("Title", "Lead.", sections(), tmp_path / folder)
+  # Neither the time nor an earlier use of the same figure shows.
+  repeated = sections()
+  for _ in range(2):
+    page.write("Title", "Lead.", repeated, tmp_path / "c")
+  files = sorted(path.name for path in (tmp_path / "a").iterdir())
+  assert len(files) == 5
+  for name in files:
+    first, *others = [(tmp_path / f / name).read_bytes() for f in "abc"]
+    assert others == [first, first], name
+  text = (tmp_path / "a/report.html").read_text()
+  assert re.findall(r"\b20\d\d-\d\d", text) == []
+
+
+def test_files_beside_the_page(tmp_path):
+  paths = page.write(
+    "Title", "Lead.", sections(HOSTILE), tmp_path / "new" / "x"
+  )
+  assert paths[0] == tmp_path / "new" / "x" / "report.html"
+  assert sorted(paths) == sorted((tmp_path / "new" / "x").iterdir())
+  names = [path.name for path in paths]
+  assert [path.suffix for path in paths] == (
+    [".html", ".png", ".png", ".csv", ".md"]
+  )
+  assert all(re.fullmatch(r"[\w.-]+", name) for name in names)
+  with Image.open(paths[1]) as picture:
+    assert picture.size == (900, 375)
+
+
+def test_csv_gives_the_values_back():
+  values = [1 / 3, 1e-30, -0.0, 7, None, float("nan")]
+  table = Table(
+    "t", ["name", "a,b"], [[f'"{HOSTILE}",\n', v] for v in values], ""
+  )
+  head, *rows = csv.reader(io.StringIO(page.table_csv(table)))
+  assert head == ["name", "a,b"]
+  assert {name for name, _ in rows} == {f'"{HOSTILE}",\n'}
+  for value, (_, cell) in zip(values, rows, strict=True):
+    if value is None:
+      assert cell == ""
+    else:
+      np.testing.assert_equal(float(cell), value)
+
+
+def test_markdown_keeps_its_columns():
+  table = Table(
+    "t", ["a|b", "c"], [["x|y\nz", 0.123456], [HOSTILE, 3]], "", [(0, 1)]
+  )
+  head, rule, *rows = page.table_markdown(table).splitlines()
+  parted = [re.split(r"(?<!\\)\|", line)[1:-1] for line in (head, rule, *rows)]
+  assert {len(cells) for cells in parted} == {2}
+  assert rows[0] == r"| x\|y z | **0.1235** |"
+  assert "<" not in rows[1]
+
+
+def test_best_cells_are_bold(plain):
+  bold = re.findall(r"<t[dh][^>]*><strong>(.*?)</strong>", plain)
+  assert bold == ["1.235"]
+
+
+def test_columns_of_numbers_stand_to_the_right():
+  table = Table("t", ["x", "n", "m"], [["a", 1.0, 2], ["b", None, "c"]], "")
+  text = page.html("", "", [Section("", [table])])
+  assert re.findall(r"<td([^>]*)>", text) == [' class="number"', ""] * 2
+  assert re.findall(r"<th scope=.col.([^>]*)>", text) == (
+    ["", ' class="number"', ""]
+  )
+
+
+def test_parts_of_the_same_file_are_refused(tmp_path):
+  same = [Picture("a b", figure(), ""), Table("a/b", ["x"], [], "")]
+  with pytest.raises(ValueError, match="a_b"):
+    page.write("", "", [Section("", same)], tmp_path / "none")
+  assert not (tmp_path / "none").exists()
+
+
+def test_ragged_table_is_refused():
+  table = Table("results", ["a", "b"], [["x", 1], ["y"]], "")
+  with pytest.raises(ValueError, match="results: a row of 1"):
+    page.html("", "", [Section("", [table])])
+
+
+# Methods.
+
+
+def test_every_objective_has_its_looks():
+  assert list(methods.METHODS) == list(objectives.OBJECTIVES)
+
+
+def test_methods_are_told_apart_in_grey():
+  looks = list(methods.METHODS.values())
+  for field in ("label", "marker", "dashes"):
+    assert len({getattr(look, field) for look in looks}) == len(looks), field
+  okabe_ito = "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7"
+  assert {look.colour for look in looks} <= set(okabe_ito.split())
+
+
+def test_methods_can_be_drawn():
+  axis = Figure().subplots()
+  for name in [*methods.METHODS, "unknown"]:
+    axis.plot([0, 1], [0, 1], **methods.style(methods.of(name)))
+  axis.figure.draw_without_rendering()
+  assert axis.lines[-1].get_label() == "unknown"
+
+
+def test_looks_are_the_objectives_own_where_they_differ():
+  own = methods.looks(["robust_adv", "ddpm"], ["a", "b"])
+  assert [look.label for look in own] == ["a", "b"]
+  assert [look.colour for look in own] == (
+    [methods.COLOURS["robust_adv"], methods.COLOURS["ddpm"]]
+  )
+  shared = methods.looks(["ddpm"] * 8, list("abcdefgh"))
+  assert len({look.marker for look in shared}) == 8

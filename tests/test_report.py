@@ -1,0 +1,610 @@
+"""The report of runs: what it shows of real ones, and what it says if not."""
+
+import csv
+import json
+import re
+import shutil
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from test_page import HOSTILE, Outline, sections
+
+from rad_jax import config as configs
+from rad_jax.data import builders
+from rad_jax.evaluation import evaluate, sampling
+from rad_jax.reports import figures, page, panels, protocols, runs, saved
+from rad_jax.reports.page import Section, Table
+from rad_jax.training import loop
+
+
+def make_config(name, **fields):
+  config = configs.default()
+  config.data.name = name
+  config.data.corruption.update(fraction=0.9, sigma=0.2)
+  if name == "digits":
+    config.data.update(image_size=8, num_channels=1, flip=False, linear_rank=16)
+  config.model.name = "mlp"
+  config.sampling.clip_x_0 = 0.0
+  config = configs.variant(config, "smoke")
+  config.train.num_steps = 10
+  config.update_from_flattened_dict(fields)
+  configs.validate(config)
+  return config
+
+
+LEVELS = {
+  "sigma_t": [0.9, 0.5, 0.1],
+  "reconstruction_rms": [1.0, 0.5, 0.25],
+  "reconstruction_psnr_db": [6.0, 12.0, 18.0],
+}
+DIAGNOSIS = {
+  "step": 10,
+  "objective": "robust_adv",
+  "data": "oblique_plane",
+  "levels": [
+    {
+      "sigma_t": sigma_t,
+      "radius": 0.1,
+      "equivariance_random": 0.1,
+      "equivariance_adversarial": None,
+      "invariance_random": 0.9,
+      "invariance_adversarial": 1.0,
+      "lipschitz_mean": 1.0,
+      "lipschitz_max": 2 * sigma_t,
+    }
+    for sigma_t in (0.9, 0.1)
+  ],
+}
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory):
+  """A run on the oblique plane, with curves and a diagnosis."""
+  workdir = tmp_path_factory.mktemp("runs") / "plane"
+  config = make_config(
+    "oblique_plane",
+    **{
+      "evaluation.protocols": ("truth", "steps"),
+      "evaluation.samplers": ("ddim",),
+      "evaluation.step_counts": (3,),
+    },
+  )
+  loop.train(config, workdir)
+  sampling.sample(config, workdir)
+  evaluate.evaluate(config, workdir)
+  edit(
+    workdir / "evaluation.json",
+    protocols={"reconstruction": {"measures": {}, "curves": LEVELS}},
+  )
+  (workdir / "diagnosis.json").write_text(json.dumps(DIAGNOSIS))
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+  """A run on digits, with closest pairs and purified images, not sampled."""
+  folder = tmp_path_factory.mktemp("runs")
+  workdir = folder / "digits"
+  builders.prepare("digits", str(folder / "data"))
+  config = make_config(
+    "digits",
+    **{
+      "data.data_dir": str(folder / "data"),
+      "objective.name": "ddpm",
+      "evaluation.protocols": ("truth", "memorisation"),
+    },
+  )
+  loop.train(config, workdir)
+  evaluate.evaluate(config, workdir)
+  with np.load(workdir / "training_examples.npz") as file:
+    images = np.concatenate([file["dirty"], file["clean"]])
+  (workdir / "purified").mkdir()
+  np.savez(workdir / "purified/samples.npz", x_0=images)
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def report(plane, digits, tmp_path_factory):
+  """The folder of both runs' report."""
+  folder = tmp_path_factory.mktemp("report")
+  runs.write([plane, digits], folder)
+  return folder
+
+
+@pytest.fixture
+def twins(plane, tmp_path):
+  """The plane's run, and the same under another objective, and better."""
+  for name in ("adv", "ddpm"):
+    shutil.copytree(plane, tmp_path / name)
+  edit(tmp_path / "ddpm/config.json", objective={"name": "ddpm"}, seed=3)
+  result = json.loads((plane / "evaluation.json").read_text())
+  measures = result["measures"]
+  better = {
+    "support_rms": measures["support_rms"] / 2,
+    "frechet": measures["frechet"] * 2,
+    "spread_ratio": 1.0,
+  }
+  edit(tmp_path / "ddpm/evaluation.json", measures=better)
+  return [tmp_path / "adv", tmp_path / "ddpm"]
+
+
+def edit(path, **changes):
+  """Changes fields of a JSON file; dicts are merged."""
+  tree = json.loads(path.read_text())
+  for name, value in changes.items():
+    tree[name] = tree[name] | value if isinstance(value, dict) else value
+  path.write_text(json.dumps(tree))
+
+
+def rows_of(folder, table):
+  with (folder / f"{table}.csv").open() as file:
+    return {row[0]: row[1:] for row in csv.reader(file)}
+
+
+def titles(folder):
+  text = (folder / "report.html").read_text()
+  return re.findall(r"<h2[^>]*>(.*?)</h2>", text)
+
+
+# What is shown.
+
+
+def test_all_there_is_has_its_section(report):
+  assert titles(report) == [
+    "The runs",
+    "Training",
+    "Measures",
+    "Samples",
+    "Protocol steps",
+    "Protocol reconstruction",
+    "Closest training examples",
+    "Purification",
+    "Diagnosis",
+    "Left out",
+  ]
+  pictures = {path.stem for path in report.glob("*.png")}
+  assert pictures == {
+    *("training", "samples", "samples_2", "reconstruction", "steps"),
+    *("memorisation_digits", "purified_digits", "diagnosis"),
+  }
+
+
+def test_what_is_missing_is_said(report):
+  text = Outline((report / "report.html").read_text()).text
+  assert "No purified examples of plane (purified/, by --mode=purify)." in text
+  assert "No diagnosis of digits (diagnosis.json, by --mode=diagnose)." in text
+  assert "No samples of digits (samples/, by --mode=sample)." in text
+  assert "No training" not in text
+
+
+def test_facts_are_the_runs_own(report):
+  facts = rows_of(report, "runs")
+  assert facts["run"] == ["plane", "digits"]
+  assert facts["data"] == ["oblique_plane", "digits"]
+  assert facts["objective"] == ["robust_adv", "ddpm"]
+  assert facts["step"] == ["10", "10"]
+  assert facts["corruption"] == ["90% gaussian, sigma 0.2"] * 2
+  assert "version of jax" in facts
+
+
+def test_measures_are_those_of_the_evaluation(report, plane, digits):
+  table = rows_of(report, "measures")
+  for column, workdir in enumerate((plane, digits), 1):
+    result = json.loads((workdir / "evaluation.json").read_text())
+    shown = {n: row[column] for n, row in table.items() if n != "measure"}
+    found = {n: float(cell) for n, cell in shown.items() if cell}
+    assert found == result["measures"]
+
+
+def test_numbers_on_other_data_are_not_compared(report):
+  text = (report / "report.html").read_text()
+  assert "<strong>" not in text
+  assert "the runs differ in their clean data" in text
+
+
+def test_best_of_runs_is_bold(twins):
+  (table,) = protocols.measures(saved.read(twins))[0].parts
+  columns = {row[0]: place for place, row in enumerate(table.rows)}
+  bold = {
+    name: [j for i, j in table.best if i == place]
+    for name, place in columns.items()
+  }
+  assert bold["support_rms"] == [3]
+  assert bold["frechet"] == [2]
+  assert bold["spread_ratio"] == [3]
+  assert table.head == ["measure", "better", "adv", "ddpm"]
+
+
+def test_runs_are_compared_where_they_were_measured_alike(twins):
+  def alike(**changes):
+    adv, ddpm = saved.read(twins)
+    evaluation = ddpm.evaluation["evaluation"] | changes
+    edited = ddpm.evaluation | {"evaluation": evaluation}
+    return protocols.comparable([adv, ddpm._replace(evaluation=edited)])
+
+  assert alike()
+  assert alike(protocols=["truth"], a_new_field=1)
+  assert not alike(num_samples=65)
+
+
+@pytest.mark.parametrize(
+  "values, better, expected",
+  [
+    ([1.0, 2.0], "lower", [0]),
+    ([1.0, 2.0], "higher", [1]),
+    ([0.5, 1.2, 1.9], "near 1", [1]),
+    ([1.0, 2.0], None, []),
+    ([None, 2.0, 2.0, 3.0], "lower", [1, 2]),
+    ([float("nan"), 2.0], "higher", [1]),
+    ([2.0, 2.0], "lower", []),
+    ([None, None], "lower", []),
+  ],
+)
+def test_best(values, better, expected):
+  assert protocols.best_of(values, better) == expected
+
+
+def test_only_differing_fields_are_listed(twins):
+  _, table = runs._facts(saved.read(twins))[0].parts
+  assert table.rows == [
+    ["objective.name", "robust_adv", "ddpm"],
+    ["seed", 0, 3],
+  ]
+  assert len(runs._facts(saved.read(twins[:1]))[0].parts) == 1
+
+
+def test_differences_of_nested_fields():
+  first = {"a": {"b": [1, 2], "c": ""}, "d": True, "e": 1}
+  other = {"a": {"b": [1, 3], "c": "x"}, "d": False, "e": 1}
+  assert runs.differences([first, other, first]) == {
+    "a.b": ["[1, 2]", "[1, 3]", "[1, 2]"],
+    "a.c": ['""', "x", '""'],
+    "d": ["true", "false", "true"],
+  }
+  assert runs.differences([{"a": 1}, {}]) == {"a": [1, "unset"]}
+  assert runs.differences([{"sweep": {"seed": [1]}}, {}]) == {}
+  assert runs.differences([first]) == {}
+
+
+# Curves.
+
+
+def lines_of(picture):
+  """(title, label) -> x, y of every line."""
+  return {
+    (axis.get_title(), line.get_label()): line.get_xydata()
+    for axis in picture.figure.axes
+    for line in axis.lines
+  }
+
+
+def test_training_curves_are_the_metrics(plane):
+  (run,) = saved.read([plane])
+  section, missing = runs._training([run])
+  assert missing == ""
+  lines = lines_of(section.parts[0])
+  assert {title for title, _ in lines} == {
+    *("loss", "loss of the clean branch", "loss of the perturbed branch"),
+    *("gradient norm", "learning rate", "examples per second"),
+  }
+  expected = [[row["step"], row["train/grad_norm"]] for row in run.metrics]
+  np.testing.assert_array_equal(lines["gradient norm", "plane"], expected)
+  assert len(expected) == 2
+
+
+def test_curves_over_levels_have_a_line_a_run(twins):
+  found = {s.title: s for s in protocols.curves(saved.read(twins))}
+  (picture,) = found["Protocol reconstruction"].parts
+  lines = lines_of(picture)
+  assert {label for _, label in lines} == {"adv", "ddpm"}
+  for name in LEVELS.keys() - {"sigma_t"}:
+    np.testing.assert_array_equal(
+      lines[name, "adv"], np.transpose([LEVELS["sigma_t"], LEVELS[name]])
+    )
+
+
+STEPS = {
+  "sampler": ["ddim", "ddim", "heun", "heun"],
+  "num_steps": [2, 3, 2, 3],
+  "evaluations": [2, 3, 3, 5],
+  "support_rms": [4.0, 3.0, 2.0, None],
+  "frechet": [1.0, 2.0, 3.0, 4.0],
+}
+ATTACK = {
+  "attack": ["random", "random", "joint", "joint"],
+  "budget": [0.0, 0.1, 0.0, 0.1],
+  "queries": [0, 0, 0, 20],
+  "moved": [0.0, 0.1, 0.0, 0.2],
+  "support_rms": [1.0, 1.0, 1.0, 2.0],
+  "frechet": [1.0, 1.0, 1.0, 3.0],
+}
+
+
+@pytest.mark.parametrize(
+  "name, columns", [("steps", STEPS), ("attack", ATTACK)]
+)
+def test_protocols_write_the_columns_that_are_drawn(name, columns):
+  """Their docstrings list them."""
+  module = getattr(evaluate, name)
+  assert all(column in module.__doc__ for column in columns)
+
+
+def test_real_steps_have_the_columns_assumed_here(plane):
+  result = json.loads((plane / "evaluation.json").read_text())
+  assert result["protocols"]["steps"]["curves"].keys() == STEPS.keys()
+
+
+def with_curves(workdirs, **found):
+  """The runs, with these curves instead of theirs."""
+  curves = {
+    name: {"measures": {}, "curves": columns} for name, columns in found.items()
+  }
+  return [
+    run._replace(evaluation=run.evaluation | {"protocols": curves})
+    for run in saved.read(workdirs)
+  ]
+
+
+def test_series_of_one_run_are_lines(plane):
+  steps, attack = protocols.curves(
+    with_curves([plane], steps=STEPS, attack=ATTACK)
+  )
+  lines = lines_of(steps.parts[0])
+  assert {label for _, label in lines} == {"ddim", "heun"}
+  np.testing.assert_array_equal(
+    lines["support_rms", "ddim"], [[2, 4.0], [3, 3.0]]
+  )
+  # What did not come out is a gap, no number.
+  np.testing.assert_array_equal(
+    lines["support_rms", "heun"], [[3, 2.0], [5, np.nan]]
+  )
+  assert steps.parts[0].figure.axes[0].get_xscale() == "log"
+  lines = lines_of(attack.parts[0])
+  np.testing.assert_array_equal(lines["moved", "joint"], [[0, 0.0], [0.1, 0.2]])
+
+
+def test_series_of_several_runs_are_panels(twins):
+  (attack,) = protocols.curves(with_curves(twins, attack=ATTACK))
+  assert [picture.name for picture in attack.parts] == (
+    ["attack_moved", "attack_support_rms", "attack_frechet"]
+  )
+  assert set(lines_of(attack.parts[2])) == {
+    (f"frechet: {attack}", run)
+    for attack in ("random", "joint")
+    for run in ("adv", "ddpm")
+  }
+
+
+def test_unknown_protocols_by_level_are_drawn_and_others_left(plane):
+  columns = {"sigma_t": [0.1, 0.9], "new_error": [1.0, 2.0]}
+  (section,) = protocols.curves(
+    with_curves([plane], new=columns, other={"k": [1]}, none={})
+  )
+  assert section.title == "Protocol new"
+  assert set(lines_of(section.parts[0])) == {("new_error", "plane")}
+
+
+def test_scales_do_not_hide_values():
+  lines = [panels.Line([0, 1, 2], y, {}) for y in ([-1.0, 2.0, 5.0], [0, 0, 0])]
+  wide = panels.Line([0, 1, 2], [1e-3, 1.0, 10.0], {})
+  figure = panels.line_figure(
+    [panels.Panel("", "", [line]) for line in [*lines, wide]]
+  )
+  figure.draw_without_rendering()
+  for axis in figure.axes:
+    low, high = axis.get_ylim()
+    y = axis.lines[0].get_ydata()
+    assert low < min(y) and max(y) < high
+  assert [axis.get_yscale() for axis in figure.axes] == (
+    ["linear", "linear", "log"]
+  )
+
+
+# Pictures of examples.
+
+
+def test_samples_stand_beside_what_was_trained_on(twins, plane):
+  section, missing = runs._examples(saved.read(twins))
+  assert missing == ""
+  (picture,) = section.parts
+  axes = picture.figure.axes
+  assert [axis.get_title() for axis in axes] == (
+    ["clean truth", "as trained on", "adv", "ddpm"]
+  )
+  with np.load(plane / "training_examples.npz") as file:
+    clean = file["clean"]
+  assert len(axes[0].collections[0].get_offsets()) == len(clean)
+  assert len({axis.get_xlim() + axis.get_ylim() for axis in axes}) == 1
+
+
+def test_newest_samples_are_shown(tmp_path):
+  for step in (9, 10, 100, 20):
+    folder = tmp_path / f"samples/step_{step}"
+    folder.mkdir(parents=True)
+    np.savez(folder / "samples.npz", x_0=np.full((2, 3), step))
+  assert saved.samples(tmp_path)["x_0"][0, 0] == 100
+
+
+def test_pairs_stand_one_above_the_other(digits):
+  with np.load(digits / "memorisation.npz") as file:
+    pairs = {name: file[name] for name in file}
+  pairs["samples"][17] = 1.0
+  pairs["neighbours"][17] = -1.0
+  drawn = figures.pair_figure(**pairs).axes
+  pixels = [axis.images[0].get_array() for axis in drawn]
+  assert [p.shape for p in pixels] == [(20, 16 * 9 + 1)] * 2
+  # Pair 17 is the second of the second strip.
+  assert np.all(pixels[1][1:9, 10:18] == 255)
+  assert np.all(pixels[1][11:19, 10:18] == 0)
+  labels = [label.get_text() for label in drawn[1].get_xticklabels()]
+  assert labels[1] == f"{pairs['distances'][17]:.3g}"
+  assert drawn[1].get_xticks()[1] == 10 - 0.5 + 4
+
+
+def test_pairs_of_points_have_no_picture(tmp_path):
+  points = np.zeros((3, 2))
+  np.savez(
+    tmp_path / "memorisation.npz",
+    samples=points,
+    neighbours=points,
+    distances=points[:, 0],
+  )
+  assert figures.show_pairs(tmp_path) is None
+  assert [path.name for path in tmp_path.iterdir()] == ["memorisation.npz"]
+
+
+# What is missing, and errors.
+
+
+def test_config_alone_is_enough(plane, tmp_path):
+  (tmp_path / "bare").mkdir()
+  shutil.copy(plane / "config.json", tmp_path / "bare")
+  paths = runs.write([tmp_path / "bare"])
+  assert paths[0] == tmp_path / "bare/report/report.html"
+  assert titles(paths[0].parent) == ["The runs", "Left out"]
+  text = Outline(paths[0].read_text()).text
+  assert "robust_adv on oblique_plane, not trained, seed 0" in text
+  for file in (
+    "metrics.jsonl",
+    "evaluation.json",
+    "samples/",
+    "diagnosis.json",
+  ):
+    assert f"({file}" in text
+
+
+def test_torn_last_line_of_metrics_is_left_out(twins):
+  path = twins[0] / "metrics.jsonl"
+  whole = saved.read(twins)[0].metrics
+  path.write_text(path.read_text() + '{"step": 11, "train/lo')
+  assert saved.read(twins)[0].metrics == whole
+
+
+@pytest.mark.parametrize("name", ["config.json", "evaluation.json"])
+def test_damaged_file_is_named(twins, name):
+  (twins[1] / name).write_text('{"data": ')
+  with pytest.raises(ValueError, match=f"ddpm/{name} is damaged"):
+    runs.write(twins)
+
+
+def test_workdir_without_a_run(plane, tmp_path):
+  with pytest.raises(ValueError, match=f"no run in {tmp_path}"):
+    runs.write([plane, tmp_path])
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [8, 9])
+def test_sweep_stands_for_its_runs(plane, tmp_path, number):
+  for n in range(number):
+    (tmp_path / f"runs/r{n}").mkdir(parents=True)
+    shutil.copy(plane / "config.json", tmp_path / f"runs/r{n}")
+  if number == 8:
+    names = [run.name for run in saved.read([tmp_path])]
+    assert names == [f"r{n}" for n in range(8)]
+  else:
+    with pytest.raises(ValueError, match="9 runs, and a report shows 8"):
+      runs.write([tmp_path])
+
+
+def test_runs_of_the_same_folder_name_are_told_apart(twins, tmp_path):
+  for parent in ("a", "b"):
+    shutil.copytree(twins[0], tmp_path / parent / "adv")
+  found = saved.read([tmp_path / "a/adv", tmp_path / "b/adv"])
+  assert [run.name for run in found] == ["a/adv", "b/adv"]
+  assert len(saved.read([tmp_path / "a/adv"] * 2)) == 1
+
+
+# In a browser.
+
+
+@contextmanager
+def chromium(profile):
+  """A headless Chromium that logs its console and its requests."""
+  selenium = pytest.importorskip("selenium.webdriver", exc_type=ImportError)
+  browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+  if not (browser and driver):
+    pytest.skip("chromium and chromedriver are not installed")
+  options = selenium.ChromeOptions()
+  options.binary_location = browser
+  for argument in (
+    *("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"),
+    *("no-first-run", "disable-background-networking", "disable-sync"),
+    *("disable-component-update", f"user-data-dir={profile}"),
+  ):
+    options.add_argument(f"--{argument}")
+  options.set_capability(
+    "goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"}
+  )
+  service = selenium.ChromeService(executable_path=driver)
+  opened = selenium.Chrome(options=options, service=service)
+  try:
+    yield opened
+  finally:
+    opened.quit()
+
+
+def open_page(browser, path, width):
+  """Opens it in a window of this width; returns what it asked for."""
+  browser.execute_cdp_cmd(
+    "Emulation.setDeviceMetricsOverride",
+    {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+  )
+  browser.get(path.as_uri())
+  messages = [
+    json.loads(entry["message"])["message"]
+    for entry in browser.get_log("performance")
+  ]
+  return [
+    message["params"]["request"]["url"]
+    for message in messages
+    if message["method"] == "Network.requestWillBeSent"
+    # The browser's own pages are of no concern.
+    and message["params"]["documentURL"] == path.as_uri()
+  ]
+
+
+SEEN = """
+const done = arguments[0];
+const images = [...document.querySelectorAll("img, image")].map(async (e) => {
+  const image = new Image();
+  image.src = e.getAttribute("href") || e.src;
+  await image.decode().catch(() => null);
+  return image.naturalWidth;
+});
+Promise.all(images).then((widths) => done({
+  images: widths,
+  pictures: [...document.querySelectorAll("svg")].map((svg) => {
+    const box = svg.getBoundingClientRect(), drawn = svg.getBBox();
+    return [box.width, box.height, drawn.width, drawn.height];
+  }),
+  uses: [...document.querySelectorAll("use")].map(
+    (use) => document.getElementById(use.getAttribute("href").slice(1)) !== null
+  ),
+  overflow: document.documentElement.scrollWidth - window.innerWidth,
+  fetched: performance.getEntriesByType("resource").map((e) => e.name),
+}));
+"""
+
+
+def test_in_a_browser(report, tmp_path):
+  """Everything is there, nothing is fetched, and it fits wide and narrow."""
+  wide = Table("wide", ["x" * 30] * 12, [["y" * 30] * 12], "A wide table.")
+  hostile = [*sections(HOSTILE), Section("w" * 200, [wide])]
+  page.write("w" * 200, "w" * 200, hostile, tmp_path / "hostile")
+  pages = {report / "report.html": 8, tmp_path / "hostile/report.html": 2}
+  with chromium(tmp_path / "profile") as browser:
+    for path, pictures in pages.items():
+      for width in (1200, 420):
+        requests = open_page(browser, path, width)
+        seen = browser.execute_async_script(SEEN)
+        assert len(seen["pictures"]) == pictures
+        assert np.min(seen["pictures"]) > 50
+        assert len(seen["images"]) >= 2
+        assert min(seen["images"]) > 0
+        assert len(seen["uses"]) > 50 and all(seen["uses"])
+        assert seen["overflow"] <= 0, (path, width)
+        assert seen["fetched"] == []
+        outside = [url for url in requests if not url.startswith("data:")]
+        assert outside == [path.as_uri()]
+    assert browser.get_log("browser") == []
