@@ -306,7 +306,7 @@ def _errors(study: Study) -> Picture:
     axis.set_xticks(places, study.corruptions, rotation=40, ha="right")
     for place in places[1:]:
       axis.axvline(place - 0.5, color="0.9", linewidth=1, zorder=0)
-  figure.axes[0].set_ylabel("distance from the truth (RMS)")
+  figure.axes[0].set_ylabel("error (RMS)")
   return Picture(
     "errors",
     figure,
