@@ -29,6 +29,10 @@ from rad_jax.evaluation.protocols import (
 from rad_jax.training import build, loop
 
 
+# Without the slowest.
+RUN = tuple(name for name in configs.PROTOCOLS if name != "attack")
+
+
 def make_config(world="oblique_plane", **evaluation):
   config = configs.default()
   config.data.name = world
@@ -38,7 +42,7 @@ def make_config(world="oblique_plane", **evaluation):
   config.sampling.clip_x_0 = 0.0
   config.evaluation.update(
     {
-      "protocols": tuple(p for p in configs.PROTOCOLS if p != "attack"),
+      "protocols": RUN,
       "samplers": ("heun", "dpm_solver"),
       "step_counts": (3,),
       "num_levels": 2,
@@ -74,7 +78,7 @@ def test_file_says_what_it_is_of(run, result):
   assert saved["step"] == 20
   assert saved["weights"] == "ema"
   assert saved["versions"]["jax"] == jax.__version__
-  assert list(saved["protocols"]) == list(configs.PROTOCOLS[:-1])
+  assert list(saved["protocols"]) == list(RUN)
   for protocol in saved["protocols"].values():
     lengths = {len(values) for values in protocol["curves"].values()}
     assert len(lengths) <= 1
@@ -109,7 +113,7 @@ def test_what_is_done_is_kept_and_the_rest_goes_on(run, result, monkeypatch):
     for name in ("truth", "quality"):
       patch.setitem(evaluate.PROTOCOLS, name, fail)
     whole = evaluate.evaluate(raw, run)
-  assert list(whole["protocols"]) == list(configs.PROTOCOLS[:-1])
+  assert list(whole["protocols"]) == list(RUN)
   assert whole["parameters"] != result["parameters"]
   # Another setting: all is measured anew.
   assert evaluate.evaluate(make_config(), run)["measures"] == pytest.approx(
