@@ -28,7 +28,6 @@ from rad_jax.evaluation.protocols import (
 )
 from rad_jax.training import build, loop
 
-
 # Without the slowest.
 RUN = tuple(name for name in configs.PROTOCOLS if name != "attack")
 
