@@ -28,16 +28,6 @@ VARIANCE = 0.25
 every_process = pytest.mark.parametrize("name", PROCESSES)
 
 
-@pytest.fixture(autouse=True)
-def fast_to_compile(request):
-  """Compilation is the cost of these tests."""
-  name = "jax_disable_most_optimizations"
-  before = jax.config.read(name)
-  jax.config.update(name, "memory" not in request.node.name)
-  yield
-  jax.config.update(name, before)
-
-
 def _keys(seed, count):
   return jax.random.split(jax.random.key(seed), count)
 
@@ -220,7 +210,7 @@ def test_gradients_are_the_same_with_remat(update):
   )
 
 
-def test_memory_of_an_attack_does_not_grow_with_levels_nor_draws():
+def test_memory_of_an_attack_does_not_grow_with_levels_nor_draws(optimised):
   x, keys = jnp.ones((8, 1)), _keys(2, 8)
 
   def memory(num_draws, remat):

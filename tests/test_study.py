@@ -1,10 +1,8 @@
 """launch/study.py: what its runs are, and one study from end to end."""
 
-import contextlib
 import importlib
 import pathlib
 
-import jax
 import pytest
 
 from rad_jax import config as configs
@@ -20,18 +18,6 @@ def study(monkeypatch):
   """The module, which finds its neighbour demo.py as a script does."""
   monkeypatch.syspath_prepend(str(LAUNCH))
   return importlib.import_module("study")
-
-
-@contextlib.contextmanager
-def fast_to_compile():
-  """Compilation is the cost of a smoke run."""
-  name = "jax_disable_most_optimizations"
-  before = jax.config.read(name)
-  jax.config.update(name, True)
-  try:
-    yield
-  finally:
-    jax.config.update(name, before)
 
 
 def updates(config):
@@ -136,8 +122,7 @@ def test_a_study_from_end_to_end(study, monkeypatch, tmp_path, capsys):
   arguments = ["cheap", "--smoke", "--seeds=1", "--processes=1"]
   command = ["study.py", *arguments, f"--workdir={tmp_path}"]
   monkeypatch.setattr("sys.argv", command)
-  with fast_to_compile():
-    study.main()
+  study.main()
   rows = {row["scheme"]: row for row in sweep.read(tmp_path)}
   assert list(rows) == ["DDPM", "FGSM", "on"]
   assert not any("error" in row for row in rows.values())
@@ -161,7 +146,7 @@ def test_a_study_from_end_to_end(study, monkeypatch, tmp_path, capsys):
   assert table in capsys.readouterr().out
   # A second call reads what is there.
   before = (tmp_path / "sweep.jsonl").read_bytes()
-  for trained in ("run_one", "_run_logged"):
+  for trained in ("run_one", "_logged"):
     monkeypatch.delattr(sweep, trained)
   study.main()
   assert (tmp_path / "sweep.jsonl").read_bytes() == before

@@ -21,16 +21,6 @@ PGD = Attack(num_steps=10, step_size=0.25)
 VARIANCE = 0.3
 
 
-@pytest.fixture(autouse=True)
-def fast_to_compile(request):
-  """Compilation is the cost of these tests."""
-  name = "jax_disable_most_optimizations"
-  before = jax.config.read(name)
-  jax.config.update(name, "memory" not in request.node.name)
-  yield
-  jax.config.update(name, before)
-
-
 norms = pytest.mark.parametrize("norm", BALLS)
 
 
@@ -367,7 +357,7 @@ def test_mean_gradient_is_that_of_the_mean():
   )
 
 
-def test_memory_does_not_grow_with_activations_nor_with_draws():
+def test_memory_does_not_grow_with_activations_nor_with_draws(optimised):
   width, levels = 2048, schedules.ddpm(schedules.linear_alpha_bar(100)).grid(40)
   weights = _normal(0, (1, width))
   network = lambda x_t, level: jnp.tanh(x_t @ weights) @ weights.T / width
