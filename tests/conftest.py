@@ -2,14 +2,20 @@
 
 Programs are compiled with few of XLA's optimisations, here and in the
 processes that tests start: most of the time of these tests is compilation.
+Tests and runs share what they compiled; `pytest --cache-clear` forgets it.
 `optimised` is for tests of what XLA makes of a program.
 """
 
 import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache/d/jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import pytest

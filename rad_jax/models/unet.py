@@ -15,18 +15,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Real
 
-from rad_jax.models import embedding, network
+from rad_jax.models import embedding, network, normalisation
 
 _fan_avg = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _Conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), kernel_init=_fan_avg)
 _Dense = functools.partial(nn.Dense, kernel_init=_fan_avg)
 
 
-def _group_norm(channels: int, dtype: jnp.dtype, name: str) -> nn.GroupNorm:
-  """Group norm with up to 32 groups; its statistics are float32."""
-  return nn.GroupNorm(
-    num_groups=_num_groups(channels), epsilon=1e-6, dtype=dtype, name=name
-  )
+def _group_norm(
+  channels: int, dtype: jnp.dtype, name: str
+) -> normalisation.GroupNorm:
+  """Group norm with up to 32 groups."""
+  return normalisation.GroupNorm(_num_groups(channels), dtype, name=name)
 
 
 def _num_groups(channels: int) -> int:

@@ -1,0 +1,1 @@
+"""How fast rad_jax is, beside what its users would pick instead."""

@@ -1,0 +1,214 @@
+"""What stands beside the step: input, checkpoints, statistics, start-up."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+
+from benchmarks import ours, settings, timing
+from rad_jax.data import batches, folder, images
+from rad_jax.data import sources as data_sources
+from rad_jax.evaluation import quality
+from rad_jax.training import build, checkpoints, sharding
+
+_ROOT = pathlib.Path(__file__).parent.parent
+
+
+def input_rows(rounds: int) -> list[dict]:
+  """Batches of the pipeline alone, and the share of a step spent waiting.
+
+  "memory" is a CIFAR-10's worth of bytes, "stream" a folder of 64 x 64 PNGs,
+  cropped and decoded on the fly by as many threads as there are cores.
+  """
+  generator = np.random.default_rng(0)
+  kept = generator.integers(0, 256, (50_000, 32, 32, 3), np.uint8)
+  with tempfile.TemporaryDirectory() as name:
+    path = pathlib.Path(name)
+    for i, image in enumerate(
+      generator.integers(0, 256, (512, 64, 64, 3), np.uint8)
+    ):
+      Image.fromarray(image).save(path / f"{i}.png")
+    fit = lambda image: images.fit(image, 0, 64, 3)
+    source = folder.open_folder(name, "train", 3)
+    return [
+      _input_row("memory", lambda i: kept[i], len(kept), 512, 1, rounds),
+      _input_row(
+        "stream",
+        batches.fetch_from(source, fit),
+        len(source),
+        128,
+        os.cpu_count() or 1,
+        rounds,
+      ),
+    ]
+
+
+def _input_row(name, fetch, num_examples, batch_size, threads, rounds) -> dict:
+  stream = batches.batches(
+    fetch,
+    0,
+    0,
+    10**9,
+    batch_size,
+    num_examples,
+    num_worker_threads=threads,
+    prefetch=2 * threads,
+  )
+  mesh = sharding.data_mesh()
+  times = timing.interleaved(
+    {
+      name: lambda: jax.block_until_ready(sharding.place(next(stream), mesh))
+    },
+    rounds,
+    1.0,
+  )
+  seconds = float(np.median(times[name]))
+  return {
+    "benchmark": "input",
+    "setting": name,
+    "batch_size": batch_size,
+    "seconds": seconds,
+    "examples_per_second": batch_size / seconds,
+  }
+
+
+def waiting_rows(name: str, dtype: str, batch_size: int, steps: int) -> list:
+  """A loop of real batches: the share of it spent waiting for data."""
+  config = settings.load(name, "ddpm", dtype, batch_size)
+  batch_size = config.train.batch_size
+  kept = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8)
+  stream = batches.batches(
+    lambda i: kept[i], 0, 0, 10**9, batch_size, len(kept), num_worker_threads=1
+  )
+  mesh = sharding.data_mesh()
+  state = jax.jit(lambda: build.state(config))()
+  step = jax.jit(build.train_step(config), donate_argnums=0)
+  state, metrics = step(state, sharding.place(next(stream), mesh))
+  jax.block_until_ready(metrics)
+  waited, started = 0.0, time.perf_counter()
+  for _ in range(steps):
+    asked = time.perf_counter()
+    batch = sharding.place(next(stream), mesh)
+    waited += time.perf_counter() - asked
+    previous = metrics
+    state, metrics = step(state, batch)
+    jax.block_until_ready(previous)
+  jax.block_until_ready(metrics)
+  seconds = (time.perf_counter() - started) / steps
+  return [
+    {
+      "benchmark": "data wait",
+      "setting": name,
+      "dtype": dtype,
+      "batch_size": batch_size,
+      "seconds": seconds,
+      "share_waiting": waited / steps / seconds,
+    }
+  ]
+
+
+def checkpoint_rows(name: str, rounds: int) -> list[dict]:
+  """Saving and restoring a setting's whole state."""
+  config = settings.load(name, "ddpm", "float32")
+  state = jax.jit(lambda: build.state(config))()
+  size = sum(x.nbytes for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
+  everywhere = sharding.replicated(sharding.data_mesh())
+  seconds: dict[str, list[float]] = {"blocked": [], "saved": [], "restored": []}
+  with (
+    tempfile.TemporaryDirectory() as path,
+    checkpoints.open_manager(pathlib.Path(path)) as manager,
+  ):
+    for step in range(1, rounds + 1):
+      started = time.perf_counter()
+      checkpoints.save(manager, step, state)
+      seconds["blocked"].append(time.perf_counter() - started)
+      manager.wait_until_finished()
+      seconds["saved"].append(time.perf_counter() - started)
+      seconds["restored"].append(
+        timing.seconds_of(
+          lambda: jax.block_until_ready(
+            checkpoints.restore(manager, state, everywhere)
+          )
+        )
+      )
+  return [
+    {
+      "benchmark": "checkpoint",
+      "setting": f"{name}, {what}",
+      "seconds": float(np.median(values)),
+      "megabytes": size / 1e6,
+    }
+    for what, values in seconds.items()
+  ]
+
+
+def statistics_rows(rounds: int, examples: int = 5000) -> list[dict]:
+  """The measures of quality on features of Inception's width."""
+  generator = np.random.default_rng(0)
+  x, y = generator.standard_normal((2, examples, 2048), np.float32)
+  measures = {
+    "frechet": lambda: quality.fid(x, y),
+    "kid": lambda: quality.kid(x, y),
+    "precision, recall": lambda: quality.precision_recall(x, y),
+    "density, coverage": lambda: quality.density_coverage(x, y),
+  }
+  times = timing.interleaved(measures, rounds, 0.0)
+  return [
+    {
+      "benchmark": "statistics",
+      "setting": f"{name}, {examples} x 2048",
+      "seconds": float(np.median(times[name])),
+    }
+    for name in times
+  ]
+
+
+_TRAIN = """
+import sys, time
+started = time.perf_counter()
+from benchmarks import ours, settings
+config = settings.load(sys.argv[1], "robust_adv", sys.argv[2])
+imported = time.perf_counter()
+run = ours.step(config)
+compiled = time.perf_counter()
+run()
+print("SECONDS", imported - started, compiled - imported,
+      time.perf_counter() - compiled)
+"""
+
+
+def startup_rows(name: str, dtype: str) -> list[dict]:
+  """Imports, compilation and first step in a new process: cold, then cached."""
+  rows = []
+  with tempfile.TemporaryDirectory() as cache:
+    for kind in ("cold", "cached"):
+      printed = subprocess.run(
+        [sys.executable, "-c", _TRAIN, name, dtype],
+        cwd=_ROOT,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": cache},
+        check=True,
+        capture_output=True,
+        text=True,
+      ).stdout
+      found = re.search(r"SECONDS (\S+) (\S+) (\S+)", printed)
+      assert found
+      imports, compilation, first_step = map(float, found.groups())
+      rows.append(
+        {
+          "benchmark": "start-up",
+          "setting": f"{name}, robust_adv, {kind}",
+          "dtype": dtype,
+          "seconds": imports + compilation + first_step,
+          "imports": imports,
+          "compilation": compilation,
+          "first_step": first_step,
+        }
+      )
+  return rows

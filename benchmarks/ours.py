@@ -1,0 +1,59 @@
+"""rad_jax's side: steps and forward passes as contenders."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rad_jax.config import ConfigDict, is_synthetic
+from rad_jax.training import build
+
+
+def batch(config: ConfigDict) -> dict[str, jax.Array]:
+  """A batch of noise in the place of data, on the device."""
+  generator = np.random.default_rng(0)
+  shape = (config.train.batch_size, *build.example_shape(config))
+  if is_synthetic(config):
+    x_0 = generator.standard_normal(shape, np.float32)
+  else:
+    x_0 = generator.integers(0, 256, shape, np.uint8)
+  index = np.arange(config.train.batch_size, dtype=np.int32)
+  return jax.device_put({"x_0": x_0, "index": index})
+
+
+def step(config: ConfigDict) -> Callable[[], object]:
+  """The training step, jitted, with its state donated."""
+  fed = batch(config)
+  state = jax.jit(lambda: build.state(config))()
+  compiled = (
+    jax.jit(build.train_step(config), donate_argnums=0)
+    .lower(state, fed)
+    .compile()
+  )
+
+  def run() -> None:
+    nonlocal state
+    state, metrics = compiled(state, fed)
+    jax.block_until_ready(metrics)
+
+  return run
+
+
+def forward(config: ConfigDict, batch_size: int) -> Callable[[], object]:
+  """One pass of the network, without dropout."""
+  predict = jax.jit(build.network(config).apply)
+  params = jax.jit(lambda: build.state(config).params)()
+  x_t = jnp.ones((batch_size, *build.example_shape(config)))
+  t = jnp.full((batch_size,), 500)
+  return lambda: jax.block_until_ready(predict(params, x_t, t))
+
+
+def step_flops(config: ConfigDict) -> float:
+  """FLOPs that a step needs: its passes times those of one, as XLA counts."""
+  network = build.network(config)
+  params = jax.eval_shape(lambda: build.state(config).params)
+  x_t = jax.ShapeDtypeStruct((1, *build.example_shape(config)), jnp.float32)
+  t = jax.ShapeDtypeStruct((1,), jnp.int32)
+  one_pass = jax.jit(network.apply).lower(params, x_t, t).cost_analysis()
+  return build.passes(config) * config.train.batch_size * one_pass["flops"]

@@ -1,0 +1,124 @@
+"""Training steps, ours beside the peer's, in turns."""
+
+import importlib.util
+
+import jax
+import numpy as np
+
+from benchmarks import ours, settings, timing
+from rad_jax.config import ConfigDict
+from rad_jax.training import build, chips
+
+OBJECTIVES = ("ddpm", "robust_ran", "robust_adv")
+CHEAP: dict[str, dict[str, object]] = {
+  "half batch": {"regulariser.batch_fraction": 0.5},
+  "free, 2 replays": {"regulariser.free_replays": 2},
+  "bfloat16 attack": {"attack.dtype": "bfloat16"},
+}
+PEERS = ("eager", "compiled")
+
+
+def rows(
+  name: str,
+  dtype: str,
+  batch_size: int,
+  rounds: int,
+  cheap: bool,
+  peers: tuple[str, ...] = PEERS,
+) -> list[dict]:
+  """One row for each objective of one setting, ours and the peer's.
+
+  Args:
+    name: of settings.SETTINGS.
+    dtype: compute type of the network.
+    batch_size: 0 is the setting's own.
+    rounds: of timing.
+    cheap: whether the cheap schemes are timed as well.
+    peers: of the peer, what is timed: "eager", "compiled".
+  """
+  configs = {
+    objective: settings.load(name, objective, dtype, batch_size)
+    for objective in OBJECTIVES
+  }
+  if cheap:
+    configs |= {scheme: _cheap(configs["robust_adv"], scheme) for scheme in CHEAP}
+  contenders = {objective: ours.step(c) for objective, c in configs.items()}
+  if configs["ddpm"].model.name == "unet" and _has_peer():
+    contenders |= _peers(configs, peers)
+  times = timing.interleaved(contenders, rounds)
+  return [
+    _row(name, dtype, who, configs, times) for who in times
+  ]
+
+
+def _cheap(config: ConfigDict, scheme: str) -> ConfigDict:
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict(CHEAP[scheme])
+  return config
+
+
+def _has_peer() -> bool:
+  return all(map(importlib.util.find_spec, ("torch", "diffusers")))
+
+
+def _peers(
+  configs: dict[str, ConfigDict], peers: tuple[str, ...]
+) -> timing.Contenders:
+  import torch
+
+  from benchmarks import peer
+
+  contenders: timing.Contenders = {}
+  config = configs["ddpm"]
+  for kind in peers:
+    model = peer.network(config).train()
+    expected = build.num_parameters(_state(config))
+    if peer.num_parameters(model) != expected:
+      raise AssertionError(
+        f"the peer has {peer.num_parameters(model):,} parameters and ours"
+        f" {expected:,}"
+      )
+    predict = torch.compile(model) if kind == "compiled" else model
+    contenders |= {
+      f"torch {kind}, {objective}": peer.step(configs[objective], model, predict)
+      for objective in OBJECTIVES
+    }
+  return contenders
+
+
+def _state(config: ConfigDict):
+  return jax.eval_shape(lambda: build.state(config))
+
+
+def _row(
+  name: str,
+  dtype: str,
+  who: str,
+  configs: dict[str, ConfigDict],
+  times: timing.Times,
+) -> dict:
+  *kind, objective = who.split(", ", 1) if who.startswith("torch") else [who]
+  config = configs[objective]
+  seconds = float(np.median(times[who]))
+  row = {
+    "benchmark": "train",
+    "setting": name,
+    "dtype": dtype,
+    "batch_size": config.train.batch_size,
+    "library": kind[0] if kind else "rad_jax",
+    "objective": objective,
+    "seconds": seconds,
+    "quartiles": np.percentile(times[who], (25, 75)).tolist(),
+    "examples_per_second": config.train.batch_size / seconds,
+    # What it costs over its own library's DDPM, and what it needs at least.
+    "over_ddpm": timing.ratio(times, who, ", ".join([*kind, "ddpm"])),
+    "passes_over_ddpm": build.passes(config) / 3,
+    "over_rad_jax": timing.ratio(times, who, objective),
+  }
+  if config.model.name == "unet":
+    flops = ours.step_flops(config)
+    row["tflops_per_second"] = flops / seconds / 1e12
+    peak = chips.peak_flops(jax.devices()[0])
+    if peak and dtype == "bfloat16":
+      row["share_of_peak"] = flops / seconds / peak
+  return row
