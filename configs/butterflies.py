@@ -14,7 +14,10 @@ colour. Any folder of images does as well, and needs no preparation:
 The set is projected on its 32 leading principal components, so that its true
 subspace is known. No clip_x_0: noised and projected images leave [-1, 1].
 
-Expected: not run here.
+Expected: the butterflies were not run here. On a folder of 3,534 colour images
+(emoji), all else as here: support_rms 6.00 (DDPM 10.00), support_psnr_db 25.3
+(20.9), spread_ratio 0.83 (0.81), frechet 36.2 (40.8), one seed; 5 minutes (DDPM
+3.5) on 2 CPU cores.
 """
 
 from rad_jax import config as schema

@@ -174,11 +174,13 @@ def main(argv: list[str]) -> None:
       return
     config = _CONFIG.value
     config.lock()  # The first access raises if the file could not be read.
-    configs.validate(
-      config,
-      jax.device_count(),
-      training=_MODE.value in ("train", "sweep", "study"),
-    )
+    # A study's base need not be a run: its cells are validated.
+    if _MODE.value != "study":
+      configs.validate(
+        config,
+        jax.device_count(),
+        training=_MODE.value in ("train", "sweep"),
+      )
     MODES[_MODE.value](
       config, pathlib.Path(_WORKDIR.value or default_workdir())
     )
