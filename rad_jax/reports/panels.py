@@ -25,12 +25,16 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-  """Axes with lines. log_x: whether x is logarithmic; y is where it is wide."""
+  """Axes with lines.
+
+  x_scale: "linear", "log", or "logit" for noise levels in (0, 1), most of
+    which a grid of timesteps has close to 1. y is logarithmic where it is wide.
+  """
 
   title: str
   xlabel: str
   lines: Sequence[Line]
-  log_x: bool = False
+  x_scale: str = "linear"
   log_y: bool = True
 
 
@@ -138,8 +142,8 @@ def _same_limits(axes: list[Axes]) -> float:
 
 def _scale(axis: Axes, panel: Panel, lines: Sequence[Line]) -> None:
   """So that all the lines are seen: from 0, or logarithmic where wide."""
-  if panel.log_x:
-    axis.set_xscale("log")
+  axis.set_xscale(panel.x_scale)
+  if panel.x_scale == "log":
     axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axis.xaxis.set_minor_formatter(ticker.NullFormatter())
   values = np.concatenate([np.asarray(line.y, float) for line in lines])

@@ -137,7 +137,7 @@ class Axes(NamedTuple):
   xlabel: str
   series: str = ""
   y: tuple[str, ...] = ()
-  log_x: bool = False
+  x_scale: str = "linear"
 
 
 _CURVES = {
@@ -146,7 +146,7 @@ _CURVES = {
     "network evaluations per sample",
     "sampler",
     ("support_rms", "frechet"),
-    log_x=True,
+    x_scale="log",
   ),
   "attack": Axes(
     "budget",
@@ -155,7 +155,7 @@ _CURVES = {
     ("moved", "support_rms", "frechet"),
   ),
 }
-_BY_LEVEL = Axes("sigma_t", "sigma_t")
+_BY_LEVEL = Axes("sigma_t", "noise level sigma_t", x_scale="logit")
 
 
 def curves(runs: list[Run]) -> list[Section]:
@@ -252,7 +252,7 @@ def _panel(title: str, axes: Axes, y: str, shown: list[Curves]) -> Panel:
       for look, found in shown
       if found.get(y)
     ],
-    log_x=axes.log_x,
+    x_scale=axes.x_scale,
   )
 
 

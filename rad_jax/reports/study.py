@@ -280,7 +280,7 @@ def cells_table(study: Study) -> Table:
 
 
 def _mean_std(found: np.ndarray) -> str:
-  return f"{found.mean():.3g} ± {found.std():.2g}"
+  return f"{found.mean():.3g} ± {found.std():.1g}"
 
 
 # ---- Pictures of all worlds ----
@@ -454,7 +454,7 @@ def _levels(study: Study, world: str) -> Picture:
         continue
       curves = json.loads(path.read_text())["protocols"][protocol]["curves"]
       lines.append(Line(curves["sigma_t"], curves[name], methods.style(look)))
-    shown.append(Panel(title, "noise level sigma_t", lines, log_y=False))
+    shown.append(Panel(title, "noise level sigma_t", lines, "logit", False))
   return Picture(
     f"{world}-levels",
     panels.line_figure(shown),
