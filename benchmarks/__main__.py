@@ -40,7 +40,9 @@ def main() -> None:
     default=list(settings.SETTINGS),
   )
   parser.add_argument("--dtype", default="float32")
-  parser.add_argument("--batch_size", type=int, default=0, help="0: by platform")
+  parser.add_argument(
+    "--batch_size", type=int, default=0, help="0: by platform"
+  )
   parser.add_argument("--rounds", type=int, default=7)
   parser.add_argument("--cheap", action="store_true", help="cheap schemes too")
   parser.add_argument(

@@ -12,9 +12,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from benchmarks import ours, settings, timing
+from benchmarks import settings, timing
 from rad_jax.data import batches, folder, images
-from rad_jax.data import sources as data_sources
 from rad_jax.evaluation import quality
 from rad_jax.training import build, checkpoints, sharding
 
@@ -63,9 +62,7 @@ def _input_row(name, fetch, num_examples, batch_size, threads, rounds) -> dict:
   )
   mesh = sharding.data_mesh()
   times = timing.interleaved(
-    {
-      name: lambda: jax.block_until_ready(sharding.place(next(stream), mesh))
-    },
+    {name: lambda: jax.block_until_ready(sharding.place(next(stream), mesh))},
     rounds,
     1.0,
   )
@@ -83,7 +80,9 @@ def waiting_rows(name: str, dtype: str, batch_size: int, steps: int) -> list:
   """A loop of real batches: the share of it spent waiting for data."""
   config = settings.load(name, "ddpm", dtype, batch_size)
   batch_size = config.train.batch_size
-  kept = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8)
+  kept = np.random.default_rng(0).integers(
+    0, 256, (50_000, 32, 32, 3), np.uint8
+  )
   stream = batches.batches(
     lambda i: kept[i], 0, 0, 10**9, batch_size, len(kept), num_worker_threads=1
   )

@@ -55,5 +55,7 @@ def step_flops(config: ConfigDict) -> float:
   params = jax.eval_shape(lambda: build.state(config).params)
   x_t = jax.ShapeDtypeStruct((1, *build.example_shape(config)), jnp.float32)
   t = jax.ShapeDtypeStruct((1,), jnp.int32)
-  one_pass = jax.jit(network.apply).lower(params, x_t, t).cost_analysis()
+  # Of a program that is only lowered, XLA for GPUs counts nothing.
+  with jax.default_device(jax.devices("cpu")[0]):
+    one_pass = jax.jit(network.apply).lower(params, x_t, t).cost_analysis()
   return build.passes(config) * config.train.batch_size * one_pass["flops"]

@@ -41,14 +41,14 @@ def rows(
     for objective in OBJECTIVES
   }
   if cheap:
-    configs |= {scheme: _cheap(configs["robust_adv"], scheme) for scheme in CHEAP}
+    configs |= {
+      scheme: _cheap(configs["robust_adv"], scheme) for scheme in CHEAP
+    }
   contenders = {objective: ours.step(c) for objective, c in configs.items()}
   if configs["ddpm"].model.name == "unet" and _has_peer():
     contenders |= _peers(configs, peers)
   times = timing.interleaved(contenders, rounds)
-  return [
-    _row(name, dtype, who, configs, times) for who in times
-  ]
+  return [_row(name, dtype, who, configs, times) for who in times]
 
 
 def _cheap(config: ConfigDict, scheme: str) -> ConfigDict:
@@ -80,7 +80,9 @@ def _peers(
       )
     predict = torch.compile(model) if kind == "compiled" else model
     contenders |= {
-      f"torch {kind}, {objective}": peer.step(configs[objective], model, predict)
+      f"torch {kind}, {objective}": peer.step(
+        configs[objective], model, predict
+      )
       for objective in OBJECTIVES
     }
   return contenders

@@ -44,6 +44,11 @@ _REPORT_DIR = flags.DEFINE_string(
   None,
   "Where --mode=report writes; report/ in the first workdir if not given.",
 )
+_COMPILE_CACHE = flags.DEFINE_string(
+  "compile_cache",
+  os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/rad_jax"),
+  'Folder of compiled programs, for later runs of the same; "" keeps none.',
+)
 _TRACEBACK = flags.DEFINE_bool(
   "traceback", False, "Show where an error was raised."
 )
@@ -168,6 +173,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   absl_logging.set_verbosity(absl_logging.WARNING)  # orbax's running comment
+  keep_compiled(_COMPILE_CACHE.value)
   with clear_errors():
     if _MODE.value == "report":
       _report(_WORKDIR.value or default_workdir())
@@ -184,6 +190,14 @@ def main(argv: list[str]) -> None:
     MODES[_MODE.value](
       config, pathlib.Path(_WORKDIR.value or default_workdir())
     )
+
+
+def keep_compiled(folder: str) -> None:
+  """Later processes, those of sweeps too, load what this one compiles."""
+  if folder:
+    path = str(pathlib.Path(folder).expanduser().absolute())
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = path
+    jax.config.update("jax_compilation_cache_dir", path)
 
 
 def default_workdir() -> str:

@@ -9,12 +9,12 @@ Tests and runs share what they compiled; `pytest --cache-clear` forgets it.
 import os
 import pathlib
 
-ROOT = pathlib.Path(__file__).parent.parent
-
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache/d/jax")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+  pathlib.Path(__file__).parent.parent / ".pytest_cache" / "d" / "jax"
+)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from absl import logging as absl_logging
@@ -80,6 +81,21 @@ def assert_one_clear_line(code, stderr, *expected):
 
 
 # ---- Whole runs ----
+
+
+def test_compiled_programs_are_kept_for_later_processes(monkeypatch, tmp_path):
+  """In the folder that is named, for this process and those it starts."""
+  before = jax.config.jax_compilation_cache_dir
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+  monkeypatch.setenv("HOME", str(tmp_path))
+  try:
+    main.keep_compiled("~/kept")
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "kept")
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "kept")
+    main.keep_compiled("")
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "kept")
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_world_from_training_to_evaluation(tmp_path):

@@ -4,12 +4,14 @@ import functools
 import math
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from rad_jax.models import embedding, mlp, network, unet
+from rad_jax.models import embedding, mlp, network, normalisation, unet
 
 # Compilation is the cost of these tests; without LLVM's passes it is halved.
 _jit = functools.partial(
@@ -259,6 +261,29 @@ def test_bfloat16_is_close_to_float32(small, images, times):
   # The output layer is float32: few values are exact in bfloat16.
   rounded = eps_hat.astype(jnp.bfloat16).astype(jnp.float32)
   assert np.mean(np.asarray(rounded == eps_hat)) < 0.1
+
+
+def test_group_norm_is_flax_s():
+  """The same parameters, values and gradients."""
+  x = 2.0 + jax.random.normal(jax.random.key(16), (3, 4, 4, 12))
+  theirs = nn.GroupNorm(3, epsilon=1e-6)
+  ours = normalisation.GroupNorm(3, jnp.dtype("float32"))
+  params = jax.tree.map(
+    lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(17), leaf.shape),
+    theirs.init(jax.random.key(18), x),
+  )
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+    jnp.shape, ours.init(jax.random.key(18), x)
+  )
+
+  def value_and_gradient(norm):
+    return jax.value_and_grad(
+      lambda params, x: jnp.sum(jnp.sin(norm.apply(params, x))), (0, 1)
+    )(params, x)
+
+  chex.assert_trees_all_close(
+    value_and_gradient(ours), value_and_gradient(theirs), rtol=1e-4, atol=1e-4
+  )
 
 
 def test_group_statistics_are_float32_under_bfloat16():

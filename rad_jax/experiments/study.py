@@ -9,11 +9,8 @@ as a sweep's (experiments.sweep) runs/<name>/ and sweep.jsonl.
 import copy
 import hashlib
 import json
-import os
 import pathlib
 from typing import Any
-
-import jax
 
 from rad_jax import config as configs
 from rad_jax.config import ConfigDict, ConfigError
@@ -143,9 +140,6 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
   Raises:
     ConfigError: as `cells`, or workdir holds another study.
   """
-  compiled = str((workdir / "compiled").absolute())
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled  # of other processes
-  jax.config.update("jax_compilation_cache_dir", compiled)
   return sweep.run_all(
     cells(config),
     workdir,

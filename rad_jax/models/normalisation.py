@@ -25,6 +25,7 @@ class GroupNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Normalises each group of each image."""
     b, _, _, c = x.shape
     scale = self.param("scale", nn.initializers.ones, (c,))
     bias = self.param("bias", nn.initializers.zeros, (c,))
