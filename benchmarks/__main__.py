@@ -14,7 +14,7 @@ import pathlib
 # Both libraries share the device's memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-from benchmarks import host, machine, sampling, settings, table, train
+from benchmarks import host, layers, machine, sampling, settings, table, train
 
 _ONLY = (
   "train",
@@ -24,6 +24,7 @@ _ONLY = (
   "checkpoint",
   "statistics",
   "startup",
+  "layers",
 )
 
 
@@ -83,6 +84,8 @@ def _rows(benchmark: str, arguments: argparse.Namespace):
   elif benchmark == "startup":
     yield host.startup_rows("mlp", dtype)
     yield host.startup_rows("cifar10", dtype)
+  elif benchmark == "layers":
+    yield layers.rows(size or 4, rounds)
 
 
 if __name__ == "__main__":

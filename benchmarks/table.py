@@ -7,6 +7,7 @@ _FORMATS = {
   "over_ddpm": ("over own DDPM", lambda x: f"{x:.2f}"),
   "passes_over_ddpm": ("floor", lambda x: f"{x:.2f}"),
   "over_rad_jax": ("over rad_jax", lambda x: f"{x:.2f}"),
+  "torch_over_rad_jax": ("torch over rad_jax", lambda x: f"{x:.2f}"),
   "over_forwards": ("over its forwards", lambda x: f"{x:.2f}"),
   "tflops_per_second": ("TFLOP/s", lambda x: f"{x:.3g}"),
   "share_of_peak": ("of bf16 peak", lambda x: f"{100 * x:.0f}%"),
