@@ -31,6 +31,7 @@ Cell: TypeAlias = str | int | float | None
 _DPI = 150
 _NAMESPACE = re.compile(r"^\{[^}]*\}")
 _REFERENCE = re.compile(r"^#|(?<=url\(#)")
+_LONG = re.compile(r"(\.\d\d)\d+")  # a path needs no more than 1/100 point
 
 
 class Picture(NamedTuple):
@@ -163,6 +164,9 @@ def svg(figure: Figure, name: str, caption: str) -> str:
         # Matplotlib's one style, of all elements: those of the page as well.
         styles += re.findall(r"\*\{(.*?)\}", child.text or "")
   for element in root.iter():
+    element.tail = None  # white space
+    if "d" in element.attrib:
+      element.attrib["d"] = _LONG.sub(r"\1", element.attrib["d"])
     element.tag = _NAMESPACE.sub("", element.tag)
     element.attrib = {
       _NAMESPACE.sub("", key): prefix + value

@@ -55,7 +55,8 @@ def line_figure(panels: Sequence[Panel], share_y: bool = False) -> Figure:
     panels: one or more.
     share_y: whether all have the same scale.
   """
-  figure, axes = _grid(len(panels), lambda width: 0.55 * width + 0.95)
+  columns = 2 if len(panels) == 4 else min(len(panels), 3)
+  figure, axes = _grid(len(panels), columns, lambda width: 0.55 * width + 0.95)
   entries: dict[str, Any] = {}
   for axis, panel in zip(axes, panels, strict=True):
     for line in panel.lines:
@@ -89,36 +90,31 @@ def example_figure(views: Sequence[View], images: int = 36) -> Figure:
     views: all of images, or all of points.
     images: how many of each view's images are shown.
   """
+  per_row = 4 if len(views) in (4, 7, 8) else min(len(views), 3)
   if views[0].examples.ndim == 4:
-    figure, axes = _grid(len(views), lambda width: width + 0.2)
+    figure, axes = _grid(len(views), per_row, lambda width: width + 0.2)
     for axis, view in zip(axes, views, strict=True):
       shown = view.examples[:images]
       columns = math.ceil(math.sqrt(len(shown)))
       figures.draw_image(axis, figures.image_grid(shown, columns))
       axis.set_title(view.title, fontsize="medium")
     return figure
-  figure, axes = _grid(len(views), lambda width: width)
+  figure, axes = _grid(len(views), per_row, lambda width: width)
   for axis, view in zip(axes, views, strict=True):
     figures.draw_points(axis, view.examples, view.colour)
     axis.set_title(view.title, fontsize="medium")
   flatness = _same_limits(axes)
-  columns = _columns(len(views))
-  inside = figure.get_figwidth() / columns - 0.7  # without the labels
+  inside = figure.get_figwidth() / per_row - 0.7  # without the labels
   figure.set_figheight(
-    math.ceil(len(views) / columns) * (min(1.2, flatness) * inside + 0.8)
+    math.ceil(len(views) / per_row) * (min(1.2, flatness) * inside + 0.8)
   )
   return figure
 
 
-def _columns(count: int) -> int:
-  return 4 if count in (4, 7, 8) else min(count, 3)
-
-
 def _grid(
-  count: int, height: Callable[[float], float]
+  count: int, columns: int, height: Callable[[float], float]
 ) -> tuple[Figure, list[Axes]]:
   """`count` axes, each of a height that depends on its width, in inches."""
-  columns = _columns(count)
   rows = math.ceil(count / columns)
   width = _WIDTH / max(columns, 3)
   figure = Figure(

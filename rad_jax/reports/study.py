@@ -342,7 +342,7 @@ def _frontier(study: Study) -> Picture:
   figure = panels.line_figure(shown)
   for axis in figure.axes:
     axis.set_xlabel("error, trained on clean data")
-    axis.set_ylabel(f"error, trained on {study.dirtiest}")
+    axis.set_ylabel(f"error, trained on\n{study.dirtiest}")
     axis.set_xlim(left=0)
   return Picture(
     "frontier",
