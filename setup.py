@@ -18,8 +18,13 @@ setuptools.setup(
   long_description=(ROOT / "README.md").read_text(),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
-  packages=setuptools.find_packages(include=["rad_jax", "rad_jax.*"]),
+  packages=[
+    *setuptools.find_packages(include=["rad_jax", "rad_jax.*"]),
+    "rad_jax.configs",
+  ],
+  package_dir={"rad_jax.configs": "configs"},
   package_data={"rad_jax": ["reports/*.jinja"]},
+  entry_points={"console_scripts": ["rad_jax = rad_jax.main:run"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",
@@ -48,10 +53,13 @@ setuptools.setup(
     "tqdm>=4.66",
   ],
   extras_require={
+    "cuda": ["jax[cuda13]>=0.7.1"],
+    "tpu": ["jax[tpu]>=0.7.1"],
     "lsun": ["lmdb>=1.4"],
     "tensorboard": ["tensorboard>=2.17"],
     "dev": [
       "beartype>=0.20",
+      "equinox>=0.13",
       "ipykernel>=6.29",
       "lmdb>=1.4",
       "mypy>=1.15",

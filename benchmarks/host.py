@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import settings, timing
-from rad_jax.data import batches, folder, images
+from rad_jax.data import batches, folder, images, sources
 from rad_jax.evaluation import quality
 from rad_jax.training import build, checkpoints, sharding
 
@@ -40,7 +40,7 @@ def input_rows(rounds: int) -> list[dict]:
       _input_row("memory", lambda i: kept[i], len(kept), 512, 1, rounds),
       _input_row(
         "stream",
-        batches.fetch_from(source, fit),
+        batches.fetch_from(sources.reader(source, fit)),
         len(source),
         128,
         os.cpu_count() or 1,
@@ -60,7 +60,7 @@ def _input_row(name, fetch, num_examples, batch_size, threads, rounds) -> dict:
     num_worker_threads=threads,
     prefetch=2 * threads,
   )
-  mesh = sharding.data_mesh()
+  mesh = sharding.device_mesh()
   times = timing.interleaved(
     {name: lambda: jax.block_until_ready(sharding.place(next(stream), mesh))},
     rounds,
@@ -86,7 +86,7 @@ def waiting_rows(name: str, dtype: str, batch_size: int, steps: int) -> list:
   stream = batches.batches(
     lambda i: kept[i], 0, 0, 10**9, batch_size, len(kept), num_worker_threads=1
   )
-  mesh = sharding.data_mesh()
+  mesh = sharding.device_mesh()
   state = jax.jit(lambda: build.state(config))()
   step = jax.jit(build.train_step(config), donate_argnums=0)
   state, metrics = step(state, sharding.place(next(stream), mesh))
@@ -118,7 +118,7 @@ def checkpoint_rows(name: str, rounds: int) -> list[dict]:
   config = settings.load(name, "ddpm", "float32")
   state = jax.jit(lambda: build.state(config))()
   size = sum(x.nbytes for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
-  everywhere = sharding.replicated(sharding.data_mesh())
+  everywhere = sharding.replicated(sharding.device_mesh())
   seconds: dict[str, list[float]] = {"blocked": [], "saved": [], "restored": []}
   with (
     tempfile.TemporaryDirectory() as path,

@@ -47,15 +47,3 @@ def forward(config: ConfigDict, batch_size: int) -> Callable[[], object]:
   x_t = jnp.ones((batch_size, *build.example_shape(config)))
   t = jnp.full((batch_size,), 500)
   return lambda: jax.block_until_ready(predict(params, x_t, t))
-
-
-def step_flops(config: ConfigDict) -> float:
-  """FLOPs that a step needs: its passes times those of one, as XLA counts."""
-  network = build.network(config)
-  params = jax.eval_shape(lambda: build.state(config).params)
-  x_t = jax.ShapeDtypeStruct((1, *build.example_shape(config)), jnp.float32)
-  t = jax.ShapeDtypeStruct((1,), jnp.int32)
-  # Of a program that is only lowered, XLA for GPUs counts nothing.
-  with jax.default_device(jax.devices("cpu")[0]):
-    one_pass = jax.jit(network.apply).lower(params, x_t, t).cost_analysis()
-  return build.passes(config) * config.train.batch_size * one_pass["flops"]

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks import ours, settings, timing
 from rad_jax.config import ConfigDict
-from rad_jax.training import build, chips
+from rad_jax.training import build, chips, cost
 
 OBJECTIVES = ("ddpm", "robust_ran", "robust_adv")
 CHEAP: dict[str, dict[str, object]] = {
@@ -118,7 +118,9 @@ def _row(
     "over_rad_jax": timing.ratio(times, who, objective),
   }
   if config.model.name == "unet":
-    flops = ours.step_flops(config)
+    flops = (
+      build.passes(config) * config.train.batch_size * cost.pass_flops(config)
+    )
     row["tflops_per_second"] = flops / seconds / 1e12
     peak = chips.peak_flops(jax.devices()[0])
     if peak and dtype == "bfloat16":

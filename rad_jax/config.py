@@ -50,6 +50,7 @@ def default() -> ConfigDict:
         "name": "cifar10",
         # Of image_folder: the folder, split/label/x.png or x.png in it.
         "path": "",
+        # TFDS's name of a split, or a folder in path.
         "split": "train",
         # TFDS folder; "" is TFDS's own (~/tensorflow_datasets).
         "data_dir": "",
@@ -57,13 +58,16 @@ def default() -> ConfigDict:
         "loading": "memory",
         # Decoding threads of "stream".
         "num_threads": 16,
+        # How many images that cannot be decoded are put up with: each is
+        # logged, and the next one stands in its place.
+        "max_unreadable": 0,
         # Points of a synthetic world.
         "num_examples": 10_000,
         # Side of the centred square cut out first, pixels; 0: the largest.
         "crop_size": 0,
         # Side to which images are resized, pixels.
         "image_size": 32,
-        "num_channels": 3,
+        "num_channels": 3,  # or 1: grey
         # Random horizontal flips, after the corruption.
         "flip": True,
         # Project the set onto its leading principal components, so that its
@@ -91,16 +95,15 @@ def default() -> ConfigDict:
         "prediction": "eps",
         # "own": the plain loss on what is predicted; or "eps", "min_snr".
         "weighting": "own",
-        # Of ddpm: "linear" or "cosine", over this many timesteps.
-        "schedule": "linear",
-        "num_timesteps": 1000,
-        # Of edm: the sampler's ends and spacing, and the law of ln sigma in
-        # training.
+        "schedule": "linear",  # of ddpm; or "cosine"
+        "num_timesteps": 1000,  # of ddpm
+        # Of edm: the sampler's ends,
         "sigma_min": 0.002,
-        "sigma_max": 80.0,
-        "rho": 7.0,
+        "sigma_max": 80.0,  # the noisier one
+        "rho": 7.0,  # and spacing;
+        # and the mean and standard deviation of ln sigma in training.
         "log_mean": -1.2,
-        "log_std": 1.2,
+        "log_std": 1.2,  # of ln sigma
         # Standard deviation of the data, for edm's process and prediction.
         "sigma_data": 0.5,
         # Of flow, the law of t in training: "uniform" or "logit_normal".
@@ -111,16 +114,31 @@ def default() -> ConfigDict:
         # Compute type; parameters and statistics stay float32.
         "dtype": "float32",  # or "bfloat16"
         "unet": {
-          "channels": 128,
+          "channels": 128,  # of the first level, even
+          # One for each level; the sides halve from level to level.
           "channel_multipliers": (1, 2, 2, 2),
-          "num_res_blocks": 2,
+          "num_res_blocks": 2,  # of each level on the way down
           # Sides, in pixels, at which attention is used.
           "attention_resolutions": (16,),
-          "dropout": 0.1,
+          "dropout": 0.1,  # probability, in [0, 1)
           # Recompute activations in the backward pass: less memory.
           "remat": False,
+          # These are for networks trained elsewhere (docs/interop.md).
+          # Norms, paddings and embedding of "ddpm" or of "improved".
+          "conventions": "ddpm",
+          # Of every group norm; 0: 32, or fewer where a layer is too narrow.
+          "num_groups": 0,
+          # Of attention.
+          "num_heads": 1,
+          # The time scales a norm as well as shifting.
+          "scale_shift": False,
+          # What the time index is multiplied by before it is embedded.
+          "time_scale": 1.0,
         },
-        "mlp": {"width": 128, "depth": 3},
+        "mlp": {
+          "width": 128,  # of the hidden layers
+          "depth": 3,  # number of hidden layers
+        },
       },
       "objective": {
         # A name in robustness.objectives.OBJECTIVES.
@@ -154,6 +172,7 @@ def default() -> ConfigDict:
         "step_size": -1.0,
         # Scale of the random start, in units of the radius.
         "start": -1.0,
+        # Decay of the gradients' sum, for mi_fgsm.
         "momentum": -1.0,
         # Compute type of the attack's passes; "" is model.dtype.
         "dtype": "",
@@ -176,30 +195,52 @@ def default() -> ConfigDict:
         "free_replays": 1,
       },
       "optimizer": {
-        "learning_rate": 2e-4,
-        "warmup_steps": 5000,
+        "learning_rate": 2e-4,  # of Adam, after warm-up
+        "warmup_steps": 5000,  # it rises linearly from 0
         "decay": "constant",  # or "cosine", "linear"
+        # Decays of Adam's averages of the gradient and of its square.
         "b1": 0.9,
-        "b2": 0.999,
+        "b2": 0.999,  # of its square
         # Clip the gradient's global norm; 0 does not clip.
         "max_grad_norm": 1.0,
         # Of the parameters' moving average, in [0, 1).
         "ema_decay": 0.9999,
       },
       "train": {
-        "num_steps": 800_000,
+        "num_steps": 800_000,  # of the whole run, resumptions included
         # Global: over all devices and processes.
         "batch_size": 128,
-        "log_every_steps": 100,
-        # Workdir of the run whose newest parameters a new run starts from;
-        # "" draws them.
+        "log_every_steps": 100,  # metrics are means over them
+        # Pieces of the batch, one after the other: as many times less memory.
+        "micro_batches": 1,
+        # Devices that share a copy of parameters, average and optimiser state,
+        # each holding a part of it; 1: every device holds all.
+        "fsdp": 1,
+        # Steps with a NaN or an infinity that are passed over before the run
+        # stops; 0: it stops at the first.
+        "max_skipped": 0,
+        # A logged loss above so many times the median of those before it takes
+        # the run back to its last checkpoint, past this data; 0: never.
+        "rollback_above": 0.0,
+        # How often, before the run stops.
+        "max_rollbacks": 3,
+        # (a, b): steps a .. b are traced for TensorBoard's profiler.
+        "profile_steps": (),
+        # A Weights & Biases project to log to as well.
+        "wandb_project": "",
+        # Slow: NaNs are raised where they arise, and reused keys refused.
+        "debug": False,
+        # What a new run's parameters are taken from: a run's workdir, a
+        # diffusers folder, a .safetensors or .pt file; "" draws them.
         "init_from": "",
+        # "ema" or "raw", where init_from has both; "": a run's sampling.ema
+        # says which, and elsewhere there is one set.
+        "init_weights": "",
       },
       "checkpoint": {
-        "every_steps": 5000,
-        # The newest N are kept,
-        "keep": 3,
-        # and every one at a multiple of M steps; 0: none besides.
+        "every_steps": 5000,  # and after the last
+        "keep": 3,  # the newest so many
+        # Those at a multiple of so many steps are kept as well; 0: none.
         "keep_every_steps": 0,
       },
       "sampling": {
@@ -216,9 +257,10 @@ def default() -> ConfigDict:
         "clip_x_0": 1.0,
         # Use the moving average of the parameters.
         "ema": True,
-        "num_samples": 64,
-        "batch_size": 64,
+        "num_samples": 64,  # of --mode=sample
+        "batch_size": 64,  # over all devices, of every mode that samples
       },
+      # --mode=diagnose.
       "diagnose": {
         # Noise levels, evenly spaced along the sampler's grid.
         "num_levels": 10,
@@ -230,13 +272,13 @@ def default() -> ConfigDict:
       # --mode=sweep: a tuple of values for each axis of the grid; () is the
       # config's own value.
       "sweep": {
-        "objective": (),
-        "lam": (),
-        "radius": (),
-        "beta": (),
-        "fraction": (),
-        "sigma": (),
-        "seed": (),
+        "objective": (),  # of objective.name
+        "lam": (),  # of objective.lam
+        "radius": (),  # of objective.radius
+        "beta": (),  # of objective.beta
+        "fraction": (),  # of data.corruption.fraction
+        "sigma": (),  # of data.corruption.sigma
+        "seed": (),  # of seed
         # Runs have the same "steps", "passes" (the network passes of
         # train.num_steps steps of ddpm) or "seconds" (their time here).
         "match": "steps",
@@ -245,7 +287,9 @@ def default() -> ConfigDict:
       },
       # --mode=study: runs for all combinations, of names in experiments.study.
       "study": {
+        # And "colour", a folder of images at data.path.
         "worlds": ("oblique_plane", "three_gaussians", "digits"),
+        # p50-s0.1: 50% with noise of sigma 0.1.
         "corruptions": (
           "clean",
           "p50-s0.1",
@@ -254,7 +298,7 @@ def default() -> ConfigDict:
           "p90-s0.2",
           "outliers",
         ),
-        "methods": (
+        "methods": (  # -lam3: objective.lam 3
           "ddpm",
           "invariance",
           "robust_ran",
@@ -262,7 +306,7 @@ def default() -> ConfigDict:
           "robust_adv-lam3",
           "noise_aware",
         ),
-        "seeds": 3,
+        "seeds": 3,  # 0 to one below
         # Runs trained together at most.
         "group_size": 18,
         # A text of paragraphs that the report shows; "": none.
@@ -273,7 +317,7 @@ def default() -> ConfigDict:
       "evaluation": {
         # Names in PROTOCOLS; each writes its part of evaluation.json.
         "protocols": ("truth",),
-        "num_samples": 5000,
+        "num_samples": 5000,  # of the model
         # Clean examples of an image set that samples are held against, at
         # most, evenly spaced.
         "num_reference": 5000,
@@ -294,19 +338,18 @@ def default() -> ConfigDict:
         "held_out": "",
         # Of reconstruction, flow and score: noise levels, and clean examples.
         "num_levels": 8,
-        "num_level_examples": 256,
-        # Of steps.
+        "num_level_examples": 256,  # at each noise level
+        # Of the protocol "steps".
         "samplers": ("ddpm", "ddim", "heun", "dpm_solver"),
-        "step_counts": (10, 30, 100, 300, 1000),
-        "num_step_samples": 1000,
-        # Of attack: budgets in noise units, their norm, gradient steps, the
-        # sampler's levels, of which every so-many-th is attacked.
+        "step_counts": (10, 30, 100, 300, 1000),  # each by each sampler
+        "num_step_samples": 1000,  # by each
+        # Of the protocol "attack": budgets in noise units,
         "attack_budgets": (0.0, 0.1, 0.3),
         "attack_norm": "linf",  # or "l2"
-        "attack_steps": 5,
-        "attack_levels": 20,
-        "attack_every": 4,
-        "num_attack_samples": 256,
+        "attack_steps": 5,  # of the gradient
+        "attack_levels": 20,  # of the sampler,
+        "attack_every": 4,  # of which every so-many-th is attacked
+        "num_attack_samples": 256,  # at each budget
         # Workdir of a run whose network is attacked instead; "": none.
         "transfer_from": "",
       },
@@ -321,7 +364,7 @@ def default() -> ConfigDict:
         "num_steps": 1000,
         # As sampling.sampler: "ddpm" is stochastic, "ddim" deterministic.
         "sampler": "ddpm",
-        "num_examples": 64,
+        "num_examples": 64,  # of the input
       },
     }
   )
@@ -425,6 +468,7 @@ def validate(
     f"in 0 .. {elements}, the elements of an image",
   )
   within("data.num_channels", data.num_channels in (1, 3), "1 or 3")
+  within("data.max_unreadable", data.max_unreadable >= 0, "at least 0")
   for path in ("data.num_examples", "data.image_size", "data.num_threads"):
     positive(path)
   within(
@@ -478,6 +522,25 @@ def validate(
       sides.issuperset(model.unet.attention_resolutions),
       f"among the sides of the feature maps, {sorted(sides)}",
     )
+    one_of("model.unet.conventions", ("ddpm", "improved"))
+    groups, heads = model.unet.num_groups, model.unet.num_heads
+    within(
+      "model.unet.num_groups",
+      groups == 0 or (groups > 0 and channels % groups == 0),
+      f"0, or a divisor of model.unet.channels, {channels}",
+    )
+    attended = [
+      channels * multiplier
+      for level, multiplier in enumerate(multipliers)
+      if level == levels - 1
+      or data.image_size // 2**level in model.unet.attention_resolutions
+    ]
+    within(
+      "model.unet.num_heads",
+      heads >= 1 and all(width % heads == 0 for width in attended),
+      f"a divisor of the channels where attention is, {attended}",
+    )
+    within("model.unet.time_scale", model.unet.time_scale > 0, "above 0")
 
   _validate_method(config, one_of, within, positive)
 
@@ -529,6 +592,9 @@ def validate(
     _get(config, batch_size) % num_devices == 0,
     f"a multiple of the number of devices, {num_devices}",
   )
+  one_of("train.init_weights", ("", "ema", "raw"))
+  if training:
+    _validate_training(config, num_devices, within)
   one_of("sampling.sampler", SAMPLERS)
   within("sampling.stop_sigma", sampling.stop_sigma >= 0, "at least 0")
   one_of("sampling.variance", ("small", "large"))
@@ -544,6 +610,48 @@ def validate(
       f"1 to diffusion.num_timesteps, {diffusion.num_timesteps}",
     )
   _validate_evaluation(config, one_of, within, positive)
+
+
+def _validate_training(config, num_devices: int, within) -> None:
+  """How the batch and the state are cut, and what may go wrong."""
+  train, fraction = config.train, config.regulariser.batch_fraction
+  within(
+    "train.fsdp",
+    train.fsdp >= 1 and num_devices % train.fsdp == 0,
+    f"a divisor of the number of devices, {num_devices}",
+  )
+  regularised = round(fraction * train.batch_size)
+  pieces = train.micro_batches * num_devices
+  within(
+    "train.micro_batches",
+    train.micro_batches == 1
+    or (
+      train.micro_batches > 1
+      and regularised % pieces == 0
+      and train.batch_size % pieces == 0
+    ),
+    "1, or such that its pieces divide evenly over the devices"
+    f" ({num_devices}): train.batch_size {train.batch_size}, and"
+    f" {regularised} regularised examples",
+  )
+  within(
+    "train.micro_batches",
+    train.micro_batches == 1 or config.regulariser.free_replays == 1,
+    "1 with regulariser.free_replays, which updates on the whole batch",
+  )
+  within("train.max_skipped", train.max_skipped >= 0, "at least 0")
+  within(
+    "train.rollback_above",
+    train.rollback_above == 0 or 1 < train.rollback_above < math.inf,
+    "0, or above 1",
+  )
+  within("train.max_rollbacks", train.max_rollbacks >= 1, "at least 1")
+  steps = train.profile_steps
+  within(
+    "train.profile_steps",
+    len(steps) == 0 or (len(steps) == 2 and 1 <= steps[0] <= steps[1]),
+    "(), or (first, last)",
+  )
 
 
 def _validate_strength(config, within) -> None:
@@ -748,6 +856,7 @@ UNBOUND = (
   "data.data_dir",
   "data.loading",
   "data.num_threads",
+  "data.max_unreadable",
   "attack.monitor_every_steps",
 )
 
@@ -766,7 +875,9 @@ def conflicts(
   Returns:
     One "path: saved value -> today's value" for each differing field.
   """
-  old, new = flatten(saved), flatten(config.to_dict())
+  # A field that the saved run is too old to have had was at its default.
+  old = flatten(default().to_dict()) | flatten(saved)
+  new = flatten(config.to_dict())
   bound = [
     path
     for path in sorted(old.keys() | new.keys())

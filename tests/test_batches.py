@@ -135,7 +135,9 @@ def test_failure_reaches_the_caller_after_the_good_batches():
 
 def test_fetch_from_stacks_transformed_images():
   images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), np.uint8)
-  fetch = batches.fetch_from(images, lambda image: image[:, 1:5])
+  fetch = batches.fetch_from(
+    sources.reader(images, lambda image: image[:, 1:5])
+  )
   indices = np.array([4, 0, 1, 4], np.int32)
   np.testing.assert_array_equal(fetch(indices), images[indices][:, :, 1:5])
 
@@ -144,15 +146,66 @@ def test_fetch_from_names_an_example_that_does_not_fit():
   def transform(image):
     raise ValueError("crop_size 9 exceeds the image")
 
-  fetch = batches.fetch_from(np.zeros((5, 4, 4, 3), np.uint8), transform)
+  fetch = batches.fetch_from(
+    sources.reader(np.zeros((5, 4, 4, 3), np.uint8), transform)
+  )
   with pytest.raises(sources.ExampleError, match="example 2: crop_size 9"):
     fetch(np.array([2], np.int32))
 
 
-def test_overhead_is_small():
-  """0.03 ms a batch on an idle 2-core machine; 2 ms allows for a busy one."""
-  data = np.zeros((10_000, 3), np.float32)
-  found = batches.batches(lambda i: data[i], 0, 0, 1_000, 256, len(data))
-  start = time.perf_counter()
-  assert sum(1 for _ in found) == 1_000
-  assert time.perf_counter() - start < 2
+def _undecodable(bad):
+  """Six images of their own index each, of which some are damaged."""
+
+  def transform(image):
+    if image[0, 0, 0] in bad:
+      raise ValueError("damaged")
+    return image
+
+  images = np.broadcast_to(
+    np.arange(6, dtype=np.uint8)[:, None, None, None], (6, 2, 2, 1)
+  )
+  return images, transform
+
+
+@pytest.mark.parametrize("bad, expected", [({2}, 3), ({2, 3}, 4), ({2, 5}, 3)])
+def test_next_image_stands_in_for_one_that_cannot_be_read(
+  bad, expected, caplog
+):
+  source, transform = _undecodable(bad)
+  loaded = sources.load(source, sources.reader(source, transform, 2))
+  found = loaded[:, 0, 0, 0].tolist()
+  assert found[2] == expected
+  assert [found[i] for i in {0, 1, 3, 4, 5} - bad] == sorted(
+    {0, 1, 3, 4, 5} - bad
+  )
+  if 5 in bad:
+    assert found[5] == 0
+  # Each is named once, whoever reads it again.
+  read_at = sources.reader(source, transform, 2)
+  caplog.clear()
+  for _ in range(2):
+    fetched = batches.fetch_from(read_at)(np.arange(6))
+  np.testing.assert_array_equal(fetched, loaded)
+  assert len(caplog.records) == len(bad)
+  assert "example 2: damaged" in caplog.records[0].getMessage()
+  assert "1 of at most 2 unreadable" in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize("limit", [0, 1, 10**6])
+def test_one_unreadable_image_too_many(limit):
+  """All are damaged: no limit lets a reader look for ever."""
+  source, transform = _undecodable(set(range(6)))
+  read_at = sources.reader(source, transform, limit)
+  count = min(limit, 5) + 1
+  with pytest.raises(
+    sources.ExampleError,
+    match=rf"example .: damaged \({count} of at most {limit} unreadable"
+    r": data.max_unreadable",
+  ):
+    sources.load(source, read_at)
+
+
+def test_empty_source_is_named():
+  source = sources.TfdsSource("cifar10", "train[:0]", [], 3)
+  with pytest.raises(ValueError, match="'cifar10', split 'train.:0.' is empty"):
+    sources.reader(source, lambda image: image)

@@ -505,6 +505,7 @@ def test_conflict_names_the_field_and_both_values(path, value):
     ("data.data_dir", "/elsewhere"),
     ("data.loading", "stream"),
     ("data.num_threads", 2),
+    ("data.max_unreadable", 2),
     ("attack.monitor_every_steps", 100),
     ("train.init_from", "/elsewhere"),
     ("sampling.stop_sigma", 0.2),
@@ -517,10 +518,14 @@ def test_no_conflict(path, value):
 
 
 def test_conflict_with_a_field_of_another_version():
+  """One that is gone; one that is new, and was at its default before."""
   saved = configs.default().to_dict()
   saved["objective"]["gamma"] = 2
-  del saved["seed"]
+  del saved["data"]["flip"]
   assert configs.conflicts(saved, configs.default()) == [
+    "objective.gamma: 2 -> unset"
+  ]
+  assert configs.conflicts(saved, with_field("data.flip", False)) == [
+    "data.flip: True -> False",
     "objective.gamma: 2 -> unset",
-    "seed: unset -> 0",
   ]

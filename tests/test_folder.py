@@ -90,6 +90,10 @@ def test_undecodable_file_is_named(tmp_path, whole):
   source[0]
   with pytest.raises(folder.FolderError, match=r"/b\.png cannot be decoded"):
     source[1]
+  with pytest.raises(
+    sources.ExampleError, match=r"split 'train': example 1: .*/b\.png cannot"
+  ):
+    sources.load(source, sources.reader(source, lambda image: image))
 
 
 def test_grey_and_colour_become_each_other(tmp_path):

@@ -17,7 +17,7 @@ from cifar10_like import prepare_cifar10_like
 from PIL import Image
 
 from rad_jax import main
-from rad_jax.training import metrics
+from rad_jax.training import hosts, metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 PLANE = "--config=configs/oblique_plane.py:smoke"
@@ -47,6 +47,8 @@ def run(monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
   # absl.app sends all logging through its own handler, for good.
   monkeypatch.setattr(absl_logging, "use_absl_handler", lambda: None)
+  # JAX runs here already, too late to look for other processes.
+  monkeypatch.setattr(hosts, "connect", lambda *_: None)
 
   def run(*args):
     argv = ["rad_jax/main.py", *map(str, args)]

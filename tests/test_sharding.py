@@ -82,9 +82,10 @@ def run(mesh):
   return rows, sorted(copies), metrics, after.params, draw
 
 
-one = jax.sharding.Mesh(jax.devices()[:1], ("data",))
+first = np.array(jax.devices()[:1]).reshape(1, 1)
+one = jax.sharding.Mesh(first, ("data", "fsdp"))
 rows_1, copies_1, metrics_1, params_1, draw_1 = run(one)
-rows_4, copies_4, metrics_4, params_4, draw_4 = run(sharding.data_mesh())
+rows_4, copies_4, metrics_4, params_4, draw_4 = run(sharding.device_mesh())
 params = jax.device_get(params_1)
 samples_1 = np.concatenate(
   [draw_1(params, np.arange(i, i + 4, dtype=np.int32)) for i in (0, 4)]

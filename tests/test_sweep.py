@@ -400,7 +400,7 @@ def test_time_of_an_interrupted_training_is_whole(tmp_path):
   """Two windows of 2 steps, then one of 1 step at half the speed."""
   (tmp_path / "metrics.jsonl").write_text(
     "".join(
-      json.dumps({"step": step, "train/images_per_second": speed}) + "\n"
+      json.dumps({"step": step, "speed/images_per_second": speed}) + "\n"
       for step, speed in ((2, 16.0), (4, 16.0), (5, 8.0))
     )
   )

@@ -47,8 +47,8 @@ def digits_dir(tmp_path_factory):
   return data_dir
 
 
-def _identity(image):
-  return image
+def load(source, transform=lambda image: image):
+  return sources.load(source, sources.reader(source, transform))
 
 
 def _random_image(height, width, channels=3):
@@ -63,9 +63,7 @@ def _random_image(height, width, channels=3):
 def test_cifar10_round_trip_is_exact(cifar10, split):
   data_dir, expected = cifar10
   source = sources.open_source("cifar10", split, str(data_dir))
-  np.testing.assert_array_equal(
-    sources.load(source, _identity), expected[split]
-  )
+  np.testing.assert_array_equal(load(source), expected[split])
 
 
 def test_cifar10_is_read_by_tfds_itself(cifar10):
@@ -116,7 +114,7 @@ def test_lsun_from_lmdb(tmp_path):
   files = cifar10_like.prepare_lsun_like(tmp_path)
   for split, encoded in files.items():
     source = sources.open_source("lsun/bedroom", split, str(tmp_path))
-    found = {image.tobytes() for image in sources.load(source, _identity)}
+    found = {image.tobytes() for image in load(source)}
     decoded = [np.array(Image.open(io.BytesIO(file))) for file in encoded]
     assert {image.shape for image in decoded} == {source[0].shape}
     assert found == {image.tobytes() for image in decoded}
@@ -139,7 +137,7 @@ def test_digits_are_scikit_learns_in_its_order(digits_dir):
   source = sources.open_source("digits", "train", str(digits_dir))
   levels = sklearn_datasets.load_digits().images
   expected = np.floor(levels * 255 / 16 + 0.5)
-  loaded = sources.load(source, _identity)
+  loaded = load(source)
   assert loaded.shape == (1797, 8, 8, 1) and loaded.max() == 255
   np.testing.assert_array_equal(loaded[..., 0], expected)
 
@@ -186,7 +184,8 @@ def test_tensorflow_is_never_imported(tmp_path):
     "from rad_jax.data import batches, images, sources\n"
     "c.prepare_cifar10_like(sys.argv[2], 8, 4)\n"
     "source = sources.open_source('cifar10', 'train', sys.argv[2])\n"
-    "fetch = batches.fetch_from(source, lambda x: images.fit(x, 0, 16, 1))\n"
+    "read_at = sources.reader(source, lambda x: images.fit(x, 0, 16, 1))\n"
+    "fetch = batches.fetch_from(read_at)\n"
     "next(batches.batches(fetch, 0, 0, 1, 4, 8))\n"
     "assert not [m for m in sys.modules if m.split('.')[0] == 'tensorflow']\n"
   )
@@ -248,9 +247,7 @@ def test_unknown_split_names_the_available(cifar10):
 def test_split_slices(cifar10):
   data_dir, expected = cifar10
   source = sources.open_source("cifar10", "train[10:20]", str(data_dir))
-  np.testing.assert_array_equal(
-    sources.load(source, _identity), expected["train"][10:20]
-  )
+  np.testing.assert_array_equal(load(source), expected["train"][10:20])
 
 
 def test_index_out_of_range(cifar10):
@@ -266,7 +263,7 @@ def test_broken_example_is_named():
   records = [{"image": file} for file in encoded]
   source = sources.TfdsSource("cifar10", "train", records, 3)
   with pytest.raises(sources.ExampleError) as caught:
-    sources.load(source, _identity)
+    load(source)
   for part in ("'cifar10'", "'train'", "example 3"):
     assert part in str(caught.value)
 
@@ -276,8 +273,8 @@ def test_images_of_two_shapes_are_named():
   records = [{"image": file.read()} for file in encoded]
   source = sources.TfdsSource("celeb_a", "test", records, 3)
   with pytest.raises(sources.ExampleError, match=r"example 3 .*\(8, 9, 3\)"):
-    sources.load(source, _identity)
-  loaded = sources.load(source, lambda image: images.fit(image, 0, 8, 3))
+    load(source)
+  loaded = load(source, lambda image: images.fit(image, 0, 8, 3))
   assert loaded.shape == (5, 8, 8, 3)
 
 

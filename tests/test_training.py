@@ -4,7 +4,6 @@ import functools
 import itertools
 import json
 import math
-import pathlib
 import shutil
 
 import chex
@@ -22,6 +21,7 @@ from rad_jax.robustness import attacks, objectives, radius
 from rad_jax.training import (
   build,
   checkpoints,
+  health,
   loop,
   metrics,
   optimizers,
@@ -50,6 +50,14 @@ def tiny_config(**fields):
   )
   configs.validate(config)
   return config
+
+
+def values_of(workdir):
+  """The rows of metrics without how fast the run was."""
+  return [
+    {name: x for name, x in row.items() if not name.startswith("speed/")}
+    for row in metrics.read(workdir)
+  ]
 
 
 def assert_same_to_the_bit(a: State, b: State):
@@ -98,7 +106,7 @@ def test_step_is_traced_once(jitted):
 
 def test_loop_donates_the_state(jitted):
   _, initial, batch = jitted
-  before, mesh = initial(), loop.sharding.data_mesh()
+  before, mesh = initial(), loop.sharding.device_mesh()
   batch = loop.sharding.place(batch, mesh)
   step = loop.compile_step(tiny_config(), before, batch, mesh)
   after, _ = step(before, batch)
@@ -451,11 +459,8 @@ def test_interrupted_run_equals_the_straight_one_to_the_bit(straight, tmp_path):
   assert int(resumed.step) == 12
   assert_same_to_the_bit(resumed, state)
   assert_same_to_the_bit(saved_state(tmp_path), state)
-  rows, expected = metrics.read(tmp_path), metrics.read(workdir)
-  for row in [*rows, *expected]:
-    del row["train/images_per_second"]
-  assert rows == expected
-  assert [row["step"] for row in rows] == [3, 6, 9, 12]
+  assert values_of(tmp_path) == values_of(workdir)
+  assert [row["step"] for row in metrics.read(tmp_path)] == [3, 6, 9, 12]
 
 
 def test_finished_run_is_returned_as_it_is(straight, copied):
@@ -467,21 +472,6 @@ def test_finished_run_is_returned_as_it_is(straight, copied):
 def test_newest_and_every_mth_checkpoints_are_kept(straight):
   # Saved at 2, 4, .. 12: the newest two, and the multiples of 6.
   assert kept_steps(straight[1]) == [6, 10, 12]
-
-
-def test_truncated_checkpoint_is_named(copied):
-  newest = copied / "checkpoints" / "12"
-  files = [path for path in newest.rglob("*") if path.is_file()]
-  assert files
-  for path in files:
-    path.write_bytes(path.read_bytes()[:10])
-  with pytest.raises(checkpoints.CheckpointError) as error:
-    loop.train(tiny_config(train__num_steps=14), copied)
-  assert f"checkpoint {newest} cannot be read" in str(error.value)
-  assert "\n" not in str(error.value)
-  # The advice in the message helps.
-  newest.rename(copied / "moved_away")
-  assert int(saved_state(copied).step) == 10
 
 
 def test_no_checkpoint_to_restore(tmp_path):
@@ -500,7 +490,7 @@ def test_divergence_stops_and_keeps_the_last_good_state(copied):
     checkpoint__every_steps=1,
     checkpoint__keep_every_steps=0,
   )
-  with pytest.raises(loop.NonFiniteLoss) as error:
+  with pytest.raises(health.NonFiniteLoss) as error:
     loop.train(wild, copied)
   # The loss of step 13 is fine, the parameters that it leaves are not.
   assert "param_norm is inf at step 13" in str(error.value)
@@ -515,16 +505,45 @@ def test_divergence_stops_and_keeps_the_last_good_state(copied):
   )
 
 
-def test_first_bad_step_is_named():
-  window = [
-    (step, {"loss": jnp.asarray(loss), "grad_norm": jnp.asarray(1.0)})
-    for step, loss in [(4, 1.0), (5, math.inf), (6, math.nan)]
+def rows_of(losses):
+  return [
+    {"loss": np.asarray(loss), "grad_norm": np.asarray(1.0)} for loss in losses
   ]
-  with pytest.raises(loop.NonFiniteLoss, match="loss is inf at step 5; no ch"):
-    loop.check_finite(window, 0, pathlib.Path("checkpoints"))
-  assert loop.mean_of(window[:1] * 2, 0, pathlib.Path("checkpoints")) == (
-    {"loss": 1.0, "grad_norm": 1.0}
+
+
+def test_first_bad_step_is_named():
+  rows = rows_of([1.0, math.inf, math.nan])
+  with pytest.raises(health.NonFiniteLoss, match="loss is inf at step 5; none"):
+    health.refuse_non_finite([4, 5, 6], rows, "none", skipped=0, limit=0)
+  assert health.means(rows[:1] * 2) == {"loss": 1.0, "grad_norm": 1.0}
+
+
+def test_skipped_steps_are_counted_up_to_their_limit():
+  rows = [
+    row | {"skipped": np.asarray(float(not math.isfinite(row["loss"])))}
+    for row in rows_of([1.0, math.nan, 3.0, math.nan])
+  ]
+  check = lambda skipped, limit: health.refuse_non_finite(
+    [1, 2, 3, 4], rows, "none", skipped, limit
   )
+  assert check(0, 2) == 2
+  with pytest.raises(health.NonFiniteLoss, match="at step 4 after 2 others"):
+    check(1, 2)
+  assert health.means(rows) == ({"loss": 2.0, "grad_norm": 1.0, "skipped": 2.0})
+
+
+@pytest.mark.parametrize(
+  "loss, before, factor, spiked",
+  [
+    (3.1, [1.0] * 3, 3.0, True),
+    (2.9, [1.0] * 3, 3.0, False),
+    (99.0, [1.0] * 2, 3.0, False),  # too young to tell
+    (99.0, [1.0] * 3, 0.0, False),
+    (3.1, [9.0] * 30 + [1.0] * 20, 3.0, True),  # the old is forgotten
+  ],
+)
+def test_spike_is_told_from_the_median_before(loss, before, factor, spiked):
+  assert health.has_spiked(loss, before, factor) is spiked
 
 
 def test_metrics_are_json_rows_and_tensorboard_events(straight):
@@ -540,11 +559,17 @@ def test_metrics_are_json_rows_and_tensorboard_events(straight):
     "train/grad_norm",
     "train/learning_rate",
     "train/passes",
-    "train/images_per_second",
+  }
+  speed = {
+    "speed/images_per_second",
+    "speed/step_seconds",
+    "speed/data_wait",
+    "speed/tflops_per_second",
   }
   assert [row["step"] for row in rows] == [3, 6, 9, 12]
   for row in rows:
-    assert row.keys() == names
+    assert row.keys() - {"speed/checkpoint_seconds"} == names | speed
+    assert 0 <= row["speed/data_wait"] < 1
     assert row["train/loss"] == pytest.approx(
       row["train/dsm"] + 0.3 * row["train/regulariser"], rel=1e-5
     )
@@ -720,10 +745,7 @@ def test_died_run_equals_the_straight_one_to_the_bit(
       loop.train(config, tmp_path)
   assert kept_steps(tmp_path) == [2, 4]
   assert_same_to_the_bit(loop.train(config, tmp_path), state)
-  rows, expected = metrics.read(tmp_path), metrics.read(workdir)
-  for row in [*rows, *expected]:
-    del row["train/images_per_second"]
-  assert rows == expected
+  assert values_of(tmp_path) == values_of(workdir)
 
 
 def test_rows_hold_the_passes_so_far(eight_steps):
@@ -763,8 +785,8 @@ def test_monitor_watches_and_changes_nothing(straight, tmp_path):
     assert row["train/pgd_gain"] == pytest.approx(
       row["train/goal_pgd"] / row["train/goal_attack"], rel=1e-5
     )
-  for row, expected in zip(rows, metrics.read(workdir), strict=True):
-    for name in expected.keys() - {"train/images_per_second"}:
+  for row, expected in zip(rows, values_of(workdir), strict=True):
+    for name in expected:
       assert row[name] == expected[name], name
 
 
@@ -774,7 +796,7 @@ def test_monitor_watches_and_changes_nothing(straight, tmp_path):
 def started(config, workdir):
   """The state that a new run in workdir would start from."""
   with checkpoints.open_manager(workdir) as manager:
-    return loop.resume_or_start(config, manager, loop.sharding.data_mesh())
+    return loop.resume_or_start(config, manager, loop.sharding.device_mesh())
 
 
 @pytest.mark.parametrize("ema", [True, False])

@@ -12,9 +12,7 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int32, Shaped
-
-from rad_jax.data import sources
+from jaxtyping import Int32, Shaped, UInt8
 
 Fetch = Callable[[Int32[np.ndarray, " b"]], Shaped[np.ndarray, "b ..."]]
 
@@ -29,6 +27,12 @@ def epoch_order(
     seed: Of the data order, not negative.
     epoch: From 0.
     num_examples: n.
+
+  Examples:
+    >>> rad_jax.batches.epoch_order(seed=0, epoch=0, num_examples=5).tolist()
+    [2, 4, 3, 0, 1]
+    >>> rad_jax.batches.epoch_order(seed=0, epoch=1, num_examples=5).tolist()
+    [1, 4, 3, 0, 2]
   """
   order = np.random.default_rng([seed, epoch]).permutation(num_examples)
   order = order.astype(np.int32)
@@ -46,6 +50,14 @@ def example_indices(
 
   Raises:
     ValueError: `num_examples` is not positive.
+
+  Examples:
+    Batch 1 of 3 examples ends the first epoch of 5 and starts the second:
+
+    >>> rad_jax.batches.example_indices(0, 0, 3, num_examples=5).tolist()
+    [2, 4, 3]
+    >>> rad_jax.batches.example_indices(0, 1, 3, num_examples=5).tolist()
+    [0, 1, 1]
   """
   if num_examples < 1:
     raise ValueError(f"num_examples must be positive, not {num_examples}")
@@ -88,6 +100,16 @@ def batches(
   Yields:
     "x_0", what `fetch` returned, and "index", the example indices, int32 [b],
     which key each example's corruption.
+
+  Examples:
+    >>> x_0 = np.arange(5.0)
+    >>> for batch in rad_jax.batches.batches(
+    ...   lambda index: x_0[index], seed=0, first_step=0, last_step=2,
+    ...   batch_size=3, num_examples=5,
+    ... ):
+    ...   print(batch["index"], batch["x_0"])
+    [2 4 3] [2. 4. 3.]
+    [0 1 1] [0. 1. 1.]
   """
 
   def load_batch(step: int) -> dict[str, Any]:
@@ -101,16 +123,18 @@ def batches(
   return iter(steps.map(load_batch).to_iter_dataset(options))
 
 
-def fetch_from(source: sources.Source, transform: sources.Transform) -> Fetch:
-  """Returns a fetch function that decodes images from a source.
+def fetch_from(
+  read_at: Callable[[int], UInt8[np.ndarray, "h w c"]],
+) -> Fetch:
+  """Returns a fetch function that reads images one by one.
 
   Args:
-    source: Images of any size.
-    transform: Brings each to one shape.
+    read_at: A source's `sources.reader`.
+
+  Examples:
+    >>> read_at = lambda i: np.full((2, 2, 1), i, np.uint8)
+    >>> fetch = rad_jax.batches.fetch_from(read_at)
+    >>> fetch(np.array([3, 5], np.int32))[:, 0, 0, 0].tolist()
+    [3, 5]
   """
-
-  def fetch(indices: Int32[np.ndarray, " b"]) -> Shaped[np.ndarray, "b ..."]:
-    images = [sources.read(source, int(index), transform) for index in indices]
-    return np.stack(images)
-
-  return fetch
+  return lambda indices: np.stack([read_at(int(i)) for i in indices])

@@ -26,7 +26,18 @@ Batch = Float[Array, "b ..."]
 def is_dirty(
   key: PRNGKeyArray, index: Int[Array, " b"], fraction: float
 ) -> Bool[Array, " b"]:
-  """Which examples of the training set are dirty: a share `fraction` of it."""
+  """Which examples of the training set are dirty: a share `fraction` of it.
+
+  Examples:
+    It depends on the key and the index alone:
+
+    >>> key, is_dirty = jax.random.key(0), rad_jax.corruptions.is_dirty
+    >>> dirty = is_dirty(key, jnp.arange(1000), fraction=0.9)
+    >>> print(f"{dirty.mean():.2f}")
+    0.91
+    >>> print(dirty[7] == is_dirty(key, jnp.array([7]), fraction=0.9)[0])
+    True
+  """
   flag, _ = _keys(key, index)
   return jax.vmap(jax.random.uniform)(flag) < fraction
 
@@ -34,14 +45,27 @@ def is_dirty(
 def gaussian(
   key: PRNGKeyArray, x_0: Float[Array, "..."], sigma: float
 ) -> Float[Array, "..."]:
-  """x_0 plus Gaussian noise of standard deviation sigma; not clipped."""
+  """x_0 plus Gaussian noise of standard deviation sigma; not clipped.
+
+  Examples:
+    >>> x_0 = jnp.ones(1000)
+    >>> x = rad_jax.corruptions.gaussian(jax.random.key(0), x_0, sigma=0.2)
+    >>> print(f"{(x - x_0).std():.2f}")
+    0.20
+  """
   return x_0 + sigma * jax.random.normal(key, x_0.shape)
 
 
 def outlier(
   key: PRNGKeyArray, x_0: Float[Array, "..."], sigma: float
 ) -> Float[Array, "..."]:
-  """A point uniform in [-sigma, sigma] per element, in the place of x_0."""
+  """A point uniform in [-sigma, sigma] per element, in the place of x_0.
+
+  Examples:
+    >>> x = rad_jax.corruptions.outlier(jax.random.key(0), jnp.ones(1000), 0.5)
+    >>> print(f"{x.min():.2f} to {x.max():.2f}")
+    -0.50 to 0.50
+  """
   return jax.random.uniform(key, x_0.shape, minval=-sigma, maxval=sigma)
 
 
@@ -52,6 +76,12 @@ def salt_and_pepper(
 
   An element is one channel of one pixel, as in Hendrycks & Dietterich's
   impulse noise, so that colour images get coloured specks.
+
+  Examples:
+    >>> key, x_0 = jax.random.key(0), jnp.zeros((100, 100, 1))
+    >>> x = rad_jax.corruptions.salt_and_pepper(key, x_0, share=0.1)
+    >>> print(f"{jnp.abs(x).mean():.2f} of", jnp.unique(x))
+    0.11 of [-1.  0.  1.]
   """
   u = jax.random.uniform(key, x_0.shape)
   return jnp.where(u < share, jnp.where(u < share / 2, -1.0, 1.0), x_0)
@@ -64,6 +94,12 @@ def mask(
 
   Each of its sides is sqrt(share) of the image's, rounded to pixels, and one
   pixel at least if there is a share at all. All places are equally likely.
+
+  Examples:
+    >>> x_0 = jnp.ones((8, 8, 1))
+    >>> x = rad_jax.corruptions.mask(jax.random.key(0), x_0, share=0.25)
+    >>> int((x == 0).sum())  # 4 x 4 pixels
+    16
   """
   row_key, column_key = jax.random.split(key)
   inside = jnp.ones((1, 1), bool)
@@ -86,6 +122,16 @@ def jpeg(
     x_0: grey or RGB.
     lost: whole, 0 to 99. 0 leaves x_0 as it is, where quality 100 would
       still round.
+
+  Examples:
+    A flat image survives, a chessboard of pixels loses a little:
+
+    >>> board = jnp.indices((8, 8)).sum(0) % 2 - 0.5
+    >>> for x_0 in (jnp.zeros((8, 8, 1)), board[..., None]):
+    ...   x = rad_jax.corruptions.jpeg(jax.random.key(0), x_0, lost=50.0)
+    ...   print(f"{jnp.abs(x - x_0).max():.2f}")
+    0.00
+    0.22
   """
   del key
   return jpegs.round_trip(x_0, 100 - round(lost)) if lost else x_0
@@ -98,6 +144,12 @@ def blur(
 
   Cut off at 4 std; the image is mirrored at its edges, which keeps its mean.
   `key` is not used: blur is not random.
+
+  Examples:
+    >>> x_0 = jnp.zeros((9, 9, 1)).at[4, 4].set(1.0)
+    >>> x = rad_jax.corruptions.blur(jax.random.key(0), x_0, std=1.0)
+    >>> print(f"{x.sum():.3f}", x[4, 3:6, 0])
+    1.000 [0.097 0.159 0.097]
   """
   del key
   if not std:
@@ -143,6 +195,12 @@ def strength_of(kind: str, sigma: float, severity: int) -> float:
     kind: a name in CORRUPTIONS.
     sigma: the strength itself, in the kind's unit, if severity is 0.
     severity: 0, or a place 1 to 5 on the kind's ladder SEVERITIES.
+
+  Examples:
+    >>> rad_jax.corruptions.strength_of("gaussian", sigma=0.3, severity=0)
+    0.3
+    >>> rad_jax.corruptions.strength_of("gaussian", sigma=0.3, severity=5)
+    0.2
   """
   return SEVERITIES[kind][severity - 1] if severity else sigma
 
@@ -170,6 +228,15 @@ def corrupt(
 
   Returns:
     [b, ...]; clean examples are unchanged to the bit.
+
+  Examples:
+    >>> x_0 = jnp.zeros((5, 1))
+    >>> x = rad_jax.corruptions.corrupt(
+    ...   jax.random.key(0), jnp.arange(5), x_0,
+    ...   "gaussian", fraction=0.5, sigma=0.2,
+    ... )
+    >>> print(x[:, 0])
+    [-0.251  0.     0.132  0.     0.   ]
   """
   _, noise = _keys(key, index)
   dirty = jax.vmap(lambda k, x: CORRUPTIONS[kind](k, x, sigma))(noise, x_0)

@@ -14,6 +14,13 @@ def center_crop(
 
   Raises:
     ValueError: The image is smaller than `size`.
+
+  Examples:
+    >>> from rad_jax.data import images
+    >>> image = np.arange(20, dtype=np.uint8).reshape(4, 5, 1)
+    >>> print(images.center_crop(image, 2)[..., 0])
+    [[ 6  7]
+     [11 12]]
   """
   height, width = image.shape[:2]
   if size > min(height, width):
@@ -30,6 +37,13 @@ def resize(
   Not BOX: Pillow's box counts a pixel whole or not at all, so at a ratio that
   is no integer (CelebA's 140 to 64) its windows hold 2 or 3 pixels by turns,
   and edges jitter. Lanczos weighs every pixel by its distance.
+
+  Examples:
+    >>> from rad_jax.data import images
+    >>> image = np.full((218, 178, 3), 200, np.uint8)
+    >>> small = images.resize(image, 64)
+    >>> small.shape, int(small.min()), int(small.max())
+    ((64, 64, 3), 200, 200)
   """
   if image.shape[:2] == (size, size):
     return image
@@ -48,6 +62,13 @@ def with_channels(
 
   Raises:
     ValueError: Any other change of channels.
+
+  Examples:
+    >>> from rad_jax.data import images
+    >>> red = np.zeros((1, 1, 3), np.uint8)
+    >>> red[..., 0] = 255
+    >>> images.with_channels(red, 1).tolist()
+    [[[76]]]
   """
   channels = image.shape[2]
   if channels == num_channels:
@@ -80,6 +101,12 @@ def fit(
 
   Raises:
     ValueError: The crop exceeds the image, or channels cannot be converted.
+
+  Examples:
+    >>> from rad_jax.data import images
+    >>> image = np.zeros((218, 178, 3), np.uint8)
+    >>> images.fit(image, crop_size=140, image_size=64, num_channels=1).shape
+    (64, 64, 1)
   """
   image = center_crop(image, crop_size or min(image.shape[:2]))
   return with_channels(resize(image, image_size), num_channels)

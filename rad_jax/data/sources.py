@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import logging
+import threading
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any, Protocol, runtime_checkable
@@ -14,11 +16,14 @@ from PIL import Image
 
 from rad_jax.data import builders
 
+_LOG = logging.getLogger("rad_jax")
 _PIL_MODES = {1: "L", 3: "RGB"}
 _NUM_THREADS = 8
 _CHUNK_SIZE = 64
 
 Transform = Callable[[UInt8[np.ndarray, "h w c"]], UInt8[np.ndarray, "h w c"]]
+# The image at an index, transformed.
+Reader = Callable[[int], UInt8[np.ndarray, "h w c"]]
 
 
 class NotPrepared(FileNotFoundError):
@@ -122,27 +127,24 @@ def open_source(
   return TfdsSource(name, split, records, num_channels)
 
 
-def load(source: Source, transform: Transform) -> UInt8[np.ndarray, "n h w c"]:
+def load(source: Source, read_at: Reader) -> UInt8[np.ndarray, "n h w c"]:
   """Reads a whole source into memory, with a progress bar on stderr.
 
   Args:
     source: Images of any size.
-    transform: Brings each to one shape.
+    read_at: Its `reader`.
 
   Raises:
     ExampleError: An image cannot be decoded or transformed, or comes out in
       another shape than the first.
-    ValueError: The source is empty.
   """
-  if not len(source):
-    raise ValueError(f"{source} is empty")
-  first = read(source, 0, transform)
+  first = read_at(0)
   images = np.empty((len(source), *first.shape), np.uint8)
 
   def read_chunk(start: int) -> int:
     stop = min(start + _CHUNK_SIZE, len(source))
     for index in range(start, stop):
-      image = read(source, index, transform)
+      image = read_at(index)
       if image.shape != first.shape:
         raise ExampleError(
           f"{source}: example {index} has shape {image.shape}, "
@@ -161,17 +163,58 @@ def load(source: Source, transform: Transform) -> UInt8[np.ndarray, "n h w c"]:
   return images
 
 
-def read(
-  source: Source, index: int, transform: Transform
-) -> UInt8[np.ndarray, "h w c"]:
-  """Reads and transforms one image.
+def reader(
+  source: Source, transform: Transform, max_unreadable: int = 0
+) -> Reader:
+  """Returns a function from an index to its image; safe to share by threads.
+
+  An image that cannot be decoded or transformed is named in the log, with the
+  count of such, and the next that can stands in its place: indices stay what
+  they are, and with them the order of the batches and the corruption.
+
+  Args:
+    source: Images of any size.
+    transform: Brings each to one shape.
+    max_unreadable: How many of them are put up with.
 
   Raises:
-    ExampleError: It cannot be decoded or transformed.
+    ValueError: The source is empty.
+
+  The function raises ExampleError at one image too many.
   """
-  image = source[index]
+  if not len(source):
+    raise ValueError(f"{source} is empty")
+  allowed = min(max_unreadable, len(source) - 1)
+  lock, unreadable = threading.Lock(), set[int]()
+
+  def note(index: int, error: ExampleError) -> None:
+    with lock:
+      if index in unreadable:
+        return
+      unreadable.add(index)
+      count = f"{len(unreadable)} of at most {max_unreadable} unreadable"
+      if len(unreadable) > allowed:
+        raise ExampleError(f"{error} ({count}: data.max_unreadable)") from error
+      _LOG.warning("%s; the next one stands in (%s)", error, count)
+
+  def read_at(index: int) -> UInt8[np.ndarray, "h w c"]:
+    while True:
+      try:
+        return _read(source, index, transform)
+      except ExampleError as error:
+        note(index, error)
+        index = (index + 1) % len(source)
+
+  return read_at
+
+
+def _read(
+  source: Source, index: int, transform: Transform
+) -> UInt8[np.ndarray, "h w c"]:
   try:
-    return transform(image)
+    return transform(source[index])
+  except ExampleError:
+    raise
   except ValueError as error:
     raise ExampleError(f"{source}: example {index}: {error}") from error
 

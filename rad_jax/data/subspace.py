@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.decomposition import PCA
+from jaxtyping import Float
 
 
 class Subspace(NamedTuple):
@@ -16,11 +16,17 @@ class Subspace(NamedTuple):
   basis: np.ndarray
 
 
-def fit(x: np.ndarray, rank: int) -> Subspace:
+def fit(x: Float[np.ndarray, "n ..."], rank: int) -> Subspace:
   """The `rank` leading principal components of x [n, ...], flattened.
 
   Raises:
     ValueError: rank is not in 1 .. min(n, d).
+
+  Examples:
+    >>> x = np.array([[0.0, 1.0], [1.0, 1.0], [5.0, 1.0]])  # on a line
+    >>> line = rad_jax.subspace.fit(x, rank=1)
+    >>> print(line.mean, np.abs(line.basis))
+    [2. 1.] [[1. 0.]]
   """
   flat = x.reshape(len(x), -1)
   if not 1 <= rank <= min(flat.shape):
@@ -30,21 +36,48 @@ def fit(x: np.ndarray, rank: int) -> Subspace:
     )
   # The solver is exact for small sets and randomised, by a fixed seed, for
   # large ones.
+  from sklearn.decomposition import PCA  # A quarter of a second to import.
+
   pca = PCA(rank, svd_solver="auto", random_state=0).fit(flat)
   return Subspace(pca.mean_, pca.components_)
 
 
 def truncate(subspace: Subspace, rank: int) -> Subspace:
-  """The `rank` leading components of a subspace."""
+  """The `rank` leading components of a subspace.
+
+  Examples:
+    >>> x = np.random.default_rng(0).normal(size=(10, 5))
+    >>> subspace = rad_jax.subspace.fit(x, rank=4)
+    >>> rad_jax.subspace.truncate(subspace, 2).basis.shape
+    (2, 5)
+  """
   return subspace._replace(basis=subspace.basis[:rank])
 
 
-def coordinates(subspace: Subspace, x: np.ndarray) -> np.ndarray:
-  """Coordinates [n, rank] of x [n, ...] along the basis."""
+def coordinates(
+  subspace: Subspace, x: Float[np.ndarray, "n ..."]
+) -> Float[np.ndarray, "n rank"]:
+  """Coordinates [n, rank] of x [n, ...] along the basis.
+
+  Examples:
+    >>> x = np.array([[0.0, 1.0], [1.0, 1.0], [5.0, 1.0]])  # on a line
+    >>> line = rad_jax.subspace.fit(x, rank=1)
+    >>> print(np.abs(rad_jax.subspace.coordinates(line, x))[:, 0])
+    [2. 1. 3.]
+  """
   return (x.reshape(len(x), -1) - subspace.mean) @ subspace.basis.T
 
 
-def project(subspace: Subspace, x: np.ndarray) -> np.ndarray:
-  """The nearest point of the subspace to each example, in x's shape."""
+def project(
+  subspace: Subspace, x: Float[np.ndarray, " n *shape"]
+) -> Float[np.ndarray, " n *shape"]:
+  """The nearest point of the subspace to each example, in x's shape.
+
+  Examples:
+    >>> x = np.array([[0.0, 1.0], [1.0, 1.0], [5.0, 1.0]])  # on a line
+    >>> line = rad_jax.subspace.fit(x, rank=1)
+    >>> print(rad_jax.subspace.project(line, np.array([[3.0, 7.0]])))
+    [[3. 1.]]
+  """
   flat = coordinates(subspace, x) @ subspace.basis + subspace.mean
   return flat.reshape(x.shape).astype(x.dtype)

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.special
-import scipy.stats
 
 Points = np.ndarray
 
@@ -22,6 +21,11 @@ def view(dims: int) -> np.ndarray:
 
   Raises:
     ValueError: points of another dimension.
+
+  Examples:
+    >>> along, off = rad_jax.synthetic.view(3)
+    >>> print(along, off)
+    [ 0.707 -0.707  0.   ] [0.577 0.577 0.577]
   """
   if dims == 2:
     return np.eye(2)
@@ -57,12 +61,22 @@ def oblique_plane() -> World:
 
   The spread along each axis of the plane is 1 / sqrt(3) = 0.577. The support
   is taken to be the whole plane.
+
+  Examples:
+    >>> world = rad_jax.synthetic.oblique_plane()
+    >>> x_0 = world.sample(np.random.default_rng(0), 1000)
+    >>> print(np.abs(x_0.sum(axis=1)).max() < 1e-6)
+    True
+    >>> print(world.project(np.ones((1, 3))) + 0)
+    [[0. 0. 0.]]
   """
 
   def sample(generator, n):
     return (generator.uniform(-1, 1, (n, 2)) @ PLANE_BASIS).astype(np.float32)
 
   def denoise(x_t, alpha, sigma):
+    import scipy.stats  # Half a second to import.
+
     # Along each axis of the plane, a Gaussian cut off at the square's edges.
     middle, std = x_t @ PLANE_BASIS.T / alpha, sigma / alpha
     inside = scipy.stats.truncnorm.mean(
@@ -84,6 +98,16 @@ def three_gaussians() -> World:
 
   Each has standard deviation 0.05; the support is taken to be the discs of
   three standard deviations, which hold 98.9% of the mass.
+
+  Examples:
+    >>> world = rad_jax.synthetic.three_gaussians()
+    >>> print(world.modes + 0)
+    [[ 0.     0.8  ]
+     [-0.693 -0.4  ]
+     [ 0.693 -0.4  ]]
+    >>> x_t = np.array([[0.0, 0.3]])
+    >>> print(world.denoise(x_t, alpha=1.0, sigma=0.3) + 0)
+    [[0.    0.741]]
   """
   std = 0.05
   angles = np.pi / 2 + np.arange(3) * 2 * np.pi / 3

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Batch = Float[Array, "b ..."]
+Batch = Float[Array, " b *shape"]
 Scalars = Float[Array, " b"]
 
 
@@ -32,7 +32,12 @@ class Level(NamedTuple):
 
 
 def per_example(values: Scalars, ndim: int) -> jax.Array:
-  """values [b] with trailing ones, to broadcast against a rank-ndim batch."""
+  """values [b] with trailing ones, to broadcast against a rank-ndim batch.
+
+  Examples:
+    >>> rad_jax.process.per_example(jnp.ones(8), ndim=4).shape
+    (8, 1, 1, 1)
+  """
   return values.reshape(values.shape + (1,) * (ndim - 1))
 
 
@@ -41,6 +46,13 @@ def unit_sigma(level: Level) -> Array:
 
   Two processes have the same value where their signal-to-noise ratio is the
   same.
+
+  Examples:
+    >>> flow, edm = rad_jax.schedules.flow(), rad_jax.schedules.edm()
+    >>> for process in (flow, edm):
+    ...   print(rad_jax.process.unit_sigma(process.grid(3)))
+    [1.    0.707 0.001]
+    [1.    0.929 0.002]
   """
   return level.sigma / jnp.hypot(level.alpha, level.sigma)
 
@@ -50,19 +62,42 @@ def _coefficients(level: Level, ndim: int) -> tuple[Array, Array]:
 
 
 def diffuse(level: Level, x_0: Batch, eps: Batch) -> Batch:
-  """x_t = alpha x_0 + sigma eps (Ho et al. 2020, Eq. 4)."""
+  """x_t = alpha x_0 + sigma eps (Ho et al. 2020, Eq. 4).
+
+  Examples:
+    >>> level = rad_jax.schedules.flow(end=0.1).grid(3)
+    >>> x_0, eps = jnp.full((3, 1), 2.0), jnp.ones((3, 1))
+    >>> print(rad_jax.process.diffuse(level, x_0, eps)[:, 0])
+    [1.1 1.5 1.9]
+  """
   a, s = _coefficients(level, x_0.ndim)
   return a * x_0 + s * eps
 
 
 def eps_to_x_0(level: Level, x_t: Batch, eps: Batch) -> Batch:
-  """x_0 = (x_t - sigma eps) / alpha: the clean estimate eps implies."""
+  """x_0 = (x_t - sigma eps) / alpha: the clean estimate eps implies.
+
+  Examples:
+    >>> level = rad_jax.schedules.flow(end=0.1).grid(3)
+    >>> x_0, eps = jnp.full((3, 1), 2.0), jnp.ones((3, 1))
+    >>> x_t = rad_jax.process.diffuse(level, x_0, eps)
+    >>> print(rad_jax.process.eps_to_x_0(level, x_t, eps)[:, 0])
+    [2. 2. 2.]
+  """
   a, s = _coefficients(level, x_t.ndim)
   return (x_t - s * eps) / a
 
 
 def x_0_to_eps(level: Level, x_t: Batch, x_0: Batch) -> Batch:
-  """eps = (x_t - alpha x_0) / sigma."""
+  """eps = (x_t - alpha x_0) / sigma.
+
+  Examples:
+    >>> level = rad_jax.schedules.flow(end=0.1).grid(3)
+    >>> x_0, eps = jnp.full((3, 1), 2.0), jnp.ones((3, 1))
+    >>> x_t = rad_jax.process.diffuse(level, x_0, eps)
+    >>> print(rad_jax.process.x_0_to_eps(level, x_t, x_0)[:, 0])
+    [1. 1. 1.]
+  """
   a, s = _coefficients(level, x_t.ndim)
   return (x_t - a * x_0) / s
 
@@ -79,6 +114,16 @@ def transition(
   Returns:
     The mean and the variance of q(x_s | x_t, x_0), and sigma^2_{t|s}, which is
     beta_t between neighbouring levels of DDPM.
+
+  Examples:
+    From flow matching's t = 0.5 to 0.1:
+
+    >>> levels = rad_jax.schedules.flow(end=0.1).grid(3)
+    >>> t, s = (jax.tree.map(lambda column: column[n], levels) for n in (1, 2))
+    >>> x_0, x_t = jnp.ones(1), jnp.ones(1)
+    >>> mean, variance, added = rad_jax.process.transition(t, s, x_0, x_t)
+    >>> print(f"{mean[0]:.3f} {variance:.4f} {added:.4f}")
+    0.911 0.0099 0.2469
   """
   ratio = later.alpha / earlier.alpha
   var_t, var_s = jnp.square(later.sigma), jnp.square(earlier.sigma)

@@ -61,6 +61,19 @@ def ddpm(variance: str = "small") -> Update:
     variance: "small" is the posterior's (optimal where the data is one
       point), "large" is that of q(x_t | x_s), DDPM's beta_t (optimal there for
       unit Gaussian data): the two bounds of section 3.2.
+
+  Examples:
+    Where all data is one point, any number of steps finds it:
+
+    >>> def eps_fn(x_t, level):
+    ...   return (x_t - level.alpha[:, None]) / level.sigma[:, None]
+    >>> levels = rad_jax.schedules.flow().grid(3)
+    >>> x = rad_jax.samplers.sample(
+    ...   eps_fn, levels, rad_jax.samplers.ddpm(), jax.random.key(0),
+    ...   index=jnp.arange(4), shape=(1,),
+    ... )
+    >>> print(x[:, 0])
+    [1. 1. 1. 1.]
   """
 
   def update(denoise, step, x_t, last_x_0, z):
@@ -79,6 +92,20 @@ def ddim(eta: float = 0.0) -> Update:
   Args:
     eta: 0 is deterministic, Euler's step; 1 equals `ddpm("small")` in
       distribution and, with the same noise, in value; at most 1.
+
+  Examples:
+    Of data with standard deviation 0.5, ten Euler steps lose a little:
+
+    >>> def eps_fn(x_t, level):  # exact for data of standard deviation 1/2
+    ...   total = (level.alpha / 2) ** 2 + level.sigma**2
+    ...   return (level.sigma / total)[:, None] * x_t
+    >>> levels = rad_jax.schedules.flow().grid(10)
+    >>> x = rad_jax.samplers.sample(
+    ...   eps_fn, levels, rad_jax.samplers.ddim(), jax.random.key(0),
+    ...   index=jnp.arange(2000), shape=(1,),
+    ... )
+    >>> print(f"{x.std():.2f}")
+    0.41
   """
 
   def update(denoise, step, x_t, last_x_0, z):
@@ -102,6 +129,20 @@ def heun() -> Update:
   x_0_hat and eps_hat are averaged over both ends of the step, which for EDM
   and flow matching is Heun's step of their own velocities. It takes two
   network evaluations a step, and one in the last, to the data.
+
+  Examples:
+    Of data with standard deviation 0.5, ten steps of second order lose less:
+
+    >>> def eps_fn(x_t, level):  # exact for data of standard deviation 1/2
+    ...   total = (level.alpha / 2) ** 2 + level.sigma**2
+    ...   return (level.sigma / total)[:, None] * x_t
+    >>> levels = rad_jax.schedules.flow().grid(10)
+    >>> x = rad_jax.samplers.sample(
+    ...   eps_fn, levels, rad_jax.samplers.heun(), jax.random.key(0),
+    ...   index=jnp.arange(2000), shape=(1,),
+    ... )
+    >>> print(f"{x.std():.2f}")
+    0.48
   """
 
   def update(denoise, step, x_t, last_x_0, z):
@@ -125,6 +166,20 @@ def dpm_solver() -> Update:
   With lambda = ln(alpha / sigma) and h = lambda_s - lambda_t, the clean
   estimate is carried on along the line through the last two of them: second
   order from one network evaluation a step. The first step is DDIM's.
+
+  Examples:
+    Of data with standard deviation 0.5, with one evaluation a step:
+
+    >>> def eps_fn(x_t, level):  # exact for data of standard deviation 1/2
+    ...   total = (level.alpha / 2) ** 2 + level.sigma**2
+    ...   return (level.sigma / total)[:, None] * x_t
+    >>> levels = rad_jax.schedules.edm().grid(20)
+    >>> x = rad_jax.samplers.sample(
+    ...   eps_fn, levels, rad_jax.samplers.dpm_solver(), jax.random.key(0),
+    ...   index=jnp.arange(2000), shape=(1,),
+    ... )
+    >>> print(f"{x.std():.2f}")
+    0.50
   """
 
   def update(denoise, step, x_t, last_x_0, z):
@@ -169,6 +224,18 @@ def sample(
 
   Returns:
     [b, *shape] float32.
+
+  Examples:
+    Sample i is the same in any batch:
+
+    >>> def draw(index):
+    ...   return rad_jax.samplers.sample(
+    ...     lambda x_t, level: level.sigma[:, None] * x_t,
+    ...     rad_jax.schedules.flow().grid(5), rad_jax.samplers.ddpm(),
+    ...     jax.random.key(0), jnp.array(index), shape=(2,),
+    ...   )
+    >>> print(jnp.abs(draw([0, 7])[1] - draw([7, 3])[0]).max() < 1e-6)
+    True
   """
   keys = sample_keys(key, index)
   x_t = noise(levels, keys, shape)
@@ -176,14 +243,31 @@ def sample(
 
 
 def sample_keys(key: PRNGKeyArray, index: Int[Array, " b"]) -> Key[Array, " b"]:
-  """The keys of samples `index` under a root key."""
+  """The keys of samples `index` under a root key.
+
+  Examples:
+    Sample 7 has its key in any batch:
+
+    >>> key, sample_keys = jax.random.key(0), rad_jax.samplers.sample_keys
+    >>> together = jax.random.key_data(sample_keys(key, jnp.array([3, 7])))
+    >>> alone = jax.random.key_data(sample_keys(key, jnp.array([7])))
+    >>> print((together[1] == alone[0]).all())
+    True
+  """
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
 def noise(
   levels: Level, keys: Key[Array, " b"], shape: tuple[int, ...]
 ) -> Float[Array, "b ..."]:
-  """Where `sample` starts: noise of the first level's sigma, [b, *shape]."""
+  """Where `sample` starts: noise of the first level's sigma, [b, *shape].
+
+  Examples:
+    >>> levels = rad_jax.schedules.edm(sigma_max=80.0).grid(5)
+    >>> keys = rad_jax.samplers.sample_keys(jax.random.key(0), jnp.arange(4000))
+    >>> print(rad_jax.samplers.noise(levels, keys, shape=(2,)).std().round())
+    80.0
+  """
   return levels.sigma[0] * _unit_noise(keys, jnp.asarray(0), shape)
 
 
@@ -212,6 +296,19 @@ def reverse(
 
   Returns:
     The clean estimates at the last level, [b, ...].
+
+  Examples:
+    An estimate that is equivariant, as that of one point, takes w out again:
+
+    >>> def eps_fn(x_t, level):
+    ...   return (x_t - level.alpha[:, None]) / level.sigma[:, None]
+    >>> x = rad_jax.samplers.reverse(
+    ...   eps_fn, rad_jax.schedules.flow().grid(5), rad_jax.samplers.ddim(),
+    ...   jnp.zeros((2, 1)), jax.random.split(jax.random.key(0), 2),
+    ...   w=jnp.full((5, 2, 1), 0.3),
+    ... )
+    >>> print(x[:, 0])
+    [1. 1.]
   """
   scan = _reverse_scan(eps_fn, levels, update, keys, clip_x_0, remat)
   x_0_hat, _ = scan(x_t, w, lambda x_t, x_0_hat: None)
@@ -229,6 +326,19 @@ def path(
   """The same process, with every state on its way. Jit-able.
 
   Args: as in `reverse`.
+
+  Examples:
+    Where all data is the point 1:
+
+    >>> def eps_fn(x_t, level):
+    ...   return (x_t - level.alpha[:, None]) / level.sigma[:, None]
+    >>> path = rad_jax.samplers.path(
+    ...   eps_fn, rad_jax.schedules.flow(end=0.1).grid(3),
+    ...   rad_jax.samplers.ddim(), jnp.zeros((1, 1)),
+    ...   jax.random.split(jax.random.key(0), 1),
+    ... )
+    >>> print(path.x_t[:, 0, 0], path.x_0_hat[:, 0, 0])
+    [0.    0.444 0.889] [1. 1. 1.]
   """
   scan = _reverse_scan(eps_fn, levels, update, keys, clip_x_0, remat=False)
   _, states = scan(x_t, None, Path)

@@ -13,9 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float64, Int, Key
 
 from rad_jax.diffusion.process import Level
+
+AlphaBar = Float64[np.ndarray, " t"]
 
 
 class Process(NamedTuple):
@@ -30,7 +32,7 @@ class Process(NamedTuple):
   grid: Callable[[int], Level]
 
 
-def linear_alpha_bar(num_timesteps: int) -> np.ndarray:
+def linear_alpha_bar(num_timesteps: int) -> AlphaBar:
   """alpha_bar of betas linear from 1e-4 to 0.02 (Ho et al. 2020, section 4).
 
   The end points are those of T = 1000 and scale with 1000 / T, so that any T
@@ -41,6 +43,11 @@ def linear_alpha_bar(num_timesteps: int) -> np.ndarray:
 
   Returns:
     float64 [T], decreasing in (0, 1).
+
+  Examples:
+    >>> alpha_bar = rad_jax.schedules.linear_alpha_bar(1000)
+    >>> print(*alpha_bar[[0, 499, 999]].round(5))
+    0.9999 0.07859 4e-05
   """
   scale = 1000 / num_timesteps
   beta = np.linspace(1e-4 * scale, 0.02 * scale, num_timesteps)
@@ -51,7 +58,7 @@ def linear_alpha_bar(num_timesteps: int) -> np.ndarray:
   return np.cumprod(1 - beta)
 
 
-def cosine_alpha_bar(num_timesteps: int) -> np.ndarray:
+def cosine_alpha_bar(num_timesteps: int) -> AlphaBar:
   """alpha_bar of the cosine schedule (Nichol & Dhariwal 2021, Eq. 17).
 
   Args:
@@ -59,6 +66,10 @@ def cosine_alpha_bar(num_timesteps: int) -> np.ndarray:
 
   Returns:
     float64 [T], decreasing in (0, 1); each beta is clipped at 0.999.
+
+  Examples:
+    >>> print(rad_jax.schedules.cosine_alpha_bar(5))
+    [0.899 0.647 0.341 0.094 0.   ]
   """
   offset = 0.008
   u = np.arange(num_timesteps + 1) / num_timesteps
@@ -75,6 +86,14 @@ def ddpm(alpha_bar: np.ndarray) -> Process:
 
   Args:
     alpha_bar: float64 [T], decreasing in (0, 1).
+
+  Examples:
+    >>> alpha_bar = rad_jax.schedules.linear_alpha_bar(1000)
+    >>> process = rad_jax.schedules.ddpm(alpha_bar)
+    >>> print(process.grid(3).time, process.grid(3).sigma)
+    [999. 500.   0.] [1.   0.96 0.01]
+    >>> process.draw(jax.random.split(jax.random.key(0), 8)).alpha.shape
+    (8,)
   """
   alpha_bar = np.asarray(alpha_bar, np.float64)
   table = _level(
@@ -95,7 +114,9 @@ def ddpm(alpha_bar: np.ndarray) -> Process:
   return Process(draw, grid)
 
 
-def respaced_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
+def respaced_timesteps(
+  num_timesteps: int, num_steps: int
+) -> Int[np.ndarray, " n"]:
   """num_steps timesteps, evenly spaced from T-1 down to 0 (both included).
 
   One step alone starts from T-1. num_steps = T gives every timestep. Even
@@ -103,6 +124,10 @@ def respaced_timesteps(num_timesteps: int, num_steps: int) -> np.ndarray:
 
   Raises:
     ValueError: num_steps is not in 1 .. num_timesteps.
+
+  Examples:
+    >>> rad_jax.schedules.respaced_timesteps(1000, 5).tolist()
+    [999, 749, 500, 250, 0]
   """
   if not 1 <= num_steps <= num_timesteps:
     raise ValueError(
@@ -133,6 +158,11 @@ def edm(
     sigma_data: standard deviation of the data.
     log_mean, log_std: mean and standard deviation of ln sigma.
     rho: the sampler's levels are evenly spaced in sigma^(1 / rho).
+
+  Examples:
+    >>> levels = rad_jax.schedules.edm().grid(5)
+    >>> print(levels.sigma)
+    [80.    17.528  2.515  0.17   0.002]
   """
 
   def level(sigma, xp):
@@ -168,6 +198,11 @@ def flow(time: str = "uniform", end: float = 1e-3) -> Process:
     time: the law of t in training: "uniform", or "logit_normal" (mean 0 and
       standard deviation 1; Esser et al. 2024, section 3.1).
     end: in (0, 1/2).
+
+  Examples:
+    >>> levels = rad_jax.schedules.flow().grid(3)
+    >>> print(levels.alpha, levels.sigma)
+    [0.001 0.5   0.999] [0.999 0.5   0.001]
   """
 
   def level(t, xp):
@@ -195,6 +230,11 @@ def stopped(levels: Level, sigma: float) -> Level:
 
   Raises:
     ValueError: no level is left.
+
+  Examples:
+    >>> levels = rad_jax.schedules.edm().grid(5)
+    >>> print(rad_jax.schedules.stopped(levels, sigma=0.2).sigma)
+    [80.    17.528  2.515]
   """
   keep = np.asarray(levels.sigma / levels.alpha) >= sigma
   if not keep.any():

@@ -95,7 +95,7 @@ def diagnose(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     ConfigError: workdir's run was of another model, data or objective.
     FloatingPointError: the network's estimates are not finite.
   """
-  mesh = sharding.data_mesh()
+  mesh = sharding.device_mesh()
   state = sampling.newest_state(config, workdir, mesh)
   params = build.parameters_of(state, config)
   everywhere, split = sharding.replicated(mesh), sharding.by_example(mesh)

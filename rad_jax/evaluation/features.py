@@ -204,7 +204,7 @@ def extract_all(extractor: Extractor, images: np.ndarray) -> Features:
     raise ValueError("no images to take features of")
   devices = jax.device_count()
   size = math.ceil(min(extractor.batch_size, len(images)) / devices) * devices
-  mesh = sharding.data_mesh()
+  mesh = sharding.device_mesh()
   everywhere = sharding.replicated(mesh)
   params = jax.device_put(extractor.params, everywhere)
   run = jax.jit(

@@ -67,7 +67,7 @@ def newest_model(config: ConfigDict, workdir: pathlib.Path) -> Model:
 
   Raises: as `newest_state`.
   """
-  mesh = sharding.data_mesh()
+  mesh = sharding.device_mesh()
   state = newest_state(config, workdir, mesh)
   params = build.parameters_of(state, config)
   return Model(config, workdir, mesh, params, int(state.step), digest(params))

@@ -40,7 +40,13 @@ class Truth(NamedTuple):
 
 
 def of_world(world: synthetic.World) -> Truth:
-  """A synthetic world's own support and moments, exact."""
+  """A synthetic world's own support and moments, exact.
+
+  Examples:
+    >>> truth = rad_jax.truth.of_world(rad_jax.synthetic.oblique_plane())
+    >>> print(truth.examples.shape, truth.covariance.trace().round(3))
+    (5000, 3) 0.667
+  """
   return Truth(
     project=world.project,
     features=lambda x: x,
@@ -63,6 +69,12 @@ def of_images(x_0: np.ndarray, rank: int, frechet_dims: int) -> Truth:
     rank: dimension of the subspace taken as the support. Exact where the set
       was linearised to this rank.
     frechet_dims: how many leading components the moments are taken in.
+
+  Examples:
+    >>> x_0 = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
+    >>> truth = rad_jax.truth.of_images(x_0, rank=3, frechet_dims=5)
+    >>> truth.project(truth.examples).shape, truth.mean.shape
+    ((50, 16), (5,))
   """
   x_0 = examples.to_model_range(x_0).reshape(len(x_0), -1)
   dims = min(frechet_dims, *x_0.shape)
@@ -102,6 +114,17 @@ def empirical_mean(
 
   Returns:
     float64 [n, d].
+
+  Examples:
+    Two examples, 0 and 1: little noise tells them apart, much does not.
+
+    >>> x_0, x_t = np.array([[0.0], [1.0]]), np.array([[0.9]])
+    >>> for sigma in (0.1, 1.0, 10.0):
+    ...   mean = rad_jax.truth.empirical_mean(x_0, x_t, alpha=1.0, sigma=sigma)
+    ...   print(sigma, mean[0, 0].round(3))
+    0.1 1.0
+    1.0 0.599
+    10.0 0.501
   """
   x_0, x_t = np.asarray(x_0, np.float64), np.asarray(x_t, np.float64)
   half_norms = alpha**2 * np.sum(x_0**2, axis=1) / 2

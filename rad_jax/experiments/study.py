@@ -185,7 +185,7 @@ def measured(
   model = sampling.Model(
     one.config,
     folder,
-    sharding.data_mesh(),
+    sharding.device_mesh(),
     params,
     one.config.train.num_steps,
     sampling.digest(params),

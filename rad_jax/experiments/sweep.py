@@ -38,7 +38,7 @@ from rad_jax import config as configs
 from rad_jax.config import ConfigDict
 from rad_jax.evaluation import evaluate, sampling
 from rad_jax.robustness import objectives
-from rad_jax.training import budget, build, loop, metrics, sharding
+from rad_jax.training import budget, build, health, loop, metrics, sharding
 
 _LOG = logging.getLogger("rad_jax")
 
@@ -207,7 +207,7 @@ def step_seconds(config: ConfigDict) -> float:
 
 def _measured_seconds(config: ConfigDict, regularised: bool) -> float:
   """Median of five rounds, each of 20 steps and 0.2 s or more."""
-  mesh = sharding.data_mesh()
+  mesh = sharding.device_mesh()
   rows = sharding.process_rows(config.train.batch_size)
   batches = build.training_batches(config, build.training_set(config), 0, rows)
   batch = sharding.place(next(batches), mesh)
@@ -294,7 +294,11 @@ def run_one(run: Run, workdir: pathlib.Path) -> Row:
     loop.train(config, folder)
     sampling.sample(config, folder)
     result = evaluate.evaluate(config, folder)
-  except (loop.NonFiniteLoss, sampling.NonFiniteSamples) as error:
+  except (
+    health.NonFiniteLoss,
+    health.LossSpike,
+    sampling.NonFiniteSamples,
+  ) as error:
     return row | {"error": str(error)}
   seconds = training_seconds(folder, config.train.batch_size)
   return row | {"seconds": seconds} | result["measures"]
@@ -315,7 +319,7 @@ def training_seconds(folder: pathlib.Path, batch_size: int) -> float:
   """Time that a run spent in training steps, however often interrupted."""
   rows = metrics.read(folder)
   steps = np.diff([row["step"] for row in rows], prepend=0)
-  speeds = np.array([row["train/images_per_second"] for row in rows])
+  speeds = np.array([row["speed/images_per_second"] for row in rows])
   return float(np.sum(steps * batch_size / speeds))
 
 

@@ -18,6 +18,12 @@ def sinusoidal_embedding(
   Args:
     t: time index, 0 to T - 1.
     features: size of the embedding, even and at least 4.
+
+  Examples:
+    >>> from rad_jax.models import embedding
+    >>> print(embedding.sinusoidal_embedding(jnp.array([0, 10]), 4))
+    [[ 0.     0.     1.     1.   ]
+     [-0.544  0.001 -0.839  1.   ]]
   """
   if features < 4 or features % 2:
     raise ValueError(

@@ -8,7 +8,8 @@ zero, so that an untrained network returns 0.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +23,54 @@ _Conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), kernel_init=_fan_avg)
 _Dense = functools.partial(nn.Dense, kernel_init=_fan_avg)
 
 
+def _improved_embedding(
+  t: Real[Array, " b"], features: int
+) -> Float[Array, "b features"]:
+  """`[cos(t f_i), sin(t f_i)]` with `f_i = 10000^(-i / half)`."""
+  half = features // 2
+  exponents = jnp.arange(half, dtype=jnp.float32) / half
+  frequencies = jnp.exp(-math.log(10_000.0) * exponents)
+  angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class Conventions(NamedTuple):
+  """What published U-Nets of one shape do differently.
+
+  epsilon: added to the variance in group norms.
+  padding: of the convolutions that halve the sides, as flax's Conv takes it.
+  embed: (t [b], features) -> the sinusoidal embedding [b, features].
+  """
+
+  epsilon: float
+  padding: str | tuple[tuple[int, int], ...]
+  embed: Callable[..., Array]
+
+
+CONVENTIONS = {
+  # Ho et al. 2020, and the google/ddpm-* models in diffusers' layout.
+  "ddpm": Conventions(1e-6, "SAME", embedding.sinusoidal_embedding),
+  # Nichol & Dhariwal 2021 (improved-diffusion), and diffusers' own defaults.
+  "improved": Conventions(1e-5, ((1, 1), (1, 1)), _improved_embedding),
+}
+
+
+class _Norm(NamedTuple):
+  """num_groups: of every group norm; 0: `_num_groups` of its channels."""
+
+  num_groups: int = 0
+  epsilon: float = CONVENTIONS["ddpm"].epsilon
+
+
+_DDPM_NORM = _Norm()
+
+
 def _group_norm(
-  channels: int, dtype: jnp.dtype, name: str
+  channels: int, dtype: jnp.dtype, name: str, norm: _Norm = _DDPM_NORM
 ) -> normalisation.GroupNorm:
-  """Group norm with up to 32 groups."""
-  return normalisation.GroupNorm(_num_groups(channels), dtype, name=name)
+  """Group norm with up to 32 groups, or as many as `norm` says."""
+  groups = norm.num_groups or _num_groups(channels)
+  return normalisation.GroupNorm(groups, dtype, norm.epsilon, name=name)
 
 
 def _num_groups(channels: int) -> int:
@@ -51,6 +95,8 @@ class _ResBlock(nn.Module):
   channels: int
   dropout: float
   dtype: jnp.dtype
+  norm: _Norm = _DDPM_NORM
+  scale_shift: bool = False
 
   @nn.compact
   def __call__(
@@ -59,11 +105,20 @@ class _ResBlock(nn.Module):
     time: Float[Array, "b time"],
     train: bool,
   ) -> Float[Array, "b h w c_out"]:
-    h = nn.silu(_group_norm(x.shape[-1], self.dtype, "norm_in")(x))
+    group_norm = functools.partial(
+      _group_norm, dtype=self.dtype, norm=self.norm
+    )
+    h = nn.silu(group_norm(x.shape[-1], name="norm_in")(x))
     h = _Conv3x3(self.channels, dtype=self.dtype, name="conv_in")(h)
-    shift = _Dense(self.channels, dtype=self.dtype, name="time")(time)
-    h = h + shift[:, None, None, :]
-    h = nn.silu(_group_norm(self.channels, self.dtype, "norm_out")(h))
+    norm_out = group_norm(self.channels, name="norm_out")
+    if self.scale_shift:
+      both = _Dense(2 * self.channels, dtype=self.dtype, name="time")(time)
+      scale, shift = jnp.split(both[:, None, None, :], 2, axis=-1)
+      h = norm_out(h) * (1 + scale) + shift
+    else:
+      shift = _Dense(self.channels, dtype=self.dtype, name="time")(time)
+      h = norm_out(h + shift[:, None, None, :])
+    h = nn.silu(h)
     h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=not train)
     h = _Conv3x3(
       self.channels,
@@ -77,19 +132,23 @@ class _ResBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-  """Single-head self-attention over all pixels, with a residual."""
+  """Self-attention over all pixels, with a residual."""
 
   dtype: jnp.dtype
+  norm: _Norm = _DDPM_NORM
+  num_heads: int = 1
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     b, height, width, c = x.shape
-    h = _group_norm(c, self.dtype, "norm")(x)
-    h = h.reshape(b, height * width, 1, c)
-    query = _Dense(c, dtype=self.dtype, name="query")(h)
-    key = _Dense(c, dtype=self.dtype, name="key")(h)
-    value = _Dense(c, dtype=self.dtype, name="value")(h)
-    h = jax.nn.dot_product_attention(query, key, value)
+    h = _group_norm(c, self.dtype, "norm", self.norm)(x)
+    whole = (b, height * width, 1, c)
+    heads = (b, height * width, self.num_heads, c // self.num_heads)
+    h = h.reshape(whole)
+    query = _Dense(c, dtype=self.dtype, name="query")(h).reshape(heads)
+    key = _Dense(c, dtype=self.dtype, name="key")(h).reshape(heads)
+    value = _Dense(c, dtype=self.dtype, name="value")(h).reshape(heads)
+    h = jax.nn.dot_product_attention(query, key, value).reshape(whole)
     h = _Dense(
       c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="output"
     )(h)
@@ -104,6 +163,11 @@ class _UNet(nn.Module):
   dropout: float
   dtype: jnp.dtype
   remat: bool
+  conventions: Conventions
+  num_groups: int
+  num_heads: int
+  scale_shift: bool
+  time_scale: float
 
   @nn.compact
   def __call__(
@@ -111,6 +175,7 @@ class _UNet(nn.Module):
   ) -> Float[Array, "b h w c"]:
     levels = len(self.channel_multipliers)
     _check_sides(x_t.shape, levels)
+    norm = _Norm(self.num_groups, self.conventions.epsilon)
 
     # With `self` counted as 0, argument 3 is the Python bool `train`.
     res_class = (
@@ -118,11 +183,19 @@ class _UNet(nn.Module):
     )
 
     def res_block(h, channels, name):
-      block = res_class(channels, self.dropout, self.dtype, name=f"{name}_res")
-      return block(h, time, train)
+      return res_class(
+        channels,
+        self.dropout,
+        self.dtype,
+        norm,
+        self.scale_shift,
+        name=f"{name}_res",
+      )(h, time, train)
 
     def attention(h, name):
-      return _Attention(self.dtype, name=f"{name}_attention")(h)
+      return _Attention(
+        self.dtype, norm, self.num_heads, name=f"{name}_attention"
+      )(h)
 
     def res_then_attention(h, channels, name):
       h = res_block(h, channels, name)
@@ -141,7 +214,11 @@ class _UNet(nn.Module):
         skips.append(h)
       if level < levels - 1:
         h = _Conv3x3(
-          channels, strides=2, dtype=self.dtype, name=f"downsample_{level}"
+          channels,
+          strides=2,
+          padding=self.conventions.padding,
+          dtype=self.dtype,
+          name=f"downsample_{level}",
         )(h)
         skips.append(h)
 
@@ -160,14 +237,15 @@ class _UNet(nn.Module):
           _upsample(h)
         )
 
-    h = nn.silu(_group_norm(h.shape[-1], jnp.dtype("float32"), "norm_out")(h))
+    float32 = jnp.dtype("float32")
+    h = nn.silu(_group_norm(h.shape[-1], float32, "norm_out", norm)(h))
     return _Conv3x3(
       x_t.shape[-1], kernel_init=nn.initializers.zeros, name="conv_out"
     )(h)
 
   def _time_features(self, t: Real[Array, " b"]) -> Float[Array, "b time"]:
     """The two-layer MLP on the embedding, and the silu before every use."""
-    time = embedding.sinusoidal_embedding(t, self.channels)
+    time = self.conventions.embed(self.time_scale * t, self.channels)
     time = nn.silu(_Dense(4 * self.channels, name="time_0")(time))
     return nn.silu(_Dense(4 * self.channels, name="time_1")(time))
 
@@ -191,6 +269,11 @@ def unet(
   dropout: float,
   dtype: str = "float32",
   remat: bool = False,
+  conventions: str = "ddpm",
+  num_groups: int = 0,
+  num_heads: int = 1,
+  scale_shift: bool = False,
+  time_scale: float = 1.0,
 ) -> network.Network:
   """Returns the DDPM U-Net for images `[b, h, w, c]`.
 
@@ -211,6 +294,21 @@ def unet(
       float32: the robust losses compare outputs that differ by less than
       bfloat16 can resolve.
     remat: recompute residual blocks in the backward pass, for less memory.
+    conventions: a name in CONVENTIONS. This and what follows is for networks
+      that were trained elsewhere.
+    num_groups: of all group norms, a divisor of `channels`; 0: 32, or fewer
+      in each layer that is too narrow for them.
+    num_heads: of attention, a divisor of the channels where it is.
+    scale_shift: the time scales and shifts each residual block's second norm
+      (Nichol & Dhariwal 2021), in place of a shift before it.
+    time_scale: what t is multiplied by before it is embedded.
+
+  Examples:
+    >>> network = rad_jax.unet(128, (1, 2, 2, 2), 2, (16,), dropout=0.1)
+    >>> x_t, t = jnp.zeros((1, 32, 32, 3)), jnp.zeros(1)
+    >>> shapes = jax.eval_shape(network.init, jax.random.key(0), x_t, t)
+    >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    35746307
   """
   return network.from_module(
     _UNet(
@@ -221,5 +319,10 @@ def unet(
       dropout,
       jnp.dtype(dtype),
       remat,
+      CONVENTIONS[conventions],
+      num_groups,
+      num_heads,
+      scale_shift,
+      time_scale,
     )
   )

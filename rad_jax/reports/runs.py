@@ -32,7 +32,7 @@ _TRAINING = {
   "train/regulariser": "loss of the perturbed branch",
   "train/grad_norm": "gradient norm",
   "train/learning_rate": "learning rate",
-  "train/images_per_second": "examples per second",
+  "speed/images_per_second": "examples per second",
 }
 _DIAGNOSIS = (
   "equivariance_random",

@@ -17,6 +17,7 @@ corner of the linf ball lies on the surface of the l2 ball.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -97,6 +98,12 @@ def gaussian(keys: Keys, radius: Scalars, shape: tuple[int, ...]) -> Batch:
 
   Returns:
     [b, *shape].
+
+  Examples:
+    >>> keys = jax.random.split(jax.random.key(0), 1000)
+    >>> w = rad_jax.attacks.gaussian(keys, jnp.full(1000, 0.1), shape=(8,))
+    >>> print(f"{w.std():.2f}")
+    0.10
   """
   draw = lambda key: jax.random.normal(key, shape)
   return per_example(radius, 1 + len(shape)) * jax.vmap(draw)(keys)
@@ -167,6 +174,14 @@ def start(
 
   Raises:
     KeyError: attack.norm is not in BALLS.
+
+  Examples:
+    >>> keys = jax.random.split(jax.random.key(0), 1000)
+    >>> attack = rad_jax.attacks.Attack(start=2.0)
+    >>> radius = jnp.full(1000, 0.1)
+    >>> w_0 = rad_jax.attacks.start(attack, keys, radius, shape=(8,))
+    >>> print(f"{jnp.abs(w_0).max():.2f}")
+    0.20
   """
   return BALLS[attack.norm].uniform(keys, attack.start * radius, shape)
 
@@ -189,6 +204,14 @@ def step(attack: Attack, w: Batch, gradient: Batch, radius: Scalars) -> Batch:
 
   Raises:
     KeyError: attack.norm is not in BALLS.
+
+  Examples:
+    A step out of the l2 ball is taken back to its border:
+
+    >>> attack = rad_jax.attacks.Attack(norm="l2")
+    >>> w = jnp.array([[0.1, 0.1]])  # root mean square 0.1
+    >>> print(rad_jax.attacks.step(attack, w, w, radius=jnp.array([0.1])))
+    [[0.1 0.1]]
   """
   ball = BALLS[attack.norm]
   w = w + ball.ascent(gradient, attack.step_size * radius)
@@ -218,6 +241,17 @@ def ascend(
 
   Raises:
     KeyError: attack.norm is not in BALLS.
+
+  Examples:
+    FGSM on a linear objective ends in the corner of its slope:
+
+    >>> slope = jnp.array([[3.0, -1.0], [0.0, 2.0]])
+    >>> objective = lambda w: jnp.sum(slope * w, axis=1)
+    >>> attack = rad_jax.attacks.ATTACKS["fgsm"]
+    >>> w_0, radius = jnp.zeros((2, 2)), jnp.full(2, 0.1)
+    >>> print(rad_jax.attacks.ascend(attack, objective, w_0, radius))
+    [[ 0.1 -0.1]
+     [ 0.   0.1]]
   """
   by_w = jax.grad(lambda w: jnp.sum(objective(w)))
   w_0, radius = jax.lax.stop_gradient((w_0, radius))
@@ -261,6 +295,52 @@ def maximise(
 
   Raises:
     KeyError: attack.norm is not in BALLS.
+
+  Examples:
+    PGD in the l2 ball turns to the direction of the slope, (0.6, -0.8):
+
+    >>> slope = jnp.array([[3.0, -4.0]])
+    >>> w = rad_jax.attacks.maximise(
+    ...   rad_jax.attacks.ATTACKS["pgd"]._replace(norm="l2"),
+    ...   lambda w: jnp.sum(slope * w, axis=1),
+    ...   jax.random.split(jax.random.key(0), 1),
+    ...   radius=jnp.ones(1),
+    ...   shape=(2,),
+    ... )
+    >>> print(w / jnp.linalg.norm(w))
+    [[ 0.602 -0.799]]
   """
   w_0 = start(attack, keys, radius, shape)
   return ascend(attack, objective, w_0, radius)
+
+
+def by_name(name: str) -> Callable[..., Batch]:
+  """The perturbation of a published attack, or of none, at its own numbers.
+
+  Args:
+    name: in ATTACKS; "gaussian"; or "none", for w = 0.
+
+  Returns:
+    (objective, keys [b], radius [b], shape) -> w [b, *shape], as `maximise`.
+
+  Raises:
+    KeyError: no such attack.
+
+  Examples:
+    >>> perturb = rad_jax.attacks.by_name("uniform")
+    >>> keys = jax.random.split(jax.random.key(0), 1000)
+    >>> objective = lambda w: jnp.sum(w, axis=1)
+    >>> w = perturb(objective, keys, jnp.full(1000, 0.1), (8,))
+    >>> print(f"{w.min():.2f} to {w.max():.2f}")
+    -0.10 to 0.10
+  """
+  if name in ATTACKS:
+    return partial(maximise, ATTACKS[name])
+  return {
+    "gaussian": lambda objective, keys, radius, shape: gaussian(
+      keys, radius, shape
+    ),
+    "none": lambda objective, keys, radius, shape: jnp.zeros(
+      (*radius.shape, *shape)
+    ),
+  }[name]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from rad_jax.diffusion import process
 from rad_jax.diffusion.process import Level, per_example
 
-Batch = Float[Array, "b ..."]
+Batch = Float[Array, " b *shape"]
 Scalars = Float[Array, " b"]
 
 
@@ -34,7 +34,15 @@ class Noised(NamedTuple):
 
 
 def blind(y: Batch, sigma_c: Scalars, level: Level, z: Batch) -> Noised:
-  """x_t = alpha y + sigma z, eps = z: DDPM, whatever is in y."""
+  """x_t = alpha y + sigma z, eps = z: DDPM, whatever is in y.
+
+  Examples:
+    >>> level = rad_jax.schedules.flow(end=0.1).grid(3)
+    >>> y, z, sigma_c = jnp.ones((3, 1)), jnp.ones((3, 1)), jnp.full(3, 0.2)
+    >>> noised = rad_jax.noising.blind(y, sigma_c, level, z)
+    >>> print(noised.eps[:, 0], noised.weight)
+    [1. 1. 1.] [1. 1. 1.]
+  """
   return Noised(
     process.diffuse(level, y, z), z, jnp.ones_like(sigma_c), level.sigma
   )
@@ -63,6 +71,15 @@ def aware(y: Batch, sigma_c: Scalars, level: Level, z: Batch) -> Noised:
     sigma_c: known standard deviation of the Gaussian noise in each, [b].
     level: the levels, [b].
     z: unit Gaussian noise, [b, ...].
+
+  Examples:
+    Noise of 0.2 in an example leaves it less to say, and nothing at level 0.1:
+
+    >>> level = rad_jax.schedules.flow(end=0.1).grid(3)
+    >>> y, z, sigma_c = jnp.ones((3, 1)), jnp.ones((3, 1)), jnp.full(3, 0.2)
+    >>> noised = rad_jax.noising.aware(y, sigma_c, level, z)
+    >>> print(noised.weight)
+    [0.999 0.922 0.   ]
   """
   kappa = 1 - jnp.square(level.alpha * sigma_c / level.sigma)
   usable = kappa > 1e-3

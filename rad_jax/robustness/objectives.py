@@ -24,7 +24,7 @@ from rad_jax.diffusion.process import per_example
 from rad_jax.robustness import noising
 from rad_jax.robustness.noising import Noised
 
-Batch = Float[Array, "b ..."]
+Batch = Float[Array, " b *shape"]
 Scalars = Float[Array, " b"]
 EpsFn = Callable[[Batch], Batch]
 # (eps_hat, eps, w) -> the noise to predict at x_t'.
@@ -37,35 +37,76 @@ def perturbed(noised: Noised, w: Batch) -> Batch:
   w is in noise units and delta = sigma w in state units. Adding w itself to
   x_t is another method, and a harmful one. The state is not clipped: x_t has
   no range.
+
+  Examples:
+    The state moves by sigma w, and its noise is eps + w:
+
+    >>> level = rad_jax.schedules.flow(end=0.1).grid(3)  # sigma 0.9, 0.5, 0.1
+    >>> x_0, eps, w = jnp.zeros((3, 1)), jnp.ones((3, 1)), jnp.full((3, 1), 0.2)
+    >>> noised = rad_jax.noising.blind(x_0, jnp.zeros(3), level, eps)
+    >>> x_t = rad_jax.objectives.perturbed(noised, w)
+    >>> eps = rad_jax.process.x_0_to_eps(level, x_t, x_0)
+    >>> print(x_t[:, 0], eps[:, 0])
+    [1.08 0.6  0.12] [1.2 1.2 1.2]
   """
   return noised.x_t + per_example(noised.sigma, w.ndim) * w
 
 
 def squared_error(a: Batch, b: Batch) -> Scalars:
-  """Mean of (a - b)^2 over all axes but the first."""
+  """Mean of (a - b)^2 over all axes but the first.
+
+  Examples:
+    >>> a, b = jnp.zeros((2, 2, 2, 3)), jnp.full((2, 2, 2, 3), 0.5)
+    >>> print(rad_jax.objectives.squared_error(a, b))
+    [0.25 0.25]
+  """
   return jnp.mean(jnp.square(a - b), axis=tuple(range(1, a.ndim)))
 
 
 def unmoved(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
-  """eps_hat: invariance, as classifiers' adversarial training asks for."""
+  """eps_hat: invariance, as classifiers' adversarial training asks for.
+
+  Examples:
+    >>> eps_hat, eps, w = (jnp.full((1, 2), value) for value in (1.0, 0.0, 0.5))
+    >>> print(rad_jax.objectives.unmoved(eps_hat, eps, w))
+    [[1. 1.]]
+  """
   del eps, w
   return eps_hat
 
 
 def moved(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
-  """eps_hat + w: equivariance, the paper's. x_0_hat stays where it is."""
+  """eps_hat + w: equivariance, the paper's. x_0_hat stays where it is.
+
+  Examples:
+    >>> eps_hat, eps, w = (jnp.full((1, 2), value) for value in (1.0, 0.0, 0.5))
+    >>> print(rad_jax.objectives.moved(eps_hat, eps, w))
+    [[1.5 1.5]]
+  """
   del eps
   return eps_hat + w
 
 
 def true_moved(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
-  """eps + w: the true noise of x_t' (AT_Diff, Wang et al. 2025)."""
+  """eps + w: the true noise of x_t' (AT_Diff, Wang et al. 2025).
+
+  Examples:
+    >>> eps_hat, eps, w = (jnp.full((1, 2), value) for value in (1.0, 0.0, 0.5))
+    >>> print(rad_jax.objectives.true_moved(eps_hat, eps, w))
+    [[0.5 0.5]]
+  """
   del eps_hat
   return eps + w
 
 
 def true_unmoved(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
-  """eps: DDPM-IP's, which shakes the input alone (Ning et al. 2023)."""
+  """eps: DDPM-IP's, which shakes the input alone (Ning et al. 2023).
+
+  Examples:
+    >>> eps_hat, eps, w = (jnp.full((1, 2), value) for value in (1.0, 0.0, 0.5))
+    >>> print(rad_jax.objectives.true_unmoved(eps_hat, eps, w))
+    [[0. 0.]]
+  """
   del eps_hat, w
   return eps
 
@@ -103,7 +144,14 @@ OBJECTIVES = {
 
 
 def without_regulariser(objective: Objective) -> Objective:
-  """What is left of an objective in steps that go without its perturbation."""
+  """What is left of an objective in steps that go without its perturbation.
+
+  Examples:
+    >>> OBJECTIVES = rad_jax.objectives.OBJECTIVES
+    >>> plain = rad_jax.objectives.without_regulariser(OBJECTIVES["robust_adv"])
+    >>> plain == OBJECTIVES["ddpm"]
+    True
+  """
   return Objective(objective.noise, True, None, "none")
 
 
@@ -130,6 +178,23 @@ def loss(
 
   Returns:
     The value [b], and its terms, "dsm" and "regulariser", each [b].
+
+  Examples:
+    The perfect denoiser of one point is equivariant: its robust loss is 0.
+    Asked to be invariant, it pays for all of w:
+
+    >>> level = rad_jax.schedules.flow(end=0.1).grid(3)  # sigma 0.9, 0.5, 0.1
+    >>> x_0, eps, w = jnp.zeros((3, 1)), jnp.ones((3, 1)), jnp.full((3, 1), 0.2)
+    >>> noised = rad_jax.noising.blind(x_0, jnp.zeros(3), level, eps)
+    >>> eps_fn = lambda x_t: x_t / level.sigma[:, None]
+    >>> for name in ("robust_adv", "invariance"):
+    ...   value, _ = rad_jax.objectives.loss(
+    ...     rad_jax.objectives.OBJECTIVES[name],
+    ...     eps_fn, eps_fn(noised.x_t), noised, w, lambda_t=jnp.ones(3),
+    ...   )
+    ...   print(name, value)
+    robust_adv [0. 0. 0.]
+    invariance [0.04 0.04 0.04]
   """
   terms = {}
   if objective.clean:
@@ -167,6 +232,20 @@ def goal(
       |eps_theta(x_t') - (eps + w)|^2.
     objective: from OBJECTIVES; without a target its residual is J.
     eps_fn, eps_hat, noised: as for `loss`.
+
+  Examples:
+    J is 0 where w is, so an attack on it needs a random start:
+
+    >>> level = rad_jax.schedules.flow(end=0.1).grid(3)  # sigma 0.9, 0.5, 0.1
+    >>> x_0, eps, w = jnp.zeros((3, 1)), jnp.ones((3, 1)), jnp.full((3, 1), 0.2)
+    >>> noised = rad_jax.noising.blind(x_0, jnp.zeros(3), level, eps)
+    >>> eps_fn = lambda x_t: x_t / level.sigma[:, None]
+    >>> goal = rad_jax.objectives.goal(
+    ...   "J", rad_jax.objectives.OBJECTIVES["robust_adv"],
+    ...   eps_fn, eps_fn(noised.x_t), noised,
+    ... )
+    >>> print(goal(w), jax.grad(lambda w: goal(w).sum())(0 * w)[:, 0])
+    [0.04 0.04 0.04] [0. 0. 0.]
   """
   targets = {
     "J": unmoved,

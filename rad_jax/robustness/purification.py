@@ -55,6 +55,13 @@ def from_level(grid: Level, t_star: float) -> Level:
 
   Raises:
     ValueError: all levels are above t_star.
+
+  Examples:
+    >>> alpha_bar = rad_jax.schedules.linear_alpha_bar(1000)
+    >>> grid = rad_jax.schedules.ddpm(alpha_bar).grid(1000)
+    >>> levels = rad_jax.purification.from_level(grid, t_star=0.32)
+    >>> len(levels.time), float(levels.time[0])
+    (99, 98.0)
   """
   keep = np.asarray(unit_sigma(grid)) <= t_star
   if not keep.any():
@@ -86,6 +93,20 @@ def purify(
 
   Returns:
     [b, ...] in data units; example i depends on x_i and key i alone.
+
+  Examples:
+    What was added off the data, here the point 1, does not come through:
+
+    >>> def eps_fn(x_t, level):
+    ...   return (x_t - level.alpha[:, None]) / level.sigma[:, None]
+    >>> grid = rad_jax.schedules.flow().grid(20)
+    >>> x = rad_jax.purification.purify(
+    ...   eps_fn, rad_jax.purification.from_level(grid, t_star=0.5),
+    ...   rad_jax.samplers.ddim(), jnp.array([[1.0], [1.2]]),
+    ...   jax.random.split(jax.random.key(0), 2),
+    ... )
+    >>> print(x[:, 0])
+    [1. 1.]
   """
   x_t = levels.alpha[0] * x + samplers.noise(levels, keys, x.shape[1:])
   return samplers.reverse(
@@ -127,6 +148,21 @@ def eot_attack(
   Raises:
     KeyError: attack.norm is not in BALLS.
     ValueError: attack.momentum is not 0.
+
+  Examples:
+    Noise of mean 0 in the loss does not turn the attack away from the slope, 1:
+
+    >>> def loss(x, keys):
+    ...   z = jax.vmap(jax.random.normal)(keys)
+    ...   return (1 + 0.1 * z) * x[:, 0]
+    >>> x = jnp.array([[0.0], [0.95]])
+    >>> keys = jax.random.split(jax.random.key(0), 2)
+    >>> x_adv = rad_jax.purification.eot_attack(
+    ...   loss, x, keys, radius=jnp.full(2, 0.1),
+    ...   attack=rad_jax.attacks.ATTACKS["pgd"], num_draws=4,
+    ... )
+    >>> print(x_adv[:, 0])
+    [0.1 1. ]
   """
   if attack.momentum:
     raise ValueError(f"no momentum here, got {attack.momentum}")

@@ -78,6 +78,12 @@ def budget_at(radius: Scalars, attacked: Any, num_levels: int) -> Budget:
     attacked: which levels, from the most noise to the least: a bool mask
       [num_levels], or their indices.
     num_levels: n.
+
+  Examples:
+    >>> print(rad_jax.trajectory.budget_at(jnp.array([0.1, 0.2]), [0], 3))
+    [[0.1 0.2]
+     [0.  0. ]
+     [0.  0. ]]
   """
   mask = np.zeros(num_levels, bool)
   mask[np.asarray(attacked)] = True
@@ -108,6 +114,25 @@ def attacked_sample(
 
   Raises:
     jax.errors.TracerArrayConversionError: budget is an argument of a jit.
+
+  Examples:
+    >>> chain = rad_jax.trajectory.Chain(
+    ...   eps_fn=lambda x_t, level: jnp.tanh(x_t),
+    ...   levels=rad_jax.schedules.flow(end=0.1).grid(3),
+    ...   update=rad_jax.samplers.ddim(),
+    ...   x_t=jnp.ones((2, 1)),
+    ...   keys=jax.random.split(jax.random.key(0), 2),
+    ... )
+    >>> keys = jax.random.split(jax.random.key(1), 2)
+    >>> budget = rad_jax.trajectory.budget_at(jnp.full(2, 0.1), [1], 3)
+    >>> sample = rad_jax.trajectory.attacked_sample(
+    ...   lambda chain, budget: rad_jax.trajectory.random(
+    ...     "linf", chain, keys, budget
+    ...   ),
+    ...   chain, 0 * budget,
+    ... )
+    >>> print((sample == rad_jax.samplers.reverse(*chain)).all())
+    True
   """
   if not np.any(np.asarray(budget)):
     return _reverse(chain)
@@ -146,6 +171,23 @@ def joint(
 
   Raises:
     KeyError: attack.norm is not in BALLS.
+
+  Examples:
+    >>> chain = rad_jax.trajectory.Chain(
+    ...   eps_fn=lambda x_t, level: jnp.tanh(x_t),
+    ...   levels=rad_jax.schedules.flow(end=0.1).grid(3),
+    ...   update=rad_jax.samplers.ddim(),
+    ...   x_t=jnp.ones((2, 1)),
+    ...   keys=jax.random.split(jax.random.key(0), 2),
+    ... )
+    >>> keys = jax.random.split(jax.random.key(1), 2)
+    >>> budget = rad_jax.trajectory.budget_at(jnp.full(2, 0.1), [1], 3)
+    >>> attack = rad_jax.attacks.ATTACKS["pgd"]
+    >>> w = rad_jax.trajectory.joint(attack, chain, keys, budget)
+    >>> print(jnp.abs(w[:, :, 0]))
+    [[0.  0. ]
+     [0.1 0.1]
+     [0.  0. ]]
   """
   draws = chain.keys[None] if draws is None else draws
   clean = None
@@ -194,6 +236,23 @@ def greedy(
 
   Raises:
     KeyError: attack.norm is not in BALLS.
+
+  Examples:
+    >>> chain = rad_jax.trajectory.Chain(
+    ...   eps_fn=lambda x_t, level: jnp.tanh(x_t),
+    ...   levels=rad_jax.schedules.flow(end=0.1).grid(3),
+    ...   update=rad_jax.samplers.ddim(),
+    ...   x_t=jnp.ones((2, 1)),
+    ...   keys=jax.random.split(jax.random.key(0), 2),
+    ... )
+    >>> keys = jax.random.split(jax.random.key(1), 2)
+    >>> budget = rad_jax.trajectory.budget_at(jnp.full(2, 0.1), [1], 3)
+    >>> attack = rad_jax.attacks.ATTACKS["fgsm"]
+    >>> w = rad_jax.trajectory.greedy(attack, chain, keys, budget)
+    >>> print(jnp.abs(w[:, :, 0]))
+    [[0.  0. ]
+     [0.1 0.1]
+     [0.  0. ]]
   """
   b = len(chain.x_t)
 
@@ -255,6 +314,22 @@ def random(norm: str, chain: Chain, keys: Keys, budget: Budget) -> Trajectory:
 
   Raises:
     KeyError: norm is not in BALLS.
+
+  Examples:
+    >>> chain = rad_jax.trajectory.Chain(
+    ...   eps_fn=lambda x_t, level: jnp.tanh(x_t),
+    ...   levels=rad_jax.schedules.flow(end=0.1).grid(3),
+    ...   update=rad_jax.samplers.ddim(),
+    ...   x_t=jnp.ones((2, 1)),
+    ...   keys=jax.random.split(jax.random.key(0), 2),
+    ... )
+    >>> keys = jax.random.split(jax.random.key(1), 2)
+    >>> budget = rad_jax.trajectory.budget_at(jnp.full(2, 0.1), [1], 3)
+    >>> w = rad_jax.trajectory.random("linf", chain, keys, budget)
+    >>> print(jnp.abs(w[:, :, 0]))
+    [[0.  0. ]
+     [0.1 0.1]
+     [0.  0. ]]
   """
   radius = budget.ravel()
   direction = attacks.gaussian(
@@ -275,6 +350,12 @@ def mean_gradient(
 
   Returns:
     w -> the mean over draws of d value / dw, in w's shape.
+
+  Examples:
+    >>> value = lambda w, draw: draw * w**2
+    >>> draws = jnp.array([1.0, 3.0])
+    >>> print(rad_jax.trajectory.mean_gradient(value, draws)(jnp.array([0.5])))
+    [2.]
   """
   count = len(jax.tree.leaves(draws)[0])
 
@@ -294,6 +375,12 @@ def evaluations(num_levels: int, per_step: int = 1) -> int:
     num_levels: n.
     per_step: evaluations in one step of the update: 2 for Heun's, else 1. The
       last level takes one.
+
+  Examples:
+    >>> rad_jax.trajectory.evaluations(50)
+    50
+    >>> rad_jax.trajectory.evaluations(50, per_step=2)
+    99
   """
   return per_step * (num_levels - 1) + 1
 
@@ -312,6 +399,11 @@ def joint_queries(
     num_draws: m.
     own_objective: whether an objective is given, which needs no unperturbed
       sample.
+
+  Examples:
+    >>> attack = rad_jax.attacks.ATTACKS["pgd"]
+    >>> rad_jax.trajectory.joint_queries(attack, num_evaluations=50)
+    Queries(forward=550, backward=500, recomputed=490)
   """
   passes = attack.num_steps * num_draws * num_evaluations
   clean = 0 if own_objective else num_draws * num_evaluations
@@ -329,6 +421,11 @@ def greedy_queries(
     attack: its num_steps.
     num_evaluations: of one process, from `evaluations`.
     num_attacked: levels at which some example's budget is not 0.
+
+  Examples:
+    >>> attack = rad_jax.attacks.ATTACKS["pgd"]
+    >>> rad_jax.trajectory.greedy_queries(attack, 50, num_attacked=10)
+    Queries(forward=160, backward=100, recomputed=0)
   """
   passes = num_attacked * attack.num_steps
   return Queries(num_evaluations + num_attacked + passes, passes, 0)

@@ -43,6 +43,7 @@ from rad_jax.training.step import (
   Metrics,
   Predictor,
   Step,
+  as_predictor,
   make_monitor,
   make_train_step,
 )
@@ -99,13 +100,7 @@ def network(config: ConfigDict, dtype: str = "") -> Network:
 
 def predictor(config: ConfigDict, dtype: str = "") -> Predictor:
   """The network as a noise predictor."""
-  apply = network(config, dtype).apply
-
-  def predict(params, x_t, level, dropout_key=None):
-    output_fn = lambda x, time: apply(params, x, time, dropout_key)
-    return parametrisation.eps_fn(output_fn, prediction(config))(x_t, level)
-
-  return predict
+  return as_predictor(network(config, dtype), prediction(config))
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:
@@ -161,11 +156,7 @@ def perturb(config: ConfigDict) -> Callable[..., Array]:
   if chosen is not None:
     return partial(attacks.maximise, chosen)
   objective = objectives.OBJECTIVES[config.objective.name]
-  if (config.attack.name or objective.attack) == "gaussian":
-    return lambda goal, keys, radius, shape: attacks.gaussian(
-      keys, radius, shape
-    )
-  return lambda goal, keys, radius, shape: jnp.zeros((*radius.shape, *shape))
+  return attacks.by_name(config.attack.name or objective.attack)
 
 
 def radius_of(config: ConfigDict) -> Callable[[Array, Array], Array]:
@@ -238,7 +229,12 @@ def train_step(config: ConfigDict, regularised: bool = True) -> Step:
       free_replays=1,
     )
   return make_train_step(
-    chosen, optimizer(config), config.optimizer.ema_decay, prepare(config)
+    chosen,
+    optimizer(config),
+    config.optimizer.ema_decay,
+    prepare(config),
+    config.train.micro_batches,
+    config.train.max_skipped > 0,
   )
 
 
@@ -352,7 +348,8 @@ def training_set(config: ConfigDict) -> TrainingSet:
 
   Raises:
     sources.NotPrepared: the TFDS set is not on the disk.
-    ValueError: unknown set or split; no folder of images.
+    ValueError: unknown or empty set or split; no folder of images; more than
+      data.max_unreadable images cannot be read.
   """
   data = config.data
   if is_synthetic(config):
@@ -372,9 +369,10 @@ def training_set(config: ConfigDict) -> TrainingSet:
     image_size=data.image_size,
     num_channels=data.num_channels,
   )
+  read_at = sources.reader(source, fit, data.max_unreadable)
   if data.loading == "stream":
-    return TrainingSet(batches.fetch_from(source, fit), len(source))
-  x_0 = sources.load(source, fit)
+    return TrainingSet(batches.fetch_from(read_at), len(source))
+  x_0 = sources.load(source, read_at)
   if data.linear_rank:
     x_0 = examples.to_model_range(x_0)
     x_0 = subspace.project(subspace.fit(x_0, data.linear_rank), x_0)

@@ -35,6 +35,25 @@ def cost(config: ConfigDict) -> dict[str, dict[str, float]]:
   return rows
 
 
+def pass_flops(config: ConfigDict) -> float:
+  """FLOPs of a forward pass of one example, as XLA counts them.
+
+  Times the passes of a step (build.passes) it is what the step needs, whatever
+  the program does besides. NaN where JAX has no CPU backend to count on.
+  """
+  params = jax.eval_shape(lambda: build.state(config).params)
+  x_t = jax.ShapeDtypeStruct((1, *build.example_shape(config)), jnp.float32)
+  t = jax.ShapeDtypeStruct((1,), jnp.int32)
+  try:
+    cpu = jax.devices("cpu")[0]
+  except RuntimeError:
+    return float("nan")
+  # Of a program that is only lowered, XLA for GPUs counts nothing.
+  with jax.default_device(cpu):
+    lowered = jax.jit(build.network(config).apply).lower(params, x_t, t)
+  return (lowered.cost_analysis() or {}).get("flops", float("nan"))
+
+
 def table(rows: dict[str, dict[str, float]]) -> str:
   """`cost` as aligned text, each number beside its ratio to DDPM's."""
   units = {"passes": 1.0, "flops": 1e9, "memory": 1e6}

@@ -1,21 +1,31 @@
 """The training run: from a config and a folder to the trained state."""
 
+import contextlib
 import json
 import logging
 import math
-import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 from tqdm import tqdm
 
 from rad_jax import config as configs
 from rad_jax.config import ConfigDict
-from rad_jax.training import budget, build, checkpoints, metrics, sharding
+from rad_jax.training import (
+  budget,
+  build,
+  checkpoints,
+  cost,
+  health,
+  hosts,
+  metrics,
+  pretrained,
+  sharding,
+)
+from rad_jax.training.meter import Meter
 from rad_jax.training.state import State
 from rad_jax.training.step import Batch, Metrics, Step
 
@@ -24,8 +34,8 @@ _LOG = logging.getLogger("rad_jax")
 Pending = list[tuple[int, Metrics]]
 
 
-class NonFiniteLoss(FloatingPointError):
-  """Training met a NaN or an infinity and stopped."""
+class Interrupted(RuntimeError):
+  """Training was asked to stop; what it had reached is saved."""
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> State:
@@ -42,12 +52,13 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> State:
   Raises:
     ConfigError: workdir holds a run of another model, data or objective.
     OSError: workdir cannot be written.
-    CheckpointError: the newest checkpoint is damaged.
+    CheckpointError: no checkpoint can be read, or written.
     NonFiniteLoss: the step is named; no bad checkpoint is written.
+    Interrupted: by SIGTERM or Ctrl-C, after the step was saved.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   training_set = build.training_set(config)
-  mesh = sharding.data_mesh()
+  mesh = sharding.device_mesh(config.train.fsdp)
   with checkpoints.open_manager(
     workdir, config.checkpoint.keep, config.checkpoint.keep_every_steps
   ) as manager:
@@ -71,8 +82,14 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> State:
       config, training_set, first_step, rows
     )
     on_device = (sharding.place(batch, mesh) for batch in host_batches)
-    with metrics.writer(workdir, first_step) as write:
-      return run_steps(config, state, on_device, mesh, manager, write)
+    with (
+      metrics.writer(
+        workdir, first_step, config.train.wandb_project, config.to_dict()
+      ) as write,
+      hosts.stop_requests() as asked,
+      debugging(config.train.debug),
+    ):
+      return run_steps(config, state, on_device, mesh, manager, write, asked)
 
 
 def run_steps(
@@ -82,76 +99,146 @@ def run_steps(
   mesh: jax.sharding.Mesh,
   manager,
   write: metrics.Writer,
+  asked: Callable[[int], bool],
 ) -> State:
-  """The loop. Metrics are fetched while the next step runs."""
+  """The loop. Metrics are fetched while the next step runs.
+
+  Args:
+    config: of the run.
+    state: to go on from; it is donated.
+    batches: on the devices.
+    mesh: their devices.
+    manager: of the run's checkpoints.
+    write: of its metrics.
+    asked: step -> whether to save there and stop.
+  """
+  fields, timing = config.train, Meter()
   step_fns: dict[bool, Step] = {}
   timetable, monitor = build.timetable(config), None
   monitor_every = config.attack.monitor_every_steps
+  learning_rate, flops = build.learning_rate(config), cost.pass_flops(config)
+  first_step, last_step = int(state.step), fields.num_steps
+  last_saved = logged = first_step
   window: Pending = []
-  learning_rate = build.learning_rate(config)
-  first_step, last_step = int(state.step), config.train.num_steps
+  losses: list[float] = []
+  skipped = rollbacks = 0
   bar = tqdm(
     total=last_step,
     initial=first_step,
     desc=f"train {config.objective.name}",
     unit="step",
     mininterval=0.5,
-    disable=jax.process_index() != 0,
+    disable=not hosts.is_first(),
   )
-  started, last_saved = time.perf_counter(), first_step
 
-  def report() -> None:
-    nonlocal started
-    values = mean_of(window, last_saved, manager.directory)
-    now = time.perf_counter()
-    step = window[-1][0]
-    images_per_second = (
-      len(window) * config.train.batch_size / max(now - started, 1e-9)
+  def is_well(log: bool) -> bool:
+    """Checks the window, and logs and empties it; False asks to roll back."""
+    nonlocal skipped, logged
+    steps = [step for step, _ in window]
+    rows = jax.device_get([row for _, row in window])
+    try:
+      count = health.refuse_non_finite(
+        steps, rows, _kept(last_saved, manager), skipped, fields.max_skipped
+      )
+    except health.NonFiniteLoss:
+      if not fields.rollback_above:
+        raise
+      return False
+    if not log:
+      return True
+    window.clear()
+    skipped, step, values = count, steps[-1], health.means(rows)
+    passes = build.total_passes(config, step)
+    needed = (passes - build.total_passes(config, logged)) * flops
+    spent = timing.read(
+      len(rows), fields.batch_size, needed * fields.batch_size
     )
-    started = now
+    values |= {
+      "learning_rate": float(learning_rate(step - 1)),
+      "passes": passes,
+    }
     write(
       step,
-      {
-        **{f"train/{name}": value for name, value in values.items()},
-        "train/learning_rate": float(learning_rate(step - 1)),
-        "train/passes": build.total_passes(config, step),
-        "train/images_per_second": images_per_second,
-      },
+      {f"train/{name}": value for name, value in values.items()}
+      | {f"speed/{name}": value for name, value in spent.items()},
     )
+    loss = values.get("loss", math.nan)
     bar.set_postfix_str(
-      f"loss {values['loss']:.4f}, {images_per_second:,.0f} examples/s"
+      f"loss {loss:.4f}, {spent['images_per_second']:,.0f} examples/s"
     )
-    window.clear()
+    if health.has_spiked(loss, losses, fields.rollback_above):
+      return False
+    logged = step
+    losses.append(loss)
+    return True
 
-  with bar:
-    for done, batch in enumerate(batches, first_step + 1):
+  def roll_back(state: State) -> State:
+    """The last checkpoint before the window, at today's step.
+
+    So the run goes on past the data that threw it off.
+    """
+    nonlocal rollbacks
+    rollbacks += 1
+    window.clear()
+    step = int(state.step)
+    checkpoints.finish(manager)
+    older = [saved for saved in manager.all_steps() if saved <= logged]
+    if not older or rollbacks > fields.max_rollbacks:
+      raise health.LossSpike(
+        f"the loss leapt before step {step}, after {rollbacks - 1} roll-backs:"
+        f" {_kept(max(older, default=0), manager)}. Lower"
+        " optimizer.learning_rate, or set optimizer.max_grad_norm"
+      )
+    checkpoints.set_aside_after(manager, max(older), "spike")
+    restored = restored_state(config, manager, mesh)
+    _LOG.warning(
+      "the loss leapt before step %d: back to the parameters of step %d",
+      step,
+      int(restored.step),
+    )
+    return restored._replace(step=state.step)
+
+  with bar, profiling(fields.profile_steps, manager) as profile:
+    for done in range(first_step + 1, last_step + 1):
+      with timing.timing("data"):
+        batch = next(batches)
+      profile(done)
       regularised = budget.is_on(timetable, done - 1)
       if regularised not in step_fns:
-        compiling = time.perf_counter()
-        step_fns[regularised] = compile_step(
-          config, state, batch, mesh, regularised
-        )
-        started += time.perf_counter() - compiling
+        with timing.timing("compile"):
+          step_fns[regularised] = compile_step(
+            config, state, batch, mesh, regularised
+          )
       watched: Metrics = {}
       if monitor_every and done % monitor_every == 0:
         monitor = monitor or jax.jit(build.monitor(config))
         watched = monitor(state, batch)
       state, measured = step_fns[regularised](state, batch)
-      measured |= watched
+      bar.update()
       if window:
         # Waits for the step before, while this one runs: the host neither
         # stalls the device nor runs away from it.
         jax.block_until_ready(window[-1][1])
-        if window[-1][0] % config.train.log_every_steps == 0:
-          report()
-      window.append((done, measured))
-      bar.update()
-      if done % config.checkpoint.every_steps == 0 or done == last_step:
-        check_finite(window, last_saved, manager.directory)
-        checkpoints.save(manager, done, state)
+        if window[-1][0] % fields.log_every_steps == 0 and not is_well(
+          log=True
+        ):
+          state = roll_back(state)
+          continue
+      window.append((done, measured | watched))
+      stopping, ending = asked(done), done == last_step
+      if stopping or ending or done % config.checkpoint.every_steps == 0:
+        if not is_well(log=stopping or ending):
+          state = roll_back(state)
+        with timing.timing("checkpoint"):
+          checkpoints.save(manager, done, state)
         last_saved = done
-    report()
-  manager.wait_until_finished()
+      if stopping and done < last_step:
+        checkpoints.finish(manager)
+        raise Interrupted(
+          f"asked to stop: step {done} of {last_step} is saved in"
+          f" {manager.directory}; the same command goes on from there"
+        )
+  checkpoints.finish(manager)
   return state
 
 
@@ -162,39 +249,80 @@ def compile_step(
   mesh: jax.sharding.Mesh,
   regularised: bool = True,
 ) -> Step:
-  """The step, compiled ahead for these shapes: it cannot recompile later."""
+  """The step, compiled ahead for these shapes: it cannot recompile later.
+
+  With train.debug it is compiled when it is called, and its state not donated:
+  JAX runs it again, an operation at a time, to find where a NaN arises.
+  """
   started = time.perf_counter()
-  everywhere = sharding.replicated(mesh)
-  compiled = (
-    jax.jit(
-      build.train_step(config, regularised),
-      in_shardings=(everywhere, sharding.by_example(mesh)),
-      out_shardings=everywhere,
-      donate_argnums=0,
-    )
-    .lower(state, batch)
-    .compile()
+  of_state, debug = sharding.of_state(mesh, state), config.train.debug
+  step = jax.jit(
+    build.train_step(config, regularised),
+    in_shardings=(of_state, sharding.by_example(mesh)),
+    out_shardings=(of_state, sharding.replicated(mesh)),
+    donate_argnums=() if debug else 0,
   )
-  seconds = time.perf_counter() - started
-  _LOG.info(
-    "compiled the step in %.1f s: %.3g FLOPs a step",
-    seconds,
-    (compiled.cost_analysis() or {}).get("flops", math.nan),
-  )
+  if debug:
+    return step
+  compiled = step.lower(state, batch).compile()
+  _LOG.info("compiled the step in %.1f s", time.perf_counter() - started)
   return compiled
 
 
+@contextlib.contextmanager
+def debugging(on: bool) -> Iterator[None]:
+  """Inside, NaNs are raised where they arise, and reused keys are refused."""
+  if not on:
+    yield
+    return
+  with jax.debug_nans(True), jax.debug_key_reuse(True):
+    yield
+
+
+@contextlib.contextmanager
+def profiling(steps: Sequence[int], manager) -> Iterator[Callable[[int], None]]:
+  """Yields profile(step), to be called before each step.
+
+  The steps first .. last are traced into profile/ beside the checkpoints.
+  """
+  tracing = False
+
+  def profile(step: int) -> None:
+    nonlocal tracing
+    if steps and not tracing and steps[0] <= step <= steps[1]:
+      jax.profiler.start_trace(str(manager.directory.parent / "profile"))
+      tracing = True
+    elif tracing and step > steps[1]:
+      jax.profiler.stop_trace()
+      tracing = False
+
+  try:
+    yield profile
+  finally:
+    if tracing:
+      jax.profiler.stop_trace()
+
+
 def resume_or_start(config: ConfigDict, manager, mesh) -> State:
-  """The newest checkpoint's state, or a new one, replicated over the mesh."""
-  everywhere = sharding.replicated(mesh)
-  if manager.latest_step() is None:
-    state = jax.jit(lambda: build.state(config), out_shardings=everywhere)()
-    source = config.train.init_from
-    return (
-      start_from(pathlib.Path(source), state, config, mesh) if source else state
-    )
+  """The newest whole checkpoint's state, or a new one, on the mesh."""
+  if manager.latest_step() is not None:
+    state = restored_state(config, manager, mesh)
+    checkpoints.set_aside_after(manager, int(state.step))
+    return state
+  of_state = sharding.of_state(
+    mesh, jax.eval_shape(lambda: build.state(config))
+  )
+  state = jax.jit(lambda: build.state(config), out_shardings=of_state)()
+  source = config.train.init_from
+  return (
+    start_from(pathlib.Path(source), state, config, mesh) if source else state
+  )
+
+
+def restored_state(config: ConfigDict, manager, mesh) -> State:
+  """The newest checkpoint's state that can be read, on the mesh."""
   like = jax.eval_shape(lambda: build.state(config))
-  return checkpoints.restore(manager, like, everywhere)
+  return checkpoints.restore(manager, like, sharding.of_state(mesh, like))
 
 
 def start_from(
@@ -203,32 +331,52 @@ def start_from(
   config: ConfigDict,
   mesh: jax.sharding.Mesh,
 ) -> State:
-  """`state` with the newest parameters of another run, for fine-tuning.
+  """`state` with the parameters of another network, for fine-tuning.
 
   Step, optimiser and randomness stay those of `state`. A single set of
   parameters starts both the raw ones and their moving average.
 
-  Raises: as `parameters_of_run`.
+  Args:
+    source: another run's folder, whose newest parameters are taken, or what
+      `pretrained.load` reads.
+    state: a new run's.
+    config: today's config; train.init_weights chooses the parameters.
+    mesh: over which another run's are replicated.
+
+  Raises: as `parameters_of_run` and `pretrained.load`.
   """
-  params, step = parameters_of_run(source, config, mesh, "train.init_from")
-  _LOG.info("starting from step %d of %s", step, source)
+  if pretrained.is_foreign(source):
+    params = jax.tree.map(
+      lambda array, like: jax.device_put(array, like.sharding),
+      pretrained.load(source, config, state.params),
+      state.params,
+    )
+  else:
+    params, step = parameters_of_run(
+      source, config, mesh, "train.init_from", config.train.init_weights
+    )
+    _LOG.info("starting from step %d of %s", step, source)
   return state._replace(
     params=params, ema_params=jax.tree.map(jax.numpy.copy, params)
   )
 
 
 def parameters_of_run(
-  source: pathlib.Path, config: ConfigDict, mesh: jax.sharding.Mesh, field: str
+  source: pathlib.Path,
+  config: ConfigDict,
+  mesh: jax.sharding.Mesh,
+  field: str,
+  which: str = "",
 ) -> tuple[PyTree, int]:
   """Another run's newest parameters, for config's network; and their step.
-
-  The other run's sampling.ema says whether they are its moving average.
 
   Args:
     source: the other run's folder, from config's field `field`.
     config: today's config.
     mesh: over which they are replicated.
     field: named in errors.
+    which: "ema", the moving average; "raw"; or "", as the other run's
+      sampling.ema says.
 
   Raises:
     CheckpointError: source has no run or no whole checkpoint.
@@ -260,6 +408,8 @@ def parameters_of_run(
   like = jax.eval_shape(lambda: build.state(saved))
   with checkpoints.open_manager(source) as manager:
     found_state = checkpoints.restore(manager, like, sharding.replicated(mesh))
+  if which:
+    saved.sampling.ema = which == "ema"
   return build.parameters_of(found_state, saved), int(found_state.step)
 
 
@@ -286,34 +436,7 @@ def refuse_conflicts(
     )
 
 
-def mean_of(
-  window: Pending, last_saved: int, directory: os.PathLike[str]
-) -> dict[str, float]:
-  """The metrics' means over a window, each over the steps that have it."""
-  rows = check_finite(window, last_saved, directory)
-  names = dict.fromkeys(name for row in rows for name in row)
-  return {
-    name: float(np.mean([row[name] for row in rows if name in row]))
-    for name in names
-  }
-
-
-def check_finite(
-  window: Pending, last_saved: int, directory: os.PathLike[str]
-) -> list[dict[str, np.ndarray]]:
-  """Fetches a window's metrics; raises NonFiniteLoss at its first bad step."""
-  rows = jax.device_get([row for _, row in window])
-  for (step, _), row in zip(window, rows, strict=True):
-    for name, value in row.items():
-      if not np.isfinite(value):
-        kept = (
-          f"the last good checkpoint is step {last_saved} in {directory}"
-          if last_saved
-          else "no checkpoint was written yet"
-        )
-        raise NonFiniteLoss(
-          f"{name} is {value} at step {step}; {kept}. Lower"
-          " optimizer.learning_rate or set optimizer.max_grad_norm and run"
-          " again, or lower objective.lam in another --workdir"
-        )
-  return rows
+def _kept(last_saved: int, manager) -> str:
+  if not last_saved:
+    return "no checkpoint was written yet"
+  return f"the last good checkpoint is step {last_saved} in {manager.directory}"

@@ -1,8 +1,9 @@
-"""Where arrays live: a mesh with one axis, `data`.
+"""Where arrays live: a mesh with the axes `data` and `fsdp`.
 
-One program for one device and for a thousand: the state is replicated, the
-batch is split along its first axis, XLA adds the one all-reduce of the
-gradients.
+One program for one device and for a thousand. The batch is split along its
+first axis over all of them. The state is replicated, and XLA adds the one
+all-reduce of the gradients; or its arrays are split over `fsdp`, gathered
+where they are used, and their gradients scattered.
 """
 
 import jax
@@ -11,10 +12,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 
-def data_mesh() -> Mesh:
-  """All devices of all processes along the axis `data`."""
-  return jax.make_mesh(
-    (jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)
+def device_mesh(fsdp: int = 1) -> Mesh:
+  """All devices of all processes, process by process.
+
+  In this order a process's rows of the batch are next to each other, and an
+  example has the same place, and so the same noise, on any topology.
+
+  Args:
+    fsdp: how many devices share one copy of the state; it divides their
+      number.
+  """
+  devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+  return Mesh(
+    np.array(devices).reshape(-1, fsdp),
+    ("data", "fsdp"),
+    axis_types=(AxisType.Auto,) * 2,
   )
 
 
@@ -24,8 +36,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_example(mesh: Mesh) -> NamedSharding:
-  """The first axis split over the devices."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+  """The first axis split over all devices."""
+  return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def of_state(mesh: Mesh, state: PyTree) -> PyTree:
+  """A sharding for each array of a state.
+
+  Split over `fsdp` along the longest axis that it divides; arrays without
+  one, and keys, are replicated.
+
+  Args:
+    mesh: from `device_mesh`.
+    state: arrays, or jax.ShapeDtypeStruct.
+  """
+  parts = mesh.shape["fsdp"]
+
+  def of(leaf) -> NamedSharding:
+    axes = [i for i, size in enumerate(leaf.shape) if size % parts == 0]
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    if parts == 1 or is_key or not axes:
+      return replicated(mesh)
+    longest = max(axes, key=lambda i: leaf.shape[i])
+    return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
+
+  return jax.tree.map(of, state)
 
 
 def process_rows(batch_size: int) -> slice:

@@ -1,6 +1,7 @@
 """The training step: one pure function of (state, batch), compiled once."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,10 +9,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
+from rad_jax.diffusion import parametrisation
 from rad_jax.diffusion import process as processes
 from rad_jax.diffusion.process import Level
 from rad_jax.diffusion.schedules import Process
+from rad_jax.models.network import Network
 from rad_jax.robustness import attacks, objectives
+from rad_jax.robustness import radius as radii
 from rad_jax.robustness.noising import Noised
 from rad_jax.robustness.objectives import Objective
 from rad_jax.training.state import State
@@ -19,20 +23,57 @@ from rad_jax.training.state import State
 Metrics = dict[str, Float[Array, ""]]
 Batch = dict[str, Array]
 Step = Callable[[State, Batch], tuple[State, Metrics]]
-# (params, x_t, level, dropout_key) -> eps_hat
-Predictor = Callable[[PyTree, Array, Level, PRNGKeyArray | None], Array]
+# (params, x_t, level, dropout_key=None) -> eps_hat
+Predictor = Callable[..., Array]
+
+
+def as_predictor(
+  network: Network | Callable[..., Array],
+  prediction: parametrisation.Prediction = parametrisation.eps,
+) -> Predictor:
+  """A network as a noise predictor.
+
+  Args:
+    network: any function (params, x_t [b, ...], t [b]) -> output [b, ...]; or
+      a Network, whose apply is given the dropout key too.
+    prediction: what its output stands for.
+
+  Examples:
+    Any function will do, here one that estimates x_0 by 0:
+
+    >>> predictor = rad_jax.as_predictor(
+    ...   lambda params, x_t, t: jnp.zeros_like(x_t),
+    ...   rad_jax.parametrisation.x_0,
+    ... )
+    >>> level = rad_jax.schedules.flow(end=0.1).grid(3)
+    >>> print(predictor(None, jnp.ones((3, 1)), level)[:, 0])
+    [ 1.111  2.    10.   ]
+  """
+
+  def predict(params, x_t, level, dropout_key=None):
+    def output_fn(x, t):
+      if isinstance(network, Network):
+        return network.apply(params, x, t, dropout_key)
+      return network(params, x, t)
+
+    return parametrisation.eps_fn(output_fn, prediction)(x_t, level)
+
+  return predict
 
 
 class Method(NamedTuple):
   """An objective, and how it is applied.
 
+  Three fields are enough; the others' defaults are the paper's method.
+
   objective: a line of robustness.objectives.
-  predictor: the network as a noise predictor.
+  predictor: the network as a noise predictor, by `as_predictor`.
   process: the noise process.
   radius: (sigma_t [b], keys [b]) -> r [b], in noise units.
   lambda_t: r [b] -> lambda_t [b].
   weight: level -> weight of the whole loss [b].
-  perturb: (goal, keys [b], r [b], shape) -> w; goal: w -> [b].
+  perturb: (goal, keys [b], r [b], shape) -> w; goal: w -> [b]. None is the
+    objective's own attack.
   goal: what the attack raises, a name in objectives.GOALS.
   attack: the numbers of `perturb`; free replays take their steps from it.
   attack_predictor: the predictor that is attacked, if not `predictor`.
@@ -46,10 +87,10 @@ class Method(NamedTuple):
   objective: Objective
   predictor: Predictor
   process: Process
-  radius: Callable[[Array, Array], Array]
-  lambda_t: Callable[[Array], Array]
-  weight: Callable[[Level], Array]
-  perturb: Callable[..., Array]
+  radius: Callable[[Array, Array], Array] = radii.default
+  lambda_t: Callable[[Array], Array] = partial(radii.constant_lambda, 0.3)
+  weight: Callable[[Level], Array] = parametrisation.eps_weight
+  perturb: Callable[..., Array] | None = None
   goal: str = "J"
   attack: attacks.Attack = attacks.ATTACKS["fgsm"]
   attack_predictor: Predictor | None = None
@@ -74,19 +115,35 @@ Parts = tuple[Draws, Draws | None]
 
 
 def example_keys(key: PRNGKeyArray, batch_size: int) -> Key[Array, " b"]:
-  """One key for each place in the global batch, [b]."""
+  """One key for each place in the global batch, [b].
+
+  Examples:
+    A place in the batch has the same key in any batch of the step:
+
+    >>> from rad_jax.training import step
+    >>> few, many = (step.example_keys(jax.random.key(0), n) for n in (2, 5))
+    >>> print((jax.random.key_data(few) == jax.random.key_data(many)[:2]).all())
+    True
+  """
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch_size))
 
 
 def ema_decay_at(update: Array, decay: float) -> Array:
-  """min(decay, (1 + n) / (10 + n)): a young average forgets its start."""
+  """min(decay, (1 + n) / (10 + n)): a young average forgets its start.
+
+  Examples:
+    >>> from rad_jax.training import step
+    >>> updates = jnp.array([0, 90, 100_000])
+    >>> print(step.ema_decay_at(updates, decay=0.999))
+    [0.1   0.91  0.999]
+  """
   return jnp.minimum(decay, (1 + update) / (10 + update))
 
 
 def draw(
   method: Method,
-  x_0: Array,
-  sigma_c: Array,
+  x_0: Float[Array, "b ..."],
+  sigma_c: Float[Array, " b"],
   key: PRNGKeyArray,
   ramp: Array | float = 1.0,
 ) -> Draws:
@@ -98,6 +155,18 @@ def draw(
     sigma_c: known noise of each, [b]; see robustness.noising.
     key: of the step.
     ramp: factor of lambda_t.
+
+  Examples:
+    >>> from rad_jax.training import step
+    >>> method = rad_jax.Method(
+    ...   rad_jax.objectives.OBJECTIVES["robust_adv"],
+    ...   rad_jax.as_predictor(lambda params, x_t, t: params * x_t),
+    ...   rad_jax.schedules.flow(),
+    ... )
+    >>> x_0, sigma_c = jnp.ones((4, 2)), jnp.zeros(4)
+    >>> draws = step.draw(method, x_0, sigma_c, jax.random.key(0))
+    >>> print(draws.radius.shape, draws.noised.x_t.shape, draws.lambda_t)
+    (4,) (4, 2) [0.3 0.3 0.3 0.3]
   """
   b, shape = x_0.shape[0], x_0.shape[1:]
   t_key, eps_key, w_key, beta_key, dropout_key = jax.random.split(key, 5)
@@ -114,8 +183,30 @@ def draw(
   )
 
 
-def find_w(method: Method, params: PyTree, eps_hat: Array, draws: Draws):
-  """The perturbation w of a batch, against the network as it stands."""
+def find_w(
+  method: Method,
+  params: PyTree,
+  eps_hat: Float[Array, " b *shape"],
+  draws: Draws,
+) -> Float[Array, " b *shape"]:
+  """The perturbation w of a batch, against the network as it stands.
+
+  Examples:
+    It is at a corner of the ball:
+
+    >>> from rad_jax.training import step
+    >>> method = rad_jax.Method(
+    ...   rad_jax.objectives.OBJECTIVES["robust_adv"],
+    ...   rad_jax.as_predictor(lambda params, x_t, t: params * x_t),
+    ...   rad_jax.schedules.flow(),
+    ... )
+    >>> x_0, sigma_c = jnp.ones((4, 2)), jnp.zeros(4)
+    >>> draws = step.draw(method, x_0, sigma_c, jax.random.key(0))
+    >>> eps_hat = 0.5 * draws.noised.x_t
+    >>> w = step.find_w(method, jnp.array(0.5), eps_hat, draws)
+    >>> print(jnp.abs(jnp.abs(w) - draws.radius[:, None]).max() < 1e-6)
+    True
+  """
   params, eps_hat = jax.lax.stop_gradient((params, eps_hat))
   predictor = method.attack_predictor or method.predictor
   goal = objectives.goal(
@@ -126,7 +217,8 @@ def find_w(method: Method, params: PyTree, eps_hat: Array, draws: Draws):
     draws.noised,
   )
   shape = eps_hat.shape[1:]
-  return method.perturb(goal, draws.w_keys, draws.radius, shape)
+  perturb = method.perturb or attacks.by_name(method.objective.attack)
+  return perturb(goal, draws.w_keys, draws.radius, shape)
 
 
 def example_losses(
@@ -144,6 +236,22 @@ def example_losses(
     params: of the network.
     draws: the batch.
     w: the perturbation; None asks the method's attack for it.
+
+  Examples:
+    >>> from rad_jax.training import step
+    >>> method = rad_jax.Method(
+    ...   rad_jax.objectives.OBJECTIVES["robust_adv"],
+    ...   rad_jax.as_predictor(lambda params, x_t, t: params * x_t),
+    ...   rad_jax.schedules.flow(),
+    ... )
+    >>> x_0, sigma_c = jnp.ones((4, 2)), jnp.zeros(4)
+    >>> draws = step.draw(method, x_0, sigma_c, jax.random.key(0))
+    >>> losses, (terms, w) = step.example_losses(
+    ...   method, jnp.array(0.5), draws, None
+    ... )
+    >>> total = terms["dsm"] + 0.3 * terms["regulariser"]
+    >>> print(jnp.abs(losses - total).max() < 1e-6)
+    True
   """
   eps_fn = lambda x_t: method.predictor(
     params, x_t, draws.level, draws.dropout_key
@@ -168,6 +276,20 @@ def make_mean_loss(method: Method):
 
   The two parts of the batch are those of `split`; there may be no rest. Terms
   are means, of the regulariser over the examples that have it.
+
+  Examples:
+    >>> from rad_jax.training import step
+    >>> method = rad_jax.Method(
+    ...   rad_jax.objectives.OBJECTIVES["robust_adv"],
+    ...   rad_jax.as_predictor(lambda params, x_t, t: params * x_t),
+    ...   rad_jax.schedules.flow(),
+    ... )
+    >>> x_0, sigma_c = jnp.ones((4, 2)), jnp.zeros(4)
+    >>> draws = step.draw(method, x_0, sigma_c, jax.random.key(0))
+    >>> mean_loss = step.make_mean_loss(method)
+    >>> value, (terms, w) = mean_loss(jnp.array(0.5), None, (draws, None))
+    >>> print(value.shape, sorted(terms), w.shape)
+    () ['dsm', 'regulariser'] (4, 2)
   """
   plain = method._replace(
     objective=objectives.without_regulariser(method.objective)
@@ -187,11 +309,96 @@ def make_mean_loss(method: Method):
   return mean_loss
 
 
+def in_turns(differentiated, count: int):
+  """(params, w, parts) -> value and gradient, over `count` pieces of the parts.
+
+  Piece i has the examples i, i + count, ...: each device of a sharded batch
+  keeps its own share.
+
+  Args:
+    differentiated: jax.value_and_grad of `make_mean_loss`, by params alone.
+    count: divides both parts.
+
+  Examples:
+    The gradient of a batch in two pieces is that of the whole:
+
+    >>> from rad_jax.training import step
+    >>> method = rad_jax.Method(
+    ...   rad_jax.objectives.OBJECTIVES["robust_adv"],
+    ...   rad_jax.as_predictor(lambda params, x_t, t: params * x_t),
+    ...   rad_jax.schedules.flow(),
+    ... )
+    >>> x_0, sigma_c = jnp.ones((4, 2)), jnp.zeros(4)
+    >>> draws = step.draw(method, x_0, sigma_c, jax.random.key(0))
+    >>> differentiated = jax.value_and_grad(
+    ...   step.make_mean_loss(method), has_aux=True
+    ... )
+    >>> in_two = step.in_turns(differentiated, 2)
+    >>> _, gradient = in_two(jnp.array(0.5), None, (draws, None))
+    >>> draws = step.draw(method, x_0, sigma_c, jax.random.key(0))
+    >>> _, at_once = differentiated(jnp.array(0.5), None, (draws, None))
+    >>> print(jnp.abs(at_once - gradient) < 1e-5)
+    True
+  """
+
+  def pieces(parts: Parts) -> Parts:
+    def cut(x):
+      return jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
+
+    def of(draws: Draws) -> Draws:
+      return Draws(
+        level=jax.tree.map(cut, draws.level),
+        noised=jax.tree.map(cut, draws.noised),
+        radius=cut(draws.radius),
+        lambda_t=cut(draws.lambda_t),
+        # JAX's check of reuse takes keys in a new order for used ones.
+        w_keys=jax.random.clone(cut(draws.w_keys)),
+        dropout_key=jax.random.split(draws.dropout_key, count),
+      )
+
+    regularised, rest = parts
+    return of(regularised), None if rest is None else of(rest)
+
+  def value_and_grad(params: PyTree, w: None, parts: Parts):
+    def add(total, piece: Parts):
+      (value, (terms, w)), gradient = differentiated(params, None, piece)
+      total = jax.tree.map(jnp.add, total, (value, terms, gradient))
+      return total, w
+
+    cut = pieces(parts)
+    first = lambda cut: jax.tree.map(lambda x: x[0], cut)
+    shapes = jax.eval_shape(
+      lambda cut: differentiated(params, None, first(cut)), cut
+    )
+    (value, (terms, _)), gradient = shapes
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), (value, terms, gradient)
+    )
+    total, w = jax.lax.scan(add, zeros, cut)
+    value, terms, gradient = jax.tree.map(lambda x: x / count, total)
+    return (value, (terms, w)), gradient
+
+  return value_and_grad
+
+
 def split(draws: Draws, n: int, m: int) -> Parts:
   """The first n of every m examples, and the others.
 
   Interleaved, so that each device of a sharded batch keeps its own share.
   Each part has a dropout key of its own.
+
+  Examples:
+    >>> from rad_jax.training import step
+    >>> method = rad_jax.Method(
+    ...   rad_jax.objectives.OBJECTIVES["robust_adv"],
+    ...   rad_jax.as_predictor(lambda params, x_t, t: params * x_t),
+    ...   rad_jax.schedules.flow(),
+    ... )
+    >>> x_0, sigma_c = jnp.ones((4, 2)), jnp.zeros(4)
+    >>> draws = step.draw(method, x_0, sigma_c, jax.random.key(0))
+    >>> first, rest = step.split(draws, 1, 2)
+    >>> print((first.radius == draws.radius[::2]).all(), len(rest.radius))
+    True 2
   """
   if n == m:
     return draws, None
@@ -222,6 +429,8 @@ def make_train_step(
   prepare: Callable[
     [Batch, Key[Array, " b"]], tuple[Array, Array]
   ] = lambda batch, _: (batch["x_0"], jnp.zeros(len(batch["x_0"]))),
+  micro_batches: int = 1,
+  skip_non_finite: bool = False,
 ) -> Step:
   """Builds the step. Jit it with the state donated.
 
@@ -232,19 +441,39 @@ def make_train_step(
     prepare: (batch, keys [b]) -> x_0 [b, ...], the training examples as the
       network shall see them: scaled, corrupted, flipped; and the known noise
       of each, sigma_c [b]. The keys are fresh at each step.
+    micro_batches: pieces of the batch that are differentiated one after the
+      other, for less memory; they divide both parts of the batch. The step is
+      the same but for the dropout masks, of which each piece has its own.
+    skip_non_finite: whether a step whose loss or gradient is not finite leaves
+      the parameters, their average and the optimiser as they were; the metric
+      "skipped" is 1 there.
 
   Returns:
     (state, batch) -> (state, metrics); the metrics are scalars on the device.
+
+  Examples:
+    >>> method = rad_jax.Method(
+    ...   rad_jax.objectives.OBJECTIVES["robust_adv"],
+    ...   rad_jax.as_predictor(lambda params, x_t, t: params * x_t),
+    ...   rad_jax.schedules.flow(),
+    ... )
+    >>> optimizer = optax.sgd(0.1)
+    >>> train_step = jax.jit(rad_jax.make_train_step(method, optimizer, 0.999))
+    >>> state = rad_jax.state_of(jnp.array(0.5), optimizer, jax.random.key(0))
+    >>> state, metrics = train_step(state, {"x_0": jnp.ones((4, 2))})
+    >>> print(int(state.step), sorted(metrics))
+    1 ['dsm', 'grad_norm', 'loss', 'param_norm', 'regulariser', 'w_linf']
   """
-  mean_loss = make_mean_loss(method)
   replays = method.free_replays
+  differentiated = jax.value_and_grad(
+    make_mean_loss(method), (0, 1) if replays > 1 else 0, has_aux=True
+  )
+  if micro_batches > 1:
+    differentiated = in_turns(differentiated, micro_batches)
 
   def update(carry, w, parts, count):
     params, ema_params, opt_state = carry
-    by = (0, 1) if replays > 1 else 0
-    (value, (terms, w)), gradient = jax.value_and_grad(
-      mean_loss, by, has_aux=True
-    )(params, w, parts)
+    (value, (terms, w)), gradient = differentiated(params, w, parts)
     gradient, w_gradient = gradient if replays > 1 else (gradient, None)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     params = optax.apply_updates(params, updates)
@@ -259,7 +488,12 @@ def make_train_step(
     }
     if w is not None:
       metrics["w_linf"] = jnp.max(jnp.abs(w))
-    return (params, ema_params, opt_state), metrics, w_gradient
+    updated = params, ema_params, opt_state
+    if skip_non_finite:
+      good = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"])
+      updated = jax.tree.map(partial(jnp.where, good), updated, carry)
+      metrics["skipped"] = 1.0 - good
+    return updated, metrics, w_gradient
 
   def replay(carry, parts, count):
     """Updates on one batch, w climbing by each one's own backward pass."""
@@ -315,6 +549,25 @@ def make_monitor(
     "goal_attack" and "goal_pgd", the goal's mean over elements and examples
     at w of each; "pgd_gain", their ratio; "regulariser_pgd", the perturbed
     branch's loss at PGD's w.
+
+  Examples:
+    On a linear network, FGSM finds all there is:
+
+    >>> from rad_jax.training import step
+    >>> method = rad_jax.Method(
+    ...   rad_jax.objectives.OBJECTIVES["robust_adv"],
+    ...   rad_jax.as_predictor(lambda params, x_t, t: params * x_t),
+    ...   rad_jax.schedules.flow(),
+    ... )
+    >>> monitor = step.make_monitor(
+    ...   method, lambda batch, keys: (batch["x_0"], jnp.zeros(4))
+    ... )
+    >>> state = rad_jax.state_of(
+    ...   jnp.array(0.5), optax.sgd(0.1), jax.random.key(0)
+    ... )
+    >>> metrics = monitor(state, {"x_0": jnp.ones((4, 2))})
+    >>> print(f"{metrics['pgd_gain']:.2f}")
+    1.00
   """
 
   def monitor(state: State, batch: Batch) -> Metrics:

@@ -100,7 +100,7 @@ def train(
 
   Raises:
     ConfigError: the runs cannot be trained together.
-    CheckpointError: the newest checkpoint is damaged.
+    CheckpointError: no checkpoint can be read, or written.
   """
   refuse(runs)
   config, lams = runs[0], jnp.array([run.objective.lam for run in runs])
@@ -110,8 +110,9 @@ def train(
     if manager.latest_step() is None:
       states = jax.jit(lambda: initial_states(runs))()
     else:
-      everywhere = sharding.replicated(sharding.data_mesh())
+      everywhere = sharding.replicated(sharding.device_mesh())
       states = checkpoints.restore(manager, like, everywhere)
+      checkpoints.set_aside_after(manager, int(states.step[0]))
     done = int(states.step[0])
     if done == num_steps:
       return states
@@ -127,6 +128,7 @@ def train(
         checkpoints.save(manager, end, states)
         bar.update(end - done)
         done = end
+    checkpoints.finish(manager)
   return states
 
 

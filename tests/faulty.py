@@ -1,0 +1,67 @@
+"""A small run in processes of its own, to be broken off in many ways."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from rad_jax.config import ConfigDict
+from rad_jax.main import INTERRUPTED  # noqa: F401
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+FIELDS = {
+  "train.num_steps": 60,
+  "train.batch_size": 16,
+  "train.log_every_steps": 20,
+  "checkpoint.every_steps": 5,
+  "checkpoint.keep": 3,
+  "data.num_examples": 64,
+  "data.corruption.fraction": 0.9,
+  "model.mlp.width": 8,
+  "model.mlp.depth": 1,
+  "diffusion.num_timesteps": 50,
+  "optimizer.warmup_steps": 2,
+  "sampling.num_steps": 4,
+}
+
+
+def command(workdir: pathlib.Path, *flags: str, **fields: object) -> list[str]:
+  changes = FIELDS | {k.replace("__", "."): v for k, v in fields.items()}
+  return [
+    sys.executable,
+    "-m",
+    "rad_jax.main",
+    "--config=configs/oblique_plane.py",
+    f"--workdir={workdir}",
+    *(f"--config.{name}={value}" for name, value in changes.items()),
+    *flags,
+  ]
+
+
+def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
+  return subprocess.Popen(
+    arguments,
+    cwd=ROOT,
+    env=os.environ | environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def run(arguments: list[str], **environment: str) -> tuple[int, str]:
+  """The exit code, and all that was printed."""
+  process = start(arguments, **environment)
+  printed, _ = process.communicate(timeout=240)
+  return process.returncode, printed
+
+
+def config_of(**fields: object) -> ConfigDict:
+  from configs import oblique_plane
+
+  config = oblique_plane.get_config()
+  config.update_from_flattened_dict(
+    FIELDS | {k.replace("__", "."): v for k, v in fields.items()}
+  )
+  return config

@@ -1,0 +1,376 @@
+"""Runs that are broken off, and what they go on from."""
+
+import json
+import multiprocessing
+import random
+import re
+import shutil
+import signal
+import threading
+import time
+
+import faulty
+import jax
+import numpy as np
+import pytest
+
+from rad_jax.training import (
+  build,
+  checkpoints,
+  health,
+  hosts,
+  loop,
+  metrics,
+  sharding,
+)
+
+
+def state_of(workdir, config=None):
+  like = jax.eval_shape(lambda: build.state(config or faulty.config_of()))
+  with checkpoints.open_manager(workdir) as manager:
+    return checkpoints.restore(
+      manager, like, sharding.replicated(sharding.device_mesh())
+    )
+
+
+def steps_in(workdir):
+  return sorted(
+    int(path.name)
+    for path in (workdir / "checkpoints").iterdir()
+    if path.name.isdigit()
+  )
+
+
+def assert_same(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x, y = jax.random.key_data(x), jax.random.key_data(y)
+    np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("unbroken")
+  return loop.train(faulty.config_of(), workdir), workdir
+
+
+@pytest.fixture
+def copied(unbroken, tmp_path):
+  return shutil.copytree(unbroken[1], tmp_path / "copied")
+
+
+# ---- Signals ----
+
+
+def wait_for(what, timeout=120.0):
+  end = time.monotonic() + timeout
+  while not what():
+    assert time.monotonic() < end, "it never happened"
+    time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_the_step_and_says_how_to_go_on(number, tmp_path):
+  long = {"train__num_steps": 10**6, "checkpoint__every_steps": 10**5}
+  process = faulty.start(faulty.command(tmp_path, **long))
+  rows = tmp_path / "metrics.jsonl"
+  wait_for(lambda: rows.exists() and rows.stat().st_size)
+  process.send_signal(number)
+  printed, _ = process.communicate(timeout=60)
+  assert process.returncode == faulty.INTERRUPTED, printed
+  saved = re.search(r"asked to stop: step (\d+) of 1000000 is saved", printed)
+  (step,) = steps_in(tmp_path)
+  assert int(saved[1]) == step > 0
+  assert "Traceback" not in printed
+  # All steps are in the log, the last ones too.
+  assert metrics.read(tmp_path)[-1]["step"] == step
+  code, printed = faulty.run(
+    faulty.command(tmp_path, train__num_steps=step + 5)
+  )
+  assert code == 0, printed
+  assert f"step {step} of {step + 5}" in printed
+
+
+def test_second_signal_is_the_handler_s_that_was_there():
+  caught = []
+  before = signal.signal(signal.SIGTERM, lambda *_: caught.append("before"))
+  try:
+    with hosts.stop_requests() as asked:
+      assert not asked(1)
+      signal.raise_signal(signal.SIGTERM)
+      assert asked(2) and not caught
+      signal.raise_signal(signal.SIGTERM)
+      assert caught == ["before"]
+    signal.raise_signal(signal.SIGTERM)
+    assert len(caught) == 2
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_no_signal_is_caught_outside_the_main_thread():
+  found = []
+
+  def look():
+    with hosts.stop_requests() as asked:
+      found.append(asked(1))
+
+  thread = threading.Thread(target=look)
+  thread.start()
+  thread.join()
+  assert found == [False]
+
+
+def saved_steps(workdir):
+  return steps_in(workdir) if (workdir / "checkpoints").exists() else [0]
+
+
+def test_killed_at_twenty_moments_ends_in_the_same_bits(tmp_path):
+  """SIGKILL, from start-up on; a checkpoint every third step."""
+  config = faulty.config_of(train__num_steps=900, checkpoint__every_steps=3)
+  expected = loop.train(config, tmp_path / "unbroken")
+  workdir, rng, reached = tmp_path / "broken", random.Random(0), [0]
+  # A server that has imported all: its children start in no time.
+  context = multiprocessing.get_context("forkserver")
+  context.set_forkserver_preload(["rad_jax.training.loop"])
+  for kill in range(20):
+    process = context.Process(target=loop.train, args=(config, workdir))
+    process.start()
+    if kill % 5:  # amid steps and savings, else at any time from the start on
+      wait_for(lambda: max(saved_steps(workdir), default=0) > reached[-1])
+      time.sleep(rng.uniform(0, 0.3))
+    else:
+      time.sleep(rng.uniform(0, 2.0))
+    process.kill()
+    process.join()
+    reached.append(max(saved_steps(workdir), default=0))
+  assert reached == sorted(reached), "a kill cost what was saved"
+  assert 0 < reached[-1] < 900, "no kill fell amid the steps"
+  assert_same(loop.train(config, workdir), expected)
+  assert_same(state_of(workdir, config), expected)
+  steps = [row["step"] for row in metrics.read(workdir)]
+  assert steps == sorted(set(steps))
+
+
+# ---- Damaged state ----
+
+
+def largest(folder):
+  return max(folder.rglob("d/*"), key=lambda path: path.stat().st_size)
+
+
+def truncate(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path):
+  found = bytearray(path.read_bytes())
+  found[len(found) // 2] ^= 1
+  path.write_bytes(found)
+
+
+@pytest.mark.parametrize(
+  "damage", [truncate, flip_a_bit, lambda path: path.unlink()]
+)
+def test_older_whole_checkpoint_is_taken(damage, copied, unbroken, caplog):
+  assert steps_in(copied) == [50, 55, 60]
+  damage(largest(copied / "checkpoints" / "60"))
+  caplog.set_level("WARNING", logger="rad_jax")
+  state = loop.train(faulty.config_of(), copied)
+  assert re.search(r"60 cannot be read \(.*step 55 is taken", caplog.text)
+  assert_same(state, unbroken[0])
+  assert steps_in(copied) == [50, 55, 60]
+  assert (copied / "checkpoints" / "60.damaged").is_dir()  # nothing is lost
+  assert_same(state_of(copied), unbroken[0])
+
+
+def test_sampling_leaves_a_damaged_checkpoint_where_it_is(copied):
+  truncate(largest(copied / "checkpoints" / "60"))
+  assert int(state_of(copied).step) == 55
+  assert steps_in(copied) == [50, 55, 60]
+
+
+def test_all_checkpoints_are_damaged(copied):
+  for step in steps_in(copied):
+    truncate(largest(copied / "checkpoints" / str(step)))
+  with pytest.raises(checkpoints.CheckpointError) as error:
+    loop.train(faulty.config_of(), copied)
+  assert "/60 cannot be read" in str(error.value)
+  assert "nor can the 2 older" in str(error.value)
+  assert "\n" not in str(error.value)
+  assert steps_in(copied) == [50, 55, 60]
+
+
+def test_full_disk_ends_the_run_and_keeps_what_is_there(tmp_path):
+  """Files of more than 16 KB cannot be written, as on a full disk."""
+  fields = {"model__mlp__width": 128}
+  argv = faulty.command(tmp_path, train__num_steps=5, **fields)
+  assert faulty.run(argv)[0] == 0
+  full = ["bash", "-c", 'ulimit -f 16; exec "$@"', "bash"]
+  code, printed = faulty.run([*full, *faulty.command(tmp_path, **fields)])
+  assert code == 1, printed
+  last = printed.splitlines()[-1]
+  assert last.startswith("rad_jax: error: no checkpoint can be written to")
+  assert "step 5 is there. Make room" in last
+  assert steps_in(tmp_path) == [5]
+  code, printed = faulty.run(faulty.command(tmp_path, **fields))
+  assert code == 0, printed
+  assert "step 5 of 60" in printed
+
+
+def test_checkpoint_of_another_structure_is_refused(copied):
+  """As one of an older version: nothing is guessed."""
+  path = copied / "config.json"
+  saved = json.loads(path.read_text())
+  config = faulty.config_of(**{"model.mlp.depth": 2})
+  saved["model"]["mlp"]["depth"] = 2
+  path.write_text(json.dumps(saved))
+  with pytest.raises(checkpoints.CheckpointError, match="nor can the 2 older"):
+    loop.train(config, copied)
+  assert steps_in(copied) == [50, 55, 60]
+
+
+# ---- Numbers ----
+
+
+def poisoned(monkeypatch, step, factor):
+  """The batch of a step is times a factor."""
+  honest = build.training_batches
+
+  def batches(config, training_set, first_step, rows):
+    for done, batch in enumerate(
+      honest(config, training_set, first_step, rows), first_step + 1
+    ):
+      if done == step:
+        batch = batch | {"x_0": batch["x_0"] * np.float32(factor)}
+      yield batch
+
+  monkeypatch.setattr(build, "training_batches", batches)
+
+
+def test_bad_step_is_passed_over(monkeypatch, tmp_path):
+  poisoned(monkeypatch, 7, np.nan)
+  config = faulty.config_of(
+    train__num_steps=10,
+    train__max_skipped=1,
+    checkpoint__every_steps=1,
+    checkpoint__keep=9,
+  )
+  state = loop.train(config, tmp_path)
+  assert int(state.step) == 10
+  (row,) = metrics.read(tmp_path)
+  assert row["train/skipped"] == 1
+  assert all(np.isfinite(value) for value in row.values())
+  before, after = (restored_at(tmp_path, config, step) for step in (6, 7))
+  assert_same(before._replace(step=after.step), after)
+  later = restored_at(tmp_path, config, 8)
+  assert np.any(
+    later.params["output"]["bias"] != after.params["output"]["bias"]
+  )
+
+
+def restored_at(workdir, config, step):
+  like = jax.eval_shape(lambda: build.state(config))
+  with checkpoints.open_manager(workdir) as manager:
+    return manager.restore(
+      step, args=checkpoints.ocp.args.StandardRestore(like)
+    )
+
+
+def test_too_many_bad_steps_stop_the_run(monkeypatch, tmp_path):
+  monkeypatch.setattr(
+    build,
+    "learning_rate",
+    lambda config: lambda step: np.float32(1e30),
+  )
+  config = faulty.config_of(train__max_skipped=3)
+  with pytest.raises(health.NonFiniteLoss, match="after 3 others were skipped"):
+    loop.train(config, tmp_path)
+
+
+def test_spike_takes_the_run_back_past_its_data(monkeypatch, tmp_path, caplog):
+  poisoned(monkeypatch, 9, 1e6)
+  caplog.set_level("WARNING", logger="rad_jax")
+  config = faulty.config_of(
+    train__num_steps=12,
+    train__log_every_steps=1,
+    train__rollback_above=50.0,
+    checkpoint__every_steps=4,
+  )
+  state = loop.train(config, tmp_path)
+  assert "back to the parameters of step 8" in caplog.text
+  assert int(state.step) == 12
+  # By hand: the steps 11 and 12 from the parameters of step 8.
+  expected = restored_at(tmp_path, config, 8)._replace(step=np.int32(10))
+  step = jax.jit(build.train_step(config))
+  for batch in build.training_batches(
+    config, build.training_set(config), 10, slice(None)
+  ):
+    expected, _ = step(expected, batch)
+  assert int(expected.step) == 12
+  for x, y in zip(
+    jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True
+  ):
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_spike_without_a_checkpoint_stops(monkeypatch, tmp_path):
+  poisoned(monkeypatch, 5, 1e6)
+  config = faulty.config_of(
+    train__log_every_steps=1,
+    train__rollback_above=50.0,
+    checkpoint__every_steps=50,
+  )
+  with pytest.raises(health.LossSpike, match="no checkpoint was written yet"):
+    loop.train(config, tmp_path)
+
+
+def test_debug_mode_raises_where_the_nan_arises(monkeypatch, tmp_path):
+  poisoned(monkeypatch, 3, np.nan)
+  with pytest.raises(FloatingPointError, match="nan"):
+    loop.train(faulty.config_of(train__debug=True), tmp_path)
+
+
+# ---- What is seen of a run ----
+
+
+def test_steps_are_traced_for_the_profiler(tmp_path):
+  loop.train(
+    faulty.config_of(train__num_steps=6, train__profile_steps=(2, 3)), tmp_path
+  )
+  assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_weights_and_biases_gets_every_row(monkeypatch, tmp_path):
+  """A stand-in of the package, with what is used of it."""
+  import contextlib
+  import sys
+  import types
+
+  logged, runs = [], []
+
+  @contextlib.contextmanager
+  def init(**given):
+    runs.append(given)
+    yield types.SimpleNamespace(
+      log=lambda values, step: logged.append((step, values))
+    )
+
+  monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+  for num_steps in (20, 40):
+    loop.train(
+      faulty.config_of(train__num_steps=num_steps, train__wandb_project="dirt"),
+      tmp_path,
+    )
+  assert [step for step, _ in logged] == [20, 40]
+  assert logged[1][1].keys() == metrics.read(tmp_path)[1].keys() - {"step"}
+  assert runs[0]["project"] == "dirt"
+  assert runs[0]["id"] == runs[1]["id"]  # one run, gone on with
+  assert runs[1]["config"]["train"]["num_steps"] == 40
+
+
+def test_weights_and_biases_is_not_installed(monkeypatch, tmp_path):
+  import sys
+
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(ValueError, match="pip install wandb"):
+    loop.train(faulty.config_of(train__wandb_project="dirt"), tmp_path)
