@@ -21,7 +21,9 @@ def shallow_config(objective: str):
   spec.loader.exec_module(module)
   config = module.get_config()
   config.objective.name = objective
-  config.model.unet.update(channel_multipliers=(1, 2), num_res_blocks=1)
+  config.model.unet.update(
+    channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=()
+  )
   return config
 
 

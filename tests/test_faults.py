@@ -124,12 +124,14 @@ def saved_steps(workdir):
   return steps_in(workdir) if (workdir / "checkpoints").exists() else [0]
 
 
-def test_killed_at_twenty_moments_ends_in_the_same_bits(tmp_path):
+def test_killed_at_twenty_moments_ends_in_the_same_bits(tmp_path, monkeypatch):
   """SIGKILL, from start-up on; a checkpoint every third step."""
   config = faulty.config_of(train__num_steps=900, checkpoint__every_steps=3)
   expected = loop.train(config, tmp_path / "unbroken")
   workdir, rng, reached = tmp_path / "broken", random.Random(0), [0]
-  # A server that has imported all: its children start in no time.
+  # A server that has imported all: its children start in no time, and load
+  # what the first has compiled.
+  monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(["rad_jax.training.loop"])
   for kill in range(20):

@@ -194,7 +194,6 @@ def on_one_device(tmp_path_factory):
   "topology",
   [
     {"devices": 4},
-    {"devices": 4, "fsdp": 2},
     {"devices": 4, "processes": 2},
     {"devices": 4, "processes": 2, "fsdp": 4},
     {"devices": 2, "micro_batches": 4},
