@@ -146,7 +146,8 @@ def _cost(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.training import cost
 
   del workdir
-  print(cost.table(cost.cost(config)))
+  rows = cost.cost(config)
+  print(f"{cost.table(rows)}\n\n{cost.forecast(config, rows)}")
 
 
 def _hint(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -243,7 +244,7 @@ MODES = {
   "sample": Mode("draw samples", "--config.sampling.num_steps=50", _sample),
   "evaluate": Mode(
     "measure them",
-    "--config.evaluation.protocols=\"('truth', 'flow')\"",
+    "--config.evaluation.num_samples=500",
     _evaluate,
   ),
   "purify": Mode("clean images", "--config.purify.t_star=0.3", _purify),

@@ -157,3 +157,37 @@ def test_the_table_has_ratios_to_ddpm():
     ["on", "8", "(2.67x)", "5", "(2.50x)", "20", "(4.00x)"],
   ]
   assert len({len(line) for line in table.splitlines()}) == 1
+
+
+def test_memory_is_a_line_over_the_batch(robust_adv):
+  config = wide_config()
+  law = cost.memory(config, robust_adv["on"]["memory"])
+  four = cost_of(train__batch_size=256)["on"]["memory"]
+  assert law.fixed + 256 * law.per_example == pytest.approx(four, rel=0.1)
+  state = jax.eval_shape(lambda: build.state(config))
+  assert law.fixed > 16 * build.num_parameters(state)
+  limit = 2.5 * four
+  largest = law.largest_batch(limit)
+  assert law.fixed + largest * law.per_example <= limit
+  assert law.fixed + (largest + 1) * law.per_example > limit
+  assert law.largest_batch(law.fixed / 2) == 0
+
+
+def test_forecast_is_of_the_whole_run(monkeypatch, robust_adv):
+  flops = 100 * robust_adv["on"]["flops"] / jax.device_count()
+  monkeypatch.setattr(cost, "product_rate", lambda dtype: flops / (3 * 3600))
+  parameters, run, time, memory = cost.forecast(
+    wide_config(), robust_adv
+  ).splitlines()
+  state = jax.eval_shape(lambda: build.state(wide_config()))
+  assert parameters.split() == [
+    "parameters:",
+    f"{build.num_parameters(state):,}",
+  ]
+  assert "100 steps, 800 passes" in run
+  assert "3 hours at the least" in time
+  assert "the largest batch: " in memory
+
+
+def test_rate_of_products_is_of_this_machine():
+  assert 1e8 < cost.product_rate("float32") < 1e16

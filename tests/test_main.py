@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -401,3 +402,67 @@ def test_traceback_on_demand(tmp_path, run):
       "--config.objective.lam=-1.0",
       "--traceback",
     )
+
+
+# ---- Help ----
+
+
+def test_help_fits_a_screen_and_has_every_mode(run):
+  assert run("--help")[0] == 0
+  lines = main.help_text().splitlines()
+  assert len(lines) <= 30
+  assert max(map(len, lines)) <= 80
+  for mode in main.MODES:
+    assert sum(line.startswith(f"  {mode} ") for line in lines) == 1
+  for path in (ROOT / "configs").glob("*.py"):
+    assert path.stem in main.help_text()
+
+
+@pytest.mark.parametrize("mode", main.MODES)
+def test_example_of_a_mode_is_a_command(mode, monkeypatch):
+  """absl and the config take its flags."""
+  monkeypatch.chdir(ROOT)
+  example = shlex.split(main.MODES[mode].example)
+  if not any(flag.startswith("--config=") for flag in example):
+    example = ["--config=configs/digits.py", *example]
+  monkeypatch.setattr(sys, "argv", ["rad_jax", f"--mode={mode}", *example])
+  with flagsaver.flagsaver():
+    main.parse_flags(sys.argv)
+    assert main.flags.FLAGS.mode == mode
+
+
+def test_shown_config_is_that_of_the_command():
+  done = command(DIGITS, "--mode=show_config", "--config.seed=7")
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()
+  assert "--config.seed=7  (command line)" in lines
+  assert "--config.data.name=digits  (digits.py:smoke)" in lines
+  assert "--config.optimizer.b1=0.9  (default)" in lines
+
+
+@pytest.mark.parametrize(
+  "given", ["digits:smoke", "configs/digits.py:smoke", "digits.py:smoke"]
+)
+def test_configs_of_the_package_are_found_anywhere(
+  given, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  found = f"{ROOT / 'configs' / 'digits.py'}:smoke"
+  assert main.find_config(given) == found
+  with flagsaver.flagsaver():
+    main.parse_flags(["rad_jax", "--config", given])
+    assert main.default_workdir() == "runs/digits_smoke"
+  # One's own comes first, and a path elsewhere is taken as it is.
+  (tmp_path / "configs").mkdir()
+  (tmp_path / "configs" / "digits.py").write_text("")
+  assert main.find_config("configs/digits.py") == "configs/digits.py"
+  with pytest.raises(FileNotFoundError, match="the package has butterflies"):
+    main.find_config(str(tmp_path / "digits.py"))
+
+
+def test_misspelt_config_file(run):
+  code, stderr = run("--config=configs/digit.py")
+  assert_one_clear_line(
+    code, stderr, "no config file 'configs/digit.py'; did you mean"
+  )
+  assert "configs/digits.py" in stderr

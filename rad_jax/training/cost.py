@@ -1,4 +1,8 @@
-"""What a config's training step costs, before any of it is run."""
+"""What a config's training costs, before any of it is run."""
+
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +14,7 @@ from rad_jax.training import budget, build
 def cost(config: ConfigDict) -> dict[str, dict[str, float]]:
   """Passes, FLOPs and memory of the step, and of DDPM's on the same model.
 
-  Nothing is run and no data is read: the steps are compiled for this machine's
+  No step is run and no data is read: the steps are compiled for this machine's
   accelerator, which for a large U-Net takes minutes on a CPU.
 
   Returns:
@@ -67,14 +71,101 @@ def table(rows: dict[str, dict[str, float]]) -> str:
   return "\n".join(lines)
 
 
+class Memory(NamedTuple):
+  """Bytes of a step, as a line over the size of its batch.
+
+  fixed: of parameters, average and optimiser state, and what else is there.
+  per_example: what each example of the batch adds.
+  """
+
+  fixed: float
+  per_example: float
+
+  def largest_batch(self, limit: float) -> int:
+    """The largest batch whose step needs no more than `limit` bytes."""
+    return max(0, int((limit - self.fixed) / self.per_example))
+
+
+def memory(config: ConfigDict, known: float) -> Memory:
+  """The line through the config's batch and one of twice its size.
+
+  Args:
+    config: the config.
+    known: bytes of the step with the regulariser at the config's batch size,
+      `cost`'s "memory" of "on".
+  """
+  twice = config.copy_and_resolve_references()
+  twice.train.batch_size *= 2
+  batch_size = config.train.batch_size
+  # What is fixed is there at least once; a small batch may hide in it.
+  slope = max(_memory(_compile(twice, True)) - known, 1.0) / batch_size
+  return Memory(known - slope * batch_size, slope)
+
+
+def product_rate(dtype: str) -> float:
+  """FLOP/s of matrix products on one device, measured in under a second."""
+  n = 1024 if jax.default_backend() == "cpu" else 8192
+  a = jnp.ones((n, n), dtype)
+  multiply = jax.jit(lambda a: a @ a)
+  jax.block_until_ready(multiply(a))
+
+  def seconds() -> float:
+    started = time.perf_counter()
+    jax.block_until_ready(multiply(a))
+    return time.perf_counter() - started
+
+  return 2 * n**3 / min(seconds() for _ in range(5))
+
+
+def forecast(config: ConfigDict, rows: Mapping[str, dict[str, float]]) -> str:
+  """What the whole run will take, in a few lines of text.
+
+  Args:
+    config: the config.
+    rows: its `cost`.
+  """
+  num_steps, num_devices = config.train.num_steps, jax.device_count()
+  mean = rows.get("mean", rows["on"])
+  flops = num_steps * mean["flops"]
+  rate = num_devices * product_rate(config.model.dtype)
+  state = jax.eval_shape(lambda: build.state(config))
+  law = memory(config, rows["on"]["memory"])
+  fits = ", ".join(
+    f"{law.largest_batch(gb * 1e9):,} in {gb} GB" for gb in (16, 40, 80)
+  )
+  return "\n".join(
+    [
+      f"parameters: {build.num_parameters(state):,}",
+      f"run:        {num_steps:,} steps, {num_steps * mean['passes']:,.0f}"
+      f" passes, {flops:.3g} FLOP",
+      f"time:       {_duration(flops / rate)} at the least, at the"
+      f" {rate / 1e12:.3g} TFLOP/s of matrix products in {config.model.dtype}"
+      f" on {num_devices} x {jax.devices()[0].device_kind}",
+      f"memory:     {law.fixed / 1e9:.3g} GB and"
+      f" {law.per_example / 1e6:.3g} MB an example; the largest batch: {fits}",
+    ]
+  )
+
+
+def _duration(seconds: float) -> str:
+  for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+    if seconds >= 2 * size:
+      return f"{seconds / size:.3g} {unit}"
+  return f"{seconds:.3g} seconds"
+
+
 def _measure(config: ConfigDict, regularised: bool = True) -> dict[str, float]:
   compiled = _compile(config, regularised)
-  memory = compiled.memory_analysis()
   return {
     "passes": 3.0,
     "flops": _flops(config, regularised, compiled),
-    "memory": float(memory.argument_size_in_bytes + memory.temp_size_in_bytes),
+    "memory": _memory(compiled),
   }
+
+
+def _memory(compiled) -> float:
+  found = compiled.memory_analysis()
+  return float(found.argument_size_in_bytes + found.temp_size_in_bytes)
 
 
 def _flops(config: ConfigDict, regularised: bool, compiled) -> float:
