@@ -22,6 +22,8 @@ LAYERS = (
   ("downsampling", 32, 128, 128),
   ("group norm, silu", 32, 128, 128),
   ("group norm, silu", 16, 256, 256),
+  ("flax's group norm, silu", 32, 128, 128),
+  ("flax's group norm, silu", 16, 256, 256),
   ("upsampling", 16, 256, 256),
   ("attention", 16, 256, 256),
 )
@@ -66,6 +68,8 @@ def _ours(
     layer = unet._Attention(float32)
   elif what == "upsampling":
     layer = nn.Sequential([unet._upsample])
+  elif what == "flax's group norm, silu":
+    layer = nn.Sequential([nn.GroupNorm(32), nn.silu])
   else:
     layer = nn.Sequential([normalisation.GroupNorm(32, float32), nn.silu])
   x = jax.random.normal(jax.random.key(0), (b, side, side, c_in))

@@ -7,4 +7,5 @@ bash launch/setup.sh
 .venv/bin/ruff format --check --quiet .
 .venv/bin/mypy
 .venv/bin/shellcheck launch/*.sh .ci/run
-exec .venv/bin/python -m pytest -n auto --dist loadfile "$@"
+exec .venv/bin/python -m pytest -n auto --dist loadfile \
+  --no-loadscope-reorder "$@"

@@ -30,3 +30,21 @@ def optimised():
   jax.config.update("jax_disable_most_optimizations", False)
   yield
   jax.config.update("jax_disable_most_optimizations", True)
+
+
+# By time. Files are handed out in this order, so that none of the long ones is
+# begun last, while the other workers have nothing left to do.
+LONGEST = (
+  "test_hosts",
+  "test_faults",
+  "test_controlled_study",
+  "test_docs",
+  "test_main",
+  "test_sweep",
+  "test_cost",
+)
+
+
+def pytest_collection_modifyitems(items):
+  rank = {name: i for i, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
