@@ -11,8 +11,8 @@ import json
 import os
 import pathlib
 
-# Both libraries share the device's memory.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# The rest of the device's memory is the peer's.
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".35")
 
 from benchmarks import host, layers, machine, sampling, settings, table, train
 
@@ -39,6 +39,13 @@ def main() -> None:
     nargs="+",
     choices=settings.SETTINGS,
     default=list(settings.SETTINGS),
+  )
+  parser.add_argument(
+    "--objectives",
+    nargs="*",
+    choices=train.OBJECTIVES,
+    default=train.OBJECTIVES,
+    help="that are trained; ddpm always is",
   )
   parser.add_argument("--dtype", default="float32")
   parser.add_argument(
@@ -68,7 +75,13 @@ def _rows(benchmark: str, arguments: argparse.Namespace):
   if benchmark == "train":
     for name in names:
       yield train.rows(
-        name, dtype, size, rounds, arguments.cheap, arguments.peers
+        name,
+        dtype,
+        size,
+        rounds,
+        arguments.objectives,
+        arguments.cheap,
+        arguments.peers,
       )
   elif benchmark == "sampling":
     for name in names:

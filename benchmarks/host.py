@@ -15,7 +15,7 @@ from PIL import Image
 from benchmarks import settings, timing
 from rad_jax.data import batches, folder, images, sources
 from rad_jax.evaluation import quality
-from rad_jax.training import build, checkpoints, sharding
+from rad_jax.training import build, checkpoints, loop, sharding
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -87,9 +87,11 @@ def waiting_rows(name: str, dtype: str, batch_size: int, steps: int) -> list:
     lambda i: kept[i], 0, 0, 10**9, batch_size, len(kept), num_worker_threads=1
   )
   mesh = sharding.device_mesh()
-  state = jax.jit(lambda: build.state(config))()
-  step = jax.jit(build.train_step(config), donate_argnums=0)
-  state, metrics = step(state, sharding.place(next(stream), mesh))
+  everywhere = sharding.replicated(mesh)
+  state = jax.jit(lambda: build.state(config), out_shardings=everywhere)()
+  batch = sharding.place(next(stream), mesh)
+  step = loop.compile_step(config, state, batch, mesh)
+  state, metrics = step(state, batch)
   jax.block_until_ready(metrics)
   waited, started = 0.0, time.perf_counter()
   for _ in range(steps):

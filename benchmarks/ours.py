@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rad_jax.config import ConfigDict, is_synthetic
-from rad_jax.training import build
+from rad_jax.training import build, chips
 
 
 def batch(config: ConfigDict) -> dict[str, jax.Array]:
@@ -27,22 +27,28 @@ def step(config: ConfigDict) -> Callable[[], object]:
   fed = batch(config)
   state = jax.jit(lambda: build.state(config))()
   compiled = (
-    jax.jit(build.train_step(config), donate_argnums=0)
+    jax.jit(
+      build.train_step(config),
+      donate_argnums=0,
+      compiler_options=chips.compiler_options(),
+    )
     .lower(state, fed)
     .compile()
   )
 
-  def run() -> None:
+  def run() -> Callable[[], object]:
     nonlocal state
     state, metrics = compiled(state, fed)
-    jax.block_until_ready(metrics)
+    return lambda: jax.block_until_ready(metrics)
 
   return run
 
 
 def forward(config: ConfigDict, batch_size: int) -> Callable[[], object]:
   """One pass of the network, without dropout."""
-  predict = jax.jit(build.network(config).apply)
+  predict = jax.jit(
+    build.network(config).apply, compiler_options=chips.compiler_options()
+  )
   params = jax.jit(lambda: build.state(config).params)()
   x_t = jnp.ones((batch_size, *build.example_shape(config)))
   t = jnp.full((batch_size,), 500)

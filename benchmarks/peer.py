@@ -100,14 +100,14 @@ def step(
     ):
       return predict(x_t, t, return_dict=False)[0].float()
 
-  def run() -> None:
+  def run() -> Callable[[], None]:
     loss = _loss(config, eps_fn, params, data, alpha_bar)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(params, 1.0, foreach=True)
     optimizer.step()
     torch._foreach_lerp_(averages, params, 1e-4)
-    synchronize()
+    return synchronize
 
   return run
 

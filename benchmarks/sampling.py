@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import ours, settings, timing
-from rad_jax.training import build
+from rad_jax.training import build, chips
 
 
 def rows(
@@ -17,7 +17,9 @@ def rows(
   """
   config = settings.load(name, "ddpm", dtype, batch_size)
   config.sampling.update(sampler="ddim", num_steps=num_steps)
-  draw = jax.jit(build.sampler(config))
+  draw = jax.jit(
+    build.sampler(config), compiler_options=chips.compiler_options()
+  )
   params = jax.jit(lambda: build.state(config).params)()
   index = jnp.arange(config.train.batch_size)
   times = timing.interleaved(

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-# Name -> the work done once; it returns when it is done, on the device too.
+# Name -> does the work once. What is still under way on a device when it
+# returns is waited for by the function that it then returns.
 Contenders = dict[str, Callable[[], object]]
 # Name -> seconds of one piece of work in each round.
 Times = dict[str, np.ndarray]
@@ -37,13 +38,15 @@ def ratio(times: Times, name: str, over: str) -> float:
 
 
 def seconds_of(run: Callable[[], object], repeats: int = 1) -> float:
-  """The mean time of some repeats."""
+  """The mean time of some repeats, begun without waiting for each other."""
   started = time.perf_counter()
   for _ in range(repeats):
-    run()
+    wait = run()
+  if callable(wait):
+    wait()
   return (time.perf_counter() - started) / repeats
 
 
 def _repeats(run: Callable[[], object], min_seconds: float) -> int:
-  run()  # Compiles, and fills caches.
+  seconds_of(run)  # Compiles, and fills caches.
   return max(1, round(min_seconds / seconds_of(run)))

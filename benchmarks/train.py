@@ -1,6 +1,7 @@
 """Training steps, ours beside the peer's, in turns."""
 
 import importlib.util
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ def rows(
   dtype: str,
   batch_size: int,
   rounds: int,
+  objectives: Sequence[str],
   cheap: bool,
   peers: tuple[str, ...] = PEERS,
 ) -> list[dict]:
@@ -33,28 +35,24 @@ def rows(
     dtype: compute type of the network.
     batch_size: 0 is the setting's own.
     rounds: of timing.
+    objectives: of OBJECTIVES, what is timed beside ddpm.
     cheap: whether the cheap schemes are timed as well.
     peers: of the peer, what is timed: "eager", "compiled".
   """
   configs = {
     objective: settings.load(name, objective, dtype, batch_size)
     for objective in OBJECTIVES
+    if objective in ("ddpm", *objectives)
   }
   if cheap:
-    configs |= {
-      scheme: _cheap(configs["robust_adv"], scheme) for scheme in CHEAP
-    }
+    for scheme, changes in CHEAP.items():
+      configs[scheme] = settings.load(name, "robust_adv", dtype, batch_size)
+      configs[scheme].update_from_flattened_dict(changes)
   contenders = {objective: ours.step(c) for objective, c in configs.items()}
   if configs["ddpm"].model.name == "unet" and _has_peer():
     contenders |= _peers(configs, peers)
   times = timing.interleaved(contenders, rounds)
   return [_row(name, dtype, who, configs, times) for who in times]
-
-
-def _cheap(config: ConfigDict, scheme: str) -> ConfigDict:
-  config = config.copy_and_resolve_references()
-  config.update_from_flattened_dict(CHEAP[scheme])
-  return config
 
 
 def _has_peer() -> bool:
@@ -84,6 +82,7 @@ def _peers(
         configs[objective], model, predict
       )
       for objective in OBJECTIVES
+      if objective in configs
     }
   return contenders
 

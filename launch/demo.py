@@ -35,10 +35,10 @@ def small_networks_on_cpu(workdir: pathlib.Path) -> None:
   """
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
-    (workdir / "compiled").absolute()
+  os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str((workdir / "compiled").absolute())
   )
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
 def world_grid(world: str, seeds: int, data_dir, smoke: bool) -> list:

@@ -44,6 +44,21 @@ def test_contenders_take_turns_and_what_is_short_is_repeated(clock):
   assert done == ["short"] * 2 + ["long"] * 2 + turn * 3
 
 
+def test_work_on_a_device_is_waited_for_once(clock):
+  """Dispatch takes 1 s, the device 3 s for each: only the last is waited for."""
+  done_at = [0.0]
+
+  def run():
+    clock[0] += 1.0
+    done_at[0] = max(done_at[0], clock[0]) + 3.0
+    return wait
+
+  def wait():
+    clock[0] = done_at[0]
+
+  assert timing.seconds_of(run, repeats=4) == (1.0 + 4 * 3.0) / 4
+
+
 def test_ratio_is_the_median_of_the_pairs():
   """Of 2, 3 and 100, where the ratio of the medians is 30."""
   times = {"a": np.array([2.0, 30.0, 100.0]), "b": np.array([1.0, 10.0, 1.0])}

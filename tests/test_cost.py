@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from rad_jax import config as configs
-from rad_jax.training import build, cost
+from rad_jax.training import build, chips, cost
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -191,3 +191,35 @@ def test_forecast_is_of_the_whole_run(monkeypatch, robust_adv):
 
 def test_rate_of_products_is_of_this_machine():
   assert 1e8 < cost.product_rate("float32") < 1e16
+
+
+# ---- Options of the compiler ----
+
+KNOWN, UNKNOWN = "xla_cpu_enable_fast_math", "xla_of_another_version"
+
+
+@pytest.fixture
+def options(monkeypatch):
+  """What compiler_options gives, if this is asked for and that is set."""
+
+  def given(asked, flags=""):
+    monkeypatch.setattr(chips, "_COMPILER_OPTIONS", {"cpu": asked})
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    chips.compiler_options.cache_clear()
+    return chips.compiler_options()
+
+  yield given
+  chips.compiler_options.cache_clear()
+
+
+def test_option_that_this_xla_does_not_know_is_left_out(options):
+  assert options({KNOWN: False, UNKNOWN: True}) == {KNOWN: False}
+
+
+def test_option_of_the_environment_stays_as_it_is_there(options):
+  assert options({KNOWN: False}, f"--{KNOWN}=true") == {}
+
+
+def test_options_are_the_platforms_own(options):
+  chips.compiler_options.cache_clear()
+  assert chips.compiler_options() == {}  # those of GPUs are not for CPUs

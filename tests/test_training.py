@@ -480,6 +480,28 @@ def test_no_checkpoint_to_restore(tmp_path):
       checkpoints.restore(manager, {"x": jnp.zeros(())}, None)
 
 
+def test_failed_save_is_told_at_the_end(monkeypatch, tmp_path):
+  """orbax writes in the background: what it raises may come with the close."""
+  broken_close(monkeypatch)
+  with pytest.raises(checkpoints.CheckpointError, match="No space left"):
+    with checkpoints.open_manager(tmp_path):
+      pass
+
+
+def test_error_of_the_run_comes_before_that_of_a_save(monkeypatch, tmp_path):
+  broken_close(monkeypatch)
+  with pytest.raises(health.NonFiniteLoss):
+    with checkpoints.open_manager(tmp_path):
+      raise health.NonFiniteLoss
+
+
+def broken_close(monkeypatch):
+  def close(manager):
+    raise ValueError("No space left on device")
+
+  monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "close", close)
+
+
 def test_divergence_stops_and_keeps_the_last_good_state(copied):
   wild = tiny_config(
     train__num_steps=20,

@@ -37,7 +37,7 @@ from rad_jax.diffusion.process import Level, per_example
 from rad_jax.evaluation import sampling
 from rad_jax.robustness import attacks, noising, objectives
 from rad_jax.robustness.noising import Noised
-from rad_jax.training import build, sharding
+from rad_jax.training import build, chips, sharding
 
 Batch = Float[Array, "b ..."]
 Scalars = Float[Array, " b"]
@@ -103,6 +103,7 @@ def diagnose(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     make_measure(config),
     in_shardings=(everywhere, split, split, everywhere, everywhere),
     out_shardings=everywhere,
+    compiler_options=chips.compiler_options(),
   )
   batches = list(clean_batches(config, jax.device_count()))
   count = config.diagnose.num_levels

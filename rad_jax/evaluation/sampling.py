@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rad_jax.config import ConfigDict
-from rad_jax.training import build, checkpoints, loop, sharding
+from rad_jax.training import build, checkpoints, chips, loop, sharding
 from rad_jax.training.state import State
 
 
@@ -107,6 +107,7 @@ def draw(
     build.sampler(config, sampler, num_steps),
     in_shardings=(replicated, sharding.by_example(model.mesh)),
     out_shardings=replicated,
+    compiler_options=chips.compiler_options(),
   )
   batch_size = config.sampling.batch_size
   batches = []

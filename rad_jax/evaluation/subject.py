@@ -14,7 +14,7 @@ from rad_jax.data import examples, synthetic
 from rad_jax.diffusion.parametrisation import EpsFn
 from rad_jax.evaluation import sampling, truth
 from rad_jax.evaluation.sampling import Model
-from rad_jax.training import build, sharding
+from rad_jax.training import build, chips, sharding
 
 
 class Result(NamedTuple):
@@ -68,6 +68,7 @@ class Subject(NamedTuple):
       function,
       in_shardings=(everywhere, *[split] * len(arrays)),
       out_shardings=everywhere,
+      compiler_options=chips.compiler_options(),
     )
     return jax.tree.map(np.asarray, compiled(self.model.params, *arrays))
 

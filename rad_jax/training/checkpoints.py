@@ -22,17 +22,21 @@ class CheckpointError(RuntimeError):
   """No checkpoint, or one that cannot be read."""
 
 
+@contextlib.contextmanager
 def open_manager(
   workdir: pathlib.Path, keep: int = 1, keep_every_steps: int = 0
-) -> ocp.CheckpointManager:
-  """The manager of workdir/checkpoints. Close it, or use it in a `with`.
+) -> Iterator[ocp.CheckpointManager]:
+  """Within its `with`, the manager of workdir/checkpoints.
+
+  The end waits until all that was saved is on the disk, and raises as `save`
+  does; an error from within comes first.
 
   Args:
     workdir: the run's folder.
     keep: how many of the newest checkpoints are kept.
     keep_every_steps: keep those at its multiples too; 0: none besides.
   """
-  return ocp.CheckpointManager(
+  manager = ocp.CheckpointManager(
     pathlib.Path(workdir).absolute() / "checkpoints",
     options=ocp.CheckpointManagerOptions(
       max_to_keep=keep,
@@ -40,6 +44,14 @@ def open_manager(
       enable_async_checkpointing=True,
     ),
   )
+  try:
+    yield manager
+  except BaseException:
+    with contextlib.suppress(Exception):  # a failed save is told once
+      manager.close()
+    raise
+  with _writing(manager):
+    manager.close()
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: PyTree) -> None:

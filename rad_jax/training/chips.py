@@ -1,6 +1,14 @@
-"""Peak arithmetic of the chips that are known, for utilisation."""
+"""What is known of chips: peak arithmetic, and the options of XLA that pay."""
+
+import functools
+import os
 
 import jax
+
+# By platform, what paid when it was measured: docs/performance.md.
+_COMPILER_OPTIONS: dict[str, dict[str, bool]] = {
+  "gpu": {"xla_gpu_experimental_enable_fusion_autotuner": False}
+}
 
 # Dense bfloat16 FLOP/s of one JAX device, from the makers' data sheets:
 # nvidia.com (A100, H100 SXM, H200), cloud.google.com/tpu/docs. Of TPU v2 and v3
@@ -31,3 +39,27 @@ def peak_flops(device: jax.Device) -> float | None:
     ),
     None,
   )
+
+
+@functools.cache
+def compiler_options() -> dict[str, str | bool]:
+  """XLA's options on this platform, for `jax.jit(compiler_options=...)`.
+
+  An option that this XLA does not know is left out, and one that is in the
+  environment's XLA_FLAGS stays as it is there.
+  """
+  options = _COMPILER_OPTIONS.get(jax.default_backend(), {})
+  given = os.environ.get("XLA_FLAGS", "")
+  return {
+    name: value
+    for name, value in options.items()
+    if name not in given and _is_known({name: value})
+  }
+
+
+def _is_known(options: dict[str, str | bool]) -> bool:
+  try:
+    jax.jit(lambda x: x).lower(0.0).compile(compiler_options=options)
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rad_jax.config import ConfigDict, is_synthetic
-from rad_jax.training import budget, build
+from rad_jax.training import budget, build, chips
 
 
 def cost(config: ConfigDict) -> dict[str, dict[str, float]]:
@@ -204,5 +204,9 @@ def _compile(config: ConfigDict, regularised: bool):
     "index": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
   }
   state = jax.eval_shape(lambda: build.state(config))
-  step = jax.jit(build.train_step(config, regularised), donate_argnums=0)
+  step = jax.jit(
+    build.train_step(config, regularised),
+    donate_argnums=0,
+    compiler_options=chips.compiler_options(),
+  )
   return step.lower(state, batch).compile()

@@ -18,6 +18,7 @@ from rad_jax.training import (
   budget,
   build,
   checkpoints,
+  chips,
   cost,
   health,
   hosts,
@@ -261,6 +262,7 @@ def compile_step(
     in_shardings=(of_state, sharding.by_example(mesh)),
     out_shardings=(of_state, sharding.replicated(mesh)),
     donate_argnums=() if debug else 0,
+    compiler_options=chips.compiler_options(),
   )
   if debug:
     return step

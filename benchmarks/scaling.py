@@ -1,0 +1,196 @@
+"""python -m benchmarks.scaling: what many chips exchange, and what it costs.
+
+Compiles the training step for eight virtual devices, counts the collectives of
+the program, and predicts the efficiency of larger machines from them. Nothing
+is run but the compiler.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from benchmarks import ours, settings
+from rad_jax.config import ConfigDict
+from rad_jax.training import build, cost, loop, sharding
+
+OBJECTIVES = ("ddpm", "robust_ran", "robust_adv")
+# Assumed: the share of the peak that a chip reaches, and of its time that can
+# hide an all-reduce: gradients are there from the backward pass on.
+MFU, OVERLAP = 0.4, 0.5
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4}
+_BYTES |= {"s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+_COLLECTIVE = re.compile(
+  r"= (.+?) (all-reduce|all-gather|reduce-scatter|all-to-all"
+  r"|collective-permute)(?:-start)?\("
+)
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+
+
+class Exchange(NamedTuple):
+  """A collective of one kind: how many arrays in how many calls, and bytes."""
+
+  calls: int
+  bytes: int
+
+
+class Chip(NamedTuple):
+  """A chip, and its way to the others.
+
+  peak: bfloat16 FLOP/s.
+  bandwidth: bytes/s of an all-reduce's data, over all links that it uses.
+  hop: seconds of latency for each step of the all-reduce.
+  hops: number of chips -> steps of the all-reduce.
+  largest: number of chips with such links.
+  """
+
+  peak: float
+  bandwidth: float
+  hop: float
+  hops: Callable[[int], float]
+  largest: float = math.inf
+
+
+def _torus(dimensions: int) -> Callable[[int], float]:
+  """Along each axis to the end and back."""
+  return lambda n: 2 * dimensions * (n ** (1 / dimensions) - 1)
+
+
+# Peaks and bandwidths in one direction are the makers':
+# cloud.google.com/tpu/docs, v5e and v5p; nvidia.com, H100 SXM and DGX H100,
+# where each of a node's eight 400 Gb/s adapters carries an eighth. Latencies
+# are guesses.
+CHIPS = {
+  "TPU v5e": Chip(197e12, 200e9, 1e-6, _torus(2), largest=256),
+  "TPU v5p": Chip(459e12, 600e9, 1e-6, _torus(3)),
+  "H100": Chip(989e12, 400e9, 5e-6, lambda n: 2 * math.log2(n)),
+}
+# What a step computes, in passes, for what it exchanges, in gradients.
+_METHODS = (
+  ("DDPM, 3F", 3, 1),
+  ("Robust_adv, 8F, joined", 8, 1),
+  ("Robust_adv, 8F, not joined", 8, 2),
+)
+
+
+def collectives(program: str) -> dict[str, Exchange]:
+  """The collectives of a compiled program, by kind.
+
+  Args:
+    program: HLO text; an asynchronous one counts where it starts.
+  """
+  found: dict[str, Exchange] = {}
+  for shapes, kind in _COLLECTIVE.findall(program):
+    size = sum(
+      _BYTES[dtype] * math.prod(map(int, filter(None, sides.split(","))))
+      for dtype, sides in _ARRAY.findall(shapes)
+    )
+    before = found.get(kind, Exchange(0, 0))
+    found[kind] = Exchange(before.calls + 1, before.bytes + size)
+  return found
+
+
+def program_of(config: ConfigDict) -> str:
+  """The training step's HLO text on all devices of this process."""
+  mesh = sharding.device_mesh(config.train.fsdp)
+  state = jax.eval_shape(lambda: build.state(config))
+  batch = sharding.place(ours.batch(config), mesh)
+  return loop.compile_step(config, state, batch, mesh).as_text()
+
+
+def efficiency(
+  chip: Chip, n: int, flops: float, exchanged: float, mfu: float, overlap: float
+) -> float:
+  """The share of its time that a chip computes, against one chip alone.
+
+  Args:
+    chip: the chip.
+    n: how many.
+    flops: of a step on one of them.
+    exchanged: bytes all-reduced once a step.
+    mfu: share of the peak at which a chip computes, in (0, 1].
+    overlap: share of the computation that hides the all-reduce, in [0, 1].
+  """
+  if n == 1:
+    return 1.0
+  work = flops / (mfu * chip.peak)
+  # A ring sends each byte twice, but for its own part.
+  exchange = 2 * (n - 1) / n * exchanged / chip.bandwidth
+  exchange += chip.hop * chip.hops(n)
+  return work / (work + max(0.0, exchange - overlap * work))
+
+
+def collective_table(name: str) -> str:
+  """Markdown: what the steps of a setting exchange, replicated and sharded."""
+  lines = [
+    "| state | objective | collective | calls | MB | MB of parameters |",
+    "|---|---|---|---|---|---|",
+  ]
+  devices = jax.device_count()
+  for fsdp in (1, devices):
+    for objective in OBJECTIVES:
+      config = settings.load(name, objective, "float32", 256 * devices)
+      config.train.fsdp = fsdp
+      shapes = jax.eval_shape(lambda c=config: build.state(c))
+      parameters = 4e-6 * build.num_parameters(shapes)
+      state = "replicated" if fsdp == 1 else f"fsdp {fsdp}"
+      lines += [
+        f"| {state} | {objective} | {kind} | {found.calls}"
+        f" | {found.bytes / 1e6:.3f} | {parameters:.3f} |"
+        for kind, found in sorted(collectives(program_of(config)).items())
+      ]
+  return "\n".join(lines)
+
+
+def efficiency_table(
+  parameters: int, pass_flops: float, local_batch: Callable[[int], float]
+) -> str:
+  """Markdown: DDPM's and Robust_adv's efficiency, without and with overlap.
+
+  Args:
+    parameters: of the network, all-reduced as float32.
+    pass_flops: of a forward pass of one example.
+    local_batch: number of chips -> examples on each.
+  """
+  counts = (8, 32, 128, 512, 1024)
+  lines = [
+    "| chip | method | " + " | ".join(map(str, counts)) + " |",
+    "|---|---|" + "---|" * len(counts),
+  ]
+  for name, chip in CHIPS.items():
+    for method, passes, gradients in _METHODS:
+      cells = []
+      for n in counts:
+        if n > chip.largest:
+          cells.append("")
+          continue
+        flops = passes * pass_flops * local_batch(n)
+        exchanged = 4 * parameters * gradients
+        without, hidden = (
+          efficiency(chip, n, flops, exchanged, MFU, overlap)
+          for overlap in (0.0, OVERLAP)
+        )
+        cells.append(f"{100 * without:.0f} / {100 * hidden:.0f}%")
+      lines.append(f"| {name} | {method} | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+def main() -> None:
+  """Prints the tables of docs/scaling.md."""
+  jax.config.update("jax_num_cpu_devices", 8)
+  config = settings.load("cifar10", "robust_adv", "float32")
+  shapes = jax.eval_shape(lambda: build.state(config))
+  parameters, flops = build.num_parameters(shapes), cost.pass_flops(config)
+  print(collective_table("mlp"))
+  print(f"\nCIFAR-10's network: {parameters:,} parameters, {flops:.4g} FLOP")
+  for title, local_batch in (
+    ("64 examples on each chip", lambda n: 64),
+    ("4,096 examples on all", lambda n: 4096 / n),
+  ):
+    print(f"\n{title}:\n\n{efficiency_table(parameters, flops, local_batch)}")
+
+
+if __name__ == "__main__":
+  main()
