@@ -1,16 +1,21 @@
-"""python -m benchmarks.scaling: what many chips exchange, and what it costs.
+"""python -m benchmarks.scaling [--topology v5e:2x4] [--setting mlp] ...
 
-Compiles the training step for eight virtual devices, counts the collectives of
-the program, and predicts the efficiency of larger machines from them. Nothing
-is run but the compiler.
+What many chips exchange, and what it costs: compiles the training step for
+eight virtual CPU devices, or for a slice of TPUs that need not be there (pip
+install libtpu), counts the collectives of the program, and predicts the
+efficiency of larger machines. Nothing is run but the compiler.
 """
 
+import argparse
 import math
+import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+from jax.experimental import topologies
 
 from benchmarks import ours, settings
 from rad_jax.config import ConfigDict
@@ -24,7 +29,8 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4}
 _BYTES |= {"s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 _COLLECTIVE = re.compile(
   r"= (.+?) (all-reduce|all-gather|reduce-scatter|all-to-all"
-  r"|collective-permute)(?:-start)?\("
+  r"|collective-permute)(?:-start)?\(.*?(?:channel_id=(\d+)|$)",
+  re.MULTILINE,
 )
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
@@ -67,22 +73,25 @@ CHIPS = {
   "TPU v5p": Chip(459e12, 600e9, 1e-6, _torus(3)),
   "H100": Chip(989e12, 400e9, 5e-6, lambda n: 2 * math.log2(n)),
 }
-# What a step computes, in passes, for what it exchanges, in gradients.
-_METHODS = (
-  ("DDPM, 3F", 3, 1),
-  ("Robust_adv, 8F, joined", 8, 1),
-  ("Robust_adv, 8F, not joined", 8, 2),
-)
+# What a step computes, in passes, for what it exchanges, in bytes a parameter:
+# of a bfloat16 network, as compiled for TPUs.
+_METHODS = (("DDPM, 3F", 3, 2), ("Robust_adv, 8F", 8, 4))
 
 
 def collectives(program: str) -> dict[str, Exchange]:
   """The collectives of a compiled program, by kind.
 
   Args:
-    program: HLO text; an asynchronous one counts where it starts.
+    program: HLO text; what is there in several parts, as where it is begun
+      and waited for, counts once.
   """
   found: dict[str, Exchange] = {}
-  for shapes, kind in _COLLECTIVE.findall(program):
+  channels = set()
+  for shapes, kind, channel in _COLLECTIVE.findall(program):
+    if channel in channels:
+      continue
+    if channel:
+      channels.add(channel)
     size = sum(
       _BYTES[dtype] * math.prod(map(int, filter(None, sides.split(","))))
       for dtype, sides in _ARRAY.findall(shapes)
@@ -92,12 +101,24 @@ def collectives(program: str) -> dict[str, Exchange]:
   return found
 
 
-def program_of(config: ConfigDict) -> str:
-  """The training step's HLO text on all devices of this process."""
-  mesh = sharding.device_mesh(config.train.fsdp)
+def compiled(
+  config: ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> jax.stages.Compiled:
+  """The training step, compiled for some devices; None: all there are."""
+  mesh = sharding.device_mesh(config.train.fsdp, devices)
   state = jax.eval_shape(lambda: build.state(config))
-  batch = sharding.place(ours.batch(config), mesh)
-  return loop.compile_step(config, state, batch, mesh).as_text()
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), ours.batch(config)
+  )
+  return loop.compile_step(config, state, batch, mesh)
+
+
+def slice_of_tpus(topology: str) -> list[jax.Device]:
+  """Devices to compile for, not to run on, such as "v5e:2x4": 8 of TPU v5e."""
+  # There is no machine to ask, and no chip to keep others away from.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  return topologies.get_topology_desc(topology, platform="tpu").devices
 
 
 def efficiency(
@@ -122,25 +143,44 @@ def efficiency(
   return work / (work + max(0.0, exchange - overlap * work))
 
 
-def collective_table(name: str) -> str:
-  """Markdown: what the steps of a setting exchange, replicated and sharded."""
+def collective_table(
+  name: str,
+  dtype: str,
+  local_batch: int,
+  devices: Sequence[jax.Device],
+  fsdp: Sequence[int],
+) -> str:
+  """Markdown: what the steps of a setting exchange, calls and MB; their memory.
+
+  Args:
+    name: of settings.SETTINGS.
+    dtype: the network's compute type.
+    local_batch: examples on each device.
+    devices: that it is compiled for.
+    fsdp: over how many the state is shared out: a row for each.
+  """
   lines = [
-    "| state | objective | collective | calls | MB | MB of parameters |",
-    "|---|---|---|---|---|---|",
+    "| objective | fsdp | collectives, MB | working memory, MB | compiled |",
+    "|---|---|---|---|---|",
   ]
-  devices = jax.device_count()
-  for fsdp in (1, devices):
+  for shared in fsdp:
     for objective in OBJECTIVES:
-      config = settings.load(name, objective, "float32", 256 * devices)
-      config.train.fsdp = fsdp
-      shapes = jax.eval_shape(lambda c=config: build.state(c))
-      parameters = 4e-6 * build.num_parameters(shapes)
-      state = "replicated" if fsdp == 1 else f"fsdp {fsdp}"
-      lines += [
-        f"| {state} | {objective} | {kind} | {found.calls}"
-        f" | {found.bytes / 1e6:.3f} | {parameters:.3f} |"
-        for kind, found in sorted(collectives(program_of(config)).items())
-      ]
+      config = settings.load(name, objective, dtype, local_batch * len(devices))
+      config.train.fsdp = shared
+      started = time.perf_counter()
+      step = compiled(config, devices)
+      seconds = time.perf_counter() - started
+      found = "; ".join(
+        f"{calls} {kind}, {size / 1e6:,.3f}"
+        for kind, (calls, size) in sorted(
+          collectives(step.as_text()).items(), key=lambda item: -item[1].bytes
+        )
+      )
+      memory = step.memory_analysis().temp_size_in_bytes / 1e6
+      lines.append(
+        f"| {objective} | {shared} | {found} | {memory:,.1f}"
+        f" | {seconds:.0f} s |"
+      )
   return "\n".join(lines)
 
 
@@ -150,7 +190,7 @@ def efficiency_table(
   """Markdown: DDPM's and Robust_adv's efficiency, without and with overlap.
 
   Args:
-    parameters: of the network, all-reduced as float32.
+    parameters: of the network.
     pass_flops: of a forward pass of one example.
     local_batch: number of chips -> examples on each.
   """
@@ -160,14 +200,14 @@ def efficiency_table(
     "|---|---|" + "---|" * len(counts),
   ]
   for name, chip in CHIPS.items():
-    for method, passes, gradients in _METHODS:
+    for method, passes, size in _METHODS:
       cells = []
       for n in counts:
         if n > chip.largest:
           cells.append("")
           continue
         flops = passes * pass_flops * local_batch(n)
-        exchanged = 4 * parameters * gradients
+        exchanged = size * parameters
         without, hidden = (
           efficiency(chip, n, flops, exchanged, MFU, overlap)
           for overlap in (0.0, OVERLAP)
@@ -179,11 +219,31 @@ def efficiency_table(
 
 def main() -> None:
   """Prints the tables of docs/scaling.md."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--topology", default="", help="v5e:2x4, v5p:2x2x2, ...")
+  parser.add_argument("--setting", choices=settings.SETTINGS, default="mlp")
+  parser.add_argument("--dtype", default="float32")
+  parser.add_argument("--local_batch", type=int, default=256)
+  parser.add_argument("--fsdp", type=int, nargs="+", default=(1, 8))
+  arguments = parser.parse_args()
+  jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", 8)
+  name, topology = arguments.setting, arguments.topology
+  devices = slice_of_tpus(topology) if topology else jax.devices()
+  print(
+    f"{arguments.local_batch} examples on each of {len(devices)}"
+    f" {devices[0].device_kind}, {name}, {arguments.dtype}:\n"
+  )
+  print(
+    collective_table(
+      name, arguments.dtype, arguments.local_batch, devices, arguments.fsdp
+    )
+  )
   config = settings.load("cifar10", "robust_adv", "float32")
   shapes = jax.eval_shape(lambda: build.state(config))
   parameters, flops = build.num_parameters(shapes), cost.pass_flops(config)
-  print(collective_table("mlp"))
   print(f"\nCIFAR-10's network: {parameters:,} parameters, {flops:.4g} FLOP")
   for title, local_batch in (
     ("64 examples on each chip", lambda n: 64),

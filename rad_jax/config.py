@@ -112,7 +112,7 @@ def default() -> ConfigDict:
       "model": {
         "name": "unet",  # or "mlp"
         # Compute type; parameters and statistics stay float32.
-        "dtype": "float32",  # or "bfloat16"
+        "dtype": "float32",  # or "bfloat16"; "float16" with a loss scale
         "unet": {
           "channels": 128,  # of the first level, even
           # One for each level; the sides halve from level to level.
@@ -480,7 +480,7 @@ def validate(
   _validate_diffusion(config, one_of, within)
 
   one_of("model.name", ("mlp", "unet"))
-  one_of("model.dtype", ("float32", "bfloat16"))
+  one_of("model.dtype", ("float32", "bfloat16", "float16"))
   for path in (
     "model.mlp.width",
     "model.mlp.depth",

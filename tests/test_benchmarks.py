@@ -45,7 +45,7 @@ def test_contenders_take_turns_and_what_is_short_is_repeated(clock):
 
 
 def test_work_on_a_device_is_waited_for_once(clock):
-  """Dispatch takes 1 s, the device 3 s for each: only the last is waited for."""
+  """Dispatch takes 1 s, the device 3 s: only the last is waited for."""
   done_at = [0.0]
 
   def run():

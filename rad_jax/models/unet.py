@@ -289,10 +289,10 @@ def unet(
       followed by attention; those that do not occur have no effect. The middle
       always has attention.
     dropout: probability, in [0, 1).
-    dtype: of the arithmetic, "float32" or "bfloat16". Parameters, group
+    dtype: of the arithmetic, "float32", or a type of 16 bits. Parameters, group
       statistics, time features, the output layer and the output are always
-      float32: the robust losses compare outputs that differ by less than
-      bfloat16 can resolve.
+      float32: the robust losses compare outputs that differ by less than 16
+      bits can resolve.
     remat: recompute residual blocks in the backward pass, for less memory.
     conventions: a name in CONVENTIONS. This and what follows is for networks
       that were trained elsewhere.

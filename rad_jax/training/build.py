@@ -35,7 +35,7 @@ from rad_jax.models.mlp import mlp
 from rad_jax.models.network import Network
 from rad_jax.models.unet import unet
 from rad_jax.robustness import attacks, objectives, radius, trajectory
-from rad_jax.training import budget, optimizers
+from rad_jax.training import budget, loss_scale, optimizers
 from rad_jax.training import state as states
 from rad_jax.training.step import (
   Batch,
@@ -116,12 +116,14 @@ def learning_rate(config: ConfigDict) -> optax.Schedule:
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
   """The optimiser. All updates on one batch have their step's rate."""
   replays, rate = config.regulariser.free_replays, learning_rate(config)
-  return optimizers.adam(
+  adam = optimizers.adam(
     lambda update: rate(update // replays),
     config.optimizer.b1,
     config.optimizer.b2,
     config.optimizer.max_grad_norm,
   )
+  is_half = config.model.dtype == "float16"
+  return loss_scale.with_loss_scale(adam) if is_half else adam
 
 
 def state(config: ConfigDict) -> states.State:
@@ -234,7 +236,7 @@ def train_step(config: ConfigDict, regularised: bool = True) -> Step:
     config.optimizer.ema_decay,
     prepare(config),
     config.train.micro_batches,
-    config.train.max_skipped > 0,
+    config.train.max_skipped > 0 or config.model.dtype == "float16",
   )
 
 

@@ -45,7 +45,8 @@ def refuse_non_finite(
     rows: their metrics.
     kept: which checkpoint there is, for the message.
     skipped: bad steps so far that made no update.
-    limit: how many of these there may be.
+    limit: how many of these there may be. Overflows of a loss scale above 1
+      do not count.
 
   Returns:
     `skipped`, with those of these rows.
@@ -53,6 +54,8 @@ def refuse_non_finite(
   for step, row in zip(steps, rows, strict=True):
     bad = [name for name, value in row.items() if not np.isfinite(value)]
     if row.get("skipped", 0):
+      if row.get("loss_scale", 1) > 1 and np.isfinite(row["loss"]):
+        continue  # an overflow, that a lower scale will mend
       skipped += 1
       if skipped <= limit:
         continue

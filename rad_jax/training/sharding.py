@@ -6,13 +6,17 @@ all-reduce of the gradients; or its arrays are split over `fsdp`, gathered
 where they are used, and their gradients scattered.
 """
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 
-def device_mesh(fsdp: int = 1) -> Mesh:
+def device_mesh(
+  fsdp: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """All devices of all processes, process by process.
 
   In this order a process's rows of the batch are next to each other, and an
@@ -21,10 +25,12 @@ def device_mesh(fsdp: int = 1) -> Mesh:
   Args:
     fsdp: how many devices share one copy of the state; it divides their
       number.
+    devices: these instead, as to compile for machines that are elsewhere.
   """
-  devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+  devices = jax.devices() if devices is None else devices
+  in_order = sorted(devices, key=lambda d: (d.process_index, d.id))
   return Mesh(
-    np.array(devices).reshape(-1, fsdp),
+    np.array(in_order).reshape(-1, fsdp),
     ("data", "fsdp"),
     axis_types=(AxisType.Auto,) * 2,
   )

@@ -18,6 +18,7 @@ from rad_jax.robustness import attacks, objectives
 from rad_jax.robustness import radius as radii
 from rad_jax.robustness.noising import Noised
 from rad_jax.robustness.objectives import Objective
+from rad_jax.training import loss_scale
 from rad_jax.training.state import State
 
 Metrics = dict[str, Float[Array, ""]]
@@ -275,7 +276,8 @@ def make_mean_loss(method: Method):
   """Builds (params, w or None, (regularised, rest)) -> (loss, (terms, w)).
 
   The two parts of the batch are those of `split`; there may be no rest. Terms
-  are means, of the regulariser over the examples that have it.
+  are means, of the regulariser over the examples that have it. A fourth
+  argument is a factor of the loss alone; it is 1 if not given.
 
   Examples:
     >>> from rad_jax.training import step
@@ -295,7 +297,9 @@ def make_mean_loss(method: Method):
     objective=objectives.without_regulariser(method.objective)
   )
 
-  def mean_loss(params: PyTree, w: Array | None, parts: Parts):
+  def mean_loss(
+    params: PyTree, w: Array | None, parts: Parts, scale: Array | float = 1.0
+  ):
     regularised, rest = parts
     values, (terms, w) = example_losses(method, params, regularised, w)
     total, count = jnp.sum(values), len(values)
@@ -304,13 +308,13 @@ def make_mean_loss(method: Method):
       values, (plain_terms, _) = example_losses(plain, params, rest, None)
       total, count = total + jnp.sum(values), count + len(values)
       terms["dsm_plain"] = jnp.mean(plain_terms["dsm"])
-    return total / count, (terms, w)
+    return scale * total / count, (terms, w)
 
   return mean_loss
 
 
 def in_turns(differentiated, count: int):
-  """(params, w, parts) -> value and gradient, over `count` pieces of the parts.
+  """(params, w, parts[, scale]) -> value and gradient, over `count` pieces.
 
   Piece i has the examples i, i + count, ...: each device of a sharded batch
   keeps its own share.
@@ -359,16 +363,18 @@ def in_turns(differentiated, count: int):
     regularised, rest = parts
     return of(regularised), None if rest is None else of(rest)
 
-  def value_and_grad(params: PyTree, w: None, parts: Parts):
+  def value_and_grad(
+    params: PyTree, w: None, parts: Parts, scale: Array | float = 1.0
+  ):
     def add(total, piece: Parts):
-      (value, (terms, w)), gradient = differentiated(params, None, piece)
+      (value, (terms, w)), gradient = differentiated(params, None, piece, scale)
       total = jax.tree.map(jnp.add, total, (value, terms, gradient))
       return total, w
 
     cut = pieces(parts)
     first = lambda cut: jax.tree.map(lambda x: x[0], cut)
     shapes = jax.eval_shape(
-      lambda cut: differentiated(params, None, first(cut)), cut
+      lambda cut: differentiated(params, None, first(cut), scale), cut
     )
     (value, (terms, _)), gradient = shapes
     zeros = jax.tree.map(
@@ -445,8 +451,8 @@ def make_train_step(
       other, for less memory; they divide both parts of the batch. The step is
       the same but for the dropout masks, of which each piece has its own.
     skip_non_finite: whether a step whose loss or gradient is not finite leaves
-      the parameters, their average and the optimiser as they were; the metric
-      "skipped" is 1 there.
+      the parameters, their average and the optimiser as they were, but for a
+      lower `loss_scale`; the metric "skipped" is 1 there.
 
   Returns:
     (state, batch) -> (state, metrics); the metrics are scalars on the device.
@@ -473,7 +479,9 @@ def make_train_step(
 
   def update(carry, w, parts, count):
     params, ema_params, opt_state = carry
-    (value, (terms, w)), gradient = differentiated(params, w, parts)
+    scale = loss_scale.of(opt_state)
+    (value, (terms, w)), gradient = differentiated(params, w, parts, scale)
+    value, gradient = jax.tree.map(lambda x: x / scale, (value, gradient))
     gradient, w_gradient = gradient if replays > 1 else (gradient, None)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     params = optax.apply_updates(params, updates)
@@ -491,8 +499,11 @@ def make_train_step(
     updated = params, ema_params, opt_state
     if skip_non_finite:
       good = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"])
-      updated = jax.tree.map(partial(jnp.where, good), updated, carry)
+      kept = *carry[:2], loss_scale.lowered(carry[2])
+      updated = jax.tree.map(partial(jnp.where, good), updated, kept)
       metrics["skipped"] = 1.0 - good
+    if isinstance(carry[2], loss_scale.Scaled):
+      metrics["loss_scale"] = scale
     return updated, metrics, w_gradient
 
   def replay(carry, parts, count):
