@@ -148,7 +148,7 @@ BAD = [
   ("diffusion.log_mean", inf),
   ("diffusion.log_mean", nan),
   ("model.name", "transformer"),
-  ("model.dtype", "float16"),
+  ("model.dtype", "float64"),
   ("model.mlp.width", 0),
   ("model.mlp.depth", 0),
   ("model.unet.channels", 0),

@@ -38,7 +38,7 @@ def test_demo_runs(tmp_path):
   """Whole, but for the length of its runs: table and figures are there."""
   command = [sys.executable, "launch/demo.py", "--smoke", "--seeds=1"]
   done = subprocess.run(
-    [*command, f"--workdir={tmp_path}"],
+    [*command, "--processes=1", f"--workdir={tmp_path}"],
     cwd=ROOT,
     capture_output=True,
     text=True,

@@ -35,7 +35,8 @@ def test_words_are_those_beside_the_field():
   assert said["optimizer.b2"] == "of its square"
   assert said["sweep"].startswith("--mode=sweep: a tuple of values")
   assert said["model.dtype"] == (
-    'Compute type; parameters and statistics stay float32. or "bfloat16"'
+    "Compute type; parameters and statistics stay float32."
+    ' or "bfloat16"; "float16" with a loss scale'
   )
 
 
