@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from browser import assert_whole_and_fetches_nothing
 
 from rad_jax import config as configs
 from rad_jax.data import builders
@@ -67,6 +68,14 @@ def test_unknown_or_no_names_are_refused(axis, names):
   config = study_config()
   config.study[axis] = names
   with pytest.raises(configs.ConfigError, match=f"study.{axis}.*one|some"):
+    study.cells(config)
+
+
+def test_a_study_without_a_cell_is_refused():
+  config = study_config(
+    study__methods=("noise_aware",), study__corruptions=("clean", "outliers")
+  )
+  with pytest.raises(configs.ConfigError, match="no cell.*noise_aware"):
     study.cells(config)
 
 
@@ -175,6 +184,25 @@ def test_notes_stand_in_the_report(done, tmp_path):
   text = path.read_text()
   assert "First, a long line." in text
   assert "Second &lt;b&gt;." in text
+
+
+def test_report_in_a_browser(done, tmp_path):
+  page = done[3][0]
+  pictures = [path for path in page.parent.iterdir() if path.suffix == ".png"]
+  assert_whole_and_fetches_nothing({page: len(pictures)}, tmp_path / "profile")
+
+
+def test_committed_report_in_a_browser(tmp_path):
+  page = ROOT / "docs" / "report" / "report.html"
+  pictures = page.read_text().count("<svg")
+  assert_whole_and_fetches_nothing({page: pictures}, tmp_path / "profile")
+
+
+def test_runs_whose_folders_are_gone_are_named(done, tmp_path):
+  _, _, rows, _ = done
+  with pytest.raises(ValueError, match="lacks 4 of 4 runs.*sweep.jsonl"):
+    report.write(rows, tmp_path)
+  assert not (tmp_path / "report").exists()
 
 
 # ---- Verdicts ----

@@ -318,6 +318,27 @@ def test_config_is_missing(tmp_path, run):
   assert_one_clear_line(code, stderr, "--config must have a value")
 
 
+@pytest.mark.parametrize(
+  "overrides, expected",
+  [
+    ([], "config.data.path=''"),
+    (["--config.data.path=nowhere"], "nowhere"),
+    (["--config.study.methods=('magic',)"], "robust_adv-lam3"),
+  ],
+)
+def test_study_of_images_that_are_not_there(tmp_path, run, overrides, expected):
+  """What is wrong is a cell's: the base config of a study is no run."""
+  code, stderr = run(
+    "--config=configs/study.py:smoke",
+    "--mode=study",
+    f"--workdir={tmp_path}",
+    "--config.study.worlds=('colour',)",
+    "--config.study.processes=1",
+    *overrides,
+  )
+  assert_one_clear_line(code, stderr, expected)
+
+
 def test_report_of_nothing(tmp_path, run):
   code, stderr = run("--mode=report")
   assert_one_clear_line(code, stderr, "--mode=report takes --workdir")

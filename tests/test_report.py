@@ -4,10 +4,10 @@ import csv
 import json
 import re
 import shutil
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from browser import assert_whole_and_fetches_nothing
 from test_page import HOSTILE, Outline, sections
 
 from rad_jax import config as configs
@@ -518,93 +518,10 @@ def test_runs_of_the_same_folder_name_are_told_apart(twins, tmp_path):
 # In a browser.
 
 
-@contextmanager
-def chromium(profile):
-  """A headless Chromium that logs its console and its requests."""
-  selenium = pytest.importorskip("selenium.webdriver", exc_type=ImportError)
-  browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-  if not (browser and driver):
-    pytest.skip("chromium and chromedriver are not installed")
-  options = selenium.ChromeOptions()
-  options.binary_location = browser
-  for argument in (
-    *("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"),
-    *("no-first-run", "disable-background-networking", "disable-sync"),
-    *("disable-component-update", f"user-data-dir={profile}"),
-  ):
-    options.add_argument(f"--{argument}")
-  options.set_capability(
-    "goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"}
-  )
-  service = selenium.ChromeService(executable_path=driver)
-  opened = selenium.Chrome(options=options, service=service)
-  try:
-    yield opened
-  finally:
-    opened.quit()
-
-
-def open_page(browser, path, width):
-  """Opens it in a window of this width; returns what it asked for."""
-  browser.execute_cdp_cmd(
-    "Emulation.setDeviceMetricsOverride",
-    {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
-  )
-  browser.get(path.as_uri())
-  messages = [
-    json.loads(entry["message"])["message"]
-    for entry in browser.get_log("performance")
-  ]
-  return [
-    message["params"]["request"]["url"]
-    for message in messages
-    if message["method"] == "Network.requestWillBeSent"
-    # The browser's own pages are of no concern.
-    and message["params"]["documentURL"] == path.as_uri()
-  ]
-
-
-SEEN = """
-const done = arguments[0];
-const images = [...document.querySelectorAll("img, image")].map(async (e) => {
-  const image = new Image();
-  image.src = e.getAttribute("href") || e.src;
-  await image.decode().catch(() => null);
-  return image.naturalWidth;
-});
-Promise.all(images).then((widths) => done({
-  images: widths,
-  pictures: [...document.querySelectorAll("svg")].map((svg) => {
-    const box = svg.getBoundingClientRect(), drawn = svg.getBBox();
-    return [box.width, box.height, drawn.width, drawn.height];
-  }),
-  uses: [...document.querySelectorAll("use")].map(
-    (use) => document.getElementById(use.getAttribute("href").slice(1)) !== null
-  ),
-  overflow: document.documentElement.scrollWidth - window.innerWidth,
-  fetched: performance.getEntriesByType("resource").map((e) => e.name),
-}));
-"""
-
-
 def test_in_a_browser(report, tmp_path):
   """Everything is there, nothing is fetched, and it fits wide and narrow."""
   wide = Table("wide", ["x" * 30] * 12, [["y" * 30] * 12], "A wide table.")
   hostile = [*sections(HOSTILE), Section("w" * 200, [wide])]
   page.write("w" * 200, "w" * 200, hostile, tmp_path / "hostile")
   pages = {report / "report.html": 8, tmp_path / "hostile/report.html": 2}
-  with chromium(tmp_path / "profile") as browser:
-    for path, pictures in pages.items():
-      for width in (1200, 420):
-        requests = open_page(browser, path, width)
-        seen = browser.execute_async_script(SEEN)
-        assert len(seen["pictures"]) == pictures
-        assert np.min(seen["pictures"]) > 50
-        assert len(seen["images"]) >= 2
-        assert min(seen["images"]) > 0
-        assert len(seen["uses"]) > 50 and all(seen["uses"])
-        assert seen["overflow"] <= 0, (path, width)
-        assert seen["fetched"] == []
-        outside = [url for url in requests if not url.startswith("data:")]
-        assert outside == [path.as_uri()]
-    assert browser.get_log("browser") == []
+  assert_whole_and_fetches_nothing(pages, tmp_path / "profile")

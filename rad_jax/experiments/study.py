@@ -96,7 +96,7 @@ def cells(config: ConfigDict) -> list[Run]:
         f"config.study.{axis}={fields[axis]!r}: it must be some of"
         f" {', '.join(known)}"
       )
-  return [
+  found = [
     _cell(config, world, corruption, method, seed)
     for world in fields.worlds
     for method in fields.methods
@@ -104,6 +104,12 @@ def cells(config: ConfigDict) -> list[Run]:
     for seed in range(fields.seeds)
     if method != "noise_aware" or corruption not in ("clean", "outliers")
   ]
+  if not found:
+    raise ConfigError(
+      f"config.study has no cell: methods={fields.methods!r},"
+      f" corruptions={fields.corruptions!r}, seeds={fields.seeds}"
+    )
+  return found
 
 
 def _cell(

@@ -67,8 +67,15 @@ def write(
 
   Raises:
     OSError: there are no such notes.
-    ValueError: a file of the study is damaged.
+    ValueError: a file of the study is damaged, or a run's folder is gone.
   """
+  gone = [row["run"] for row in rows if not _folder(workdir, row).is_dir()]
+  if gone:
+    raise ValueError(
+      f"{_folder(workdir, rows[0]).parent} lacks {len(gone)} of {len(rows)}"
+      f" runs, {gone[0]} the first: bring them back, or take their lines out of"
+      f" {workdir / 'sweep.jsonl'} for the study to run them again"
+    )
   study = gather(rows, workdir / "runs")
   order = order_table(study)
   found: list[page.Part] = [Text(line) for line in outcome(order)]
@@ -95,6 +102,10 @@ def write(
   )
 
 
+def _folder(workdir: pathlib.Path, row: Row) -> pathlib.Path:
+  return workdir / "runs" / row["run"]
+
+
 def gather(rows: list[Row], folder: pathlib.Path) -> Study:
   """The rows of a study, whose runs lie in a folder."""
   unique = lambda name: list(dict.fromkeys(row[name] for row in rows))
@@ -105,7 +116,11 @@ def gather(rows: list[Row], folder: pathlib.Path) -> Study:
     unique("world"),
     corruptions,
     _looks(rows),
-    max((c for c in corruptions if c != "outliers"), key=_dirt),
+    max(
+      (c for c in corruptions if c != "outliers"),
+      key=_dirt,
+      default="outliers",
+    ),
   )
 
 
@@ -414,8 +429,8 @@ def _samples(study: Study, world: str) -> Picture:
   views: list[View] = []
   for method, look in study.looks.items():
     run = _run(study, world, method)
-    if not views:
-      found = saved.arrays(run / "training_examples.npz")
+    found = saved.arrays(run / "training_examples.npz")
+    if found and not views:
       views += [
         View("clean truth", found["clean"]),
         View(f"training set, {study.dirtiest}", found["dirty"]),

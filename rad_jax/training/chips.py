@@ -6,8 +6,13 @@ import os
 import jax
 
 # By platform, what paid when it was measured: docs/performance.md.
-_COMPILER_OPTIONS: dict[str, dict[str, bool]] = {
-  "gpu": {"xla_gpu_experimental_enable_fusion_autotuner": False}
+_COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
+  "cpu": {
+    "xla_cpu_experimental_ynn_fusion_type": (
+      "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    )
+  },
+  "gpu": {"xla_gpu_experimental_enable_fusion_autotuner": False},
 }
 
 # Dense bfloat16 FLOP/s of one JAX device, from the makers' data sheets:
