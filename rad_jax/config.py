@@ -693,6 +693,11 @@ def _validate_evaluation(config, one_of, within, positive) -> None:
     not is_synthetic(config) or fields.extractor == "pca",
     f"pca for {config.data.name}, whose examples are points",
   )
+  within(
+    "evaluation.held_out",
+    not (fields.held_out and is_synthetic(config)),
+    f"'' for {config.data.name}, which has no splits",
+  )
   one_of("evaluation.attack_norm", attacks.BALLS)
   within(
     "evaluation.attack_budgets",

@@ -416,6 +416,12 @@ IMPOSSIBLE = {
     {"data__name": "oblique_plane", "model__name": "mlp"},
     "pca for oblique_plane",
   ),
+  "a held-out split of what is drawn": (
+    "evaluation.held_out",
+    "test",
+    {"data__name": "oblique_plane", "model__name": "mlp"},
+    "'' for oblique_plane",
+  ),
 }
 
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from PIL import Image
 
 from rad_jax import config as configs
-from rad_jax.data import synthetic
+from rad_jax.data import subspace, synthetic
 from rad_jax.diffusion import samplers, schedules
 from rad_jax.evaluation import (
   evaluate,
@@ -226,6 +227,14 @@ def test_the_exact_network_has_the_exact_score(exact):
   assert max(found.curves["score_error"]) < 1e-3
 
 
+def test_score_error_is_the_root_of_the_mean_square(exact, monkeypatch):
+  predict = build.predictor(exact.config)
+  off = lambda *arguments: predict(*arguments) + 0.5
+  monkeypatch.setattr(build, "predictor", lambda config: off)
+  found = levels.score(exact)
+  np.testing.assert_allclose(found.curves["score_error"], 0.5, rtol=1e-3)
+
+
 def test_reconstruction_by_the_exact_network(exact):
   curves = levels.reconstruction(exact).curves
   rms = curves["reconstruction_rms"]
@@ -269,6 +278,22 @@ def test_flow_measures_of_known_paths():
     )
 
 
+def test_flow_measures_are_means_over_examples():
+  """Ratios' means, and roots of mean squares."""
+  straight = np.linspace([[0.0, 0]], [[3, 4]], 4)
+  corner = 2 * np.array([[[0.0, 0]], [[3, 0]], [[3, 2]], [[3, 4]]])
+  states = np.concatenate([straight, corner], axis=1)
+  path = samplers.Path(states[:3], np.ones((3, 1, 1)) * states[3])
+  found, curves = levels.flow_measures(
+    path, schedules.flow().grid(3), np.array([3.0, 0]), np.array([2])
+  )
+  assert found["path_length"] == pytest.approx((5 + 14) / 2)
+  assert found["path_straightness"] == pytest.approx((1 + 10 / 14) / 2)
+  assert curves["estimate_to_centroid"] == pytest.approx(
+    [math.sqrt((4**2 + (3**2 + 8**2)) / 2)]
+  )
+
+
 # Steps and attacks.
 
 
@@ -304,7 +329,25 @@ def test_attacks_are_stronger_the_more_they_know(run):
   queries = dict(zip(found["attack"], found["queries"], strict=True))
   # 4 levels, 3 steps forward and backward, and the sample to move from.
   assert queries["joint"] == 4 + 3 * 4 * 2
+  assert queries["expected"] == 2 * queries["joint"]
   assert queries["transfer"] == queries["random"] == 0
+
+
+def test_transfer_moves_the_run_by_what_was_made_for_another(run, tmp_path):
+  other = make_config()
+  other.seed = 1
+  loop.train(other, tmp_path)
+  config = make_config(
+    attack_budgets=(0.0, 0.3), attack_steps=3, num_attack_samples=64
+  )
+  config.evaluation.transfer_from = str(tmp_path)
+  opened = subject.open_subject(config, run)
+  plain, joint, transfer = (
+    attack.sampler(opened, kind) for kind in (None, "joint", "transfer")
+  )
+  np.testing.assert_array_equal(transfer(0.0), plain(0.0))
+  moved = lambda x_0: np.sqrt(np.mean(np.square(x_0 - plain(0.0))))
+  assert 0 < moved(transfer(0.3)) < moved(joint(0.3))
 
 
 # Memorisation.
@@ -333,9 +376,39 @@ def test_share_of_near_duplicates_has_wilsons_interval():
   z, n, p = scipy.stats.norm.ppf(0.975), 40, 0.25
   middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
   half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+  assert found["nearest"] == 0.34
   assert found["near_duplicates"] == 0.25
   assert found["near_duplicates_low"] == pytest.approx(middle - half)
   assert found["near_duplicates_high"] == pytest.approx(middle + half)
+
+
+def test_held_out_images_are_projected_as_the_training_set_is(run, tmp_path):
+  generator = np.random.default_rng(0)
+  pixels = {
+    split: generator.integers(0, 256, (n, 8, 8), np.uint8)
+    for split, n in (("train", 12), ("test", 6))
+  }
+  for split, found in pixels.items():
+    (tmp_path / split / "label").mkdir(parents=True)
+    for i, image in enumerate(found):
+      Image.fromarray(image).save(tmp_path / split / "label" / f"{i}.png")
+  config = make_config()
+  config.data.update(
+    name="image_folder",
+    path=str(tmp_path),
+    image_size=8,
+    num_channels=1,
+    linear_rank=2,
+  )
+  config.evaluation.held_out = "test"
+  model = sampling.newest_model(make_config(), run)._replace(config=config)
+  world = truth.of_world(synthetic.three_gaussians())
+  opened = subject.Subject(model, build.training_set(config), world)
+  train = opened.clean(12)
+  plane = subspace.fit(pixels["train"] / 127.5 - 1, 2)
+  expected = subspace.project(plane, pixels["test"][:4, ..., None] / 127.5 - 1)
+  found = memorisation.held_out_images(opened, train, 4)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 # References.

@@ -196,17 +196,29 @@ def test_digits_from_preparation_to_evaluation(tmp_path, run):
     "--config.model.name=unet",
     *SMALL_UNET,
     "--config.train.num_steps=5",
+    "--config.data.split=train[:1500]",
   ]
   assert_succeeds(run(*args, "--mode=prepare_data"))
   assert not (tmp_path / "run").exists()
   assert_succeeds(run(*args))
-  protocols = "--config.evaluation.protocols=('truth', 'memorisation')"
-  assert_succeeds(run(*args, "--mode=evaluate", protocols))
+  assert_succeeds(
+    run(
+      *args,
+      "--mode=evaluate",
+      "--config.evaluation.protocols=('truth', 'memorisation')",
+      "--config.evaluation.held_out=train[1500:]",
+    )
+  )
   with Image.open(tmp_path / "run/memorisation.png") as picture:
     assert min(picture.size) > 300
   result = json.loads((tmp_path / "run/evaluation.json").read_text())
   assert result["step"] == 5
-  assert result["measures"].keys() >= {"support_psnr_db", "frechet"}
+  assert result["measures"].keys() >= {
+    "support_psnr_db",
+    "frechet",
+    "nearest",
+    "nearest_held_out",
+  }
 
 
 def test_report_needs_no_config(tmp_path, run):

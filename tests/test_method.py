@@ -280,6 +280,24 @@ def test_a_method_with_an_own_network_attacks_that_one_alone():
   assert own["regulariser"] > 1.05 * measured["regulariser"]
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_no_gradient_flows_through_the_attack(norm):
+  """w is a constant of the loss, though on a sphere it moves with params."""
+  attack = ATTACKS["fgsm"]._replace(norm=norm)
+  chosen = method(perturb=partial(attacks.maximise, attack))
+  w = losses_of(chosen, draws_of(chosen))[1][1]
+
+  @jax.jit
+  def gradient(draws, w):
+    total = lambda params: jnp.sum(
+      steps.example_losses(chosen, params, draws, w)[0]
+    )
+    return jax.grad(total)(PARAMS)
+
+  found, expected = (gradient(draws_of(chosen), given) for given in (None, w))
+  assert_equal(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("goal", ["J", "residual", "denoising"])
 def test_the_attack_raises_the_methods_goal(goal):
   """At w of the named goal it is higher than at w of the others."""

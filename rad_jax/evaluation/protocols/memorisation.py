@@ -18,7 +18,7 @@ import numpy as np
 import scipy.stats
 from sklearn.neighbors import NearestNeighbors
 
-from rad_jax.data import examples
+from rad_jax.data import examples, subspace
 from rad_jax.evaluation import features
 from rad_jax.evaluation.protocols import quality
 from rad_jax.evaluation.subject import Result, Subject
@@ -43,10 +43,7 @@ def measure(subject: Subject) -> Result:
   save_pairs(subject, samples, train, distances[:, 0], places)
   found = compare(distances)
   if fields.held_out:
-    held_out = build.training_set(held_out_config(subject))
-    images = examples.to_model_range(
-      held_out.fetch(np.arange(min(len(samples), held_out.num_examples)))
-    )
+    images = held_out_images(subject, train, len(samples))
     theirs = compare(nearest_two(of(images), train_features)[0])
     found |= {
       f"{name}_held_out": theirs[name]
@@ -81,11 +78,24 @@ def compare(distances: np.ndarray) -> dict[str, float]:
   }
 
 
-def held_out_config(subject: Subject):
-  """The config whose training set is the held-out split."""
+def held_out_images(
+  subject: Subject, train: np.ndarray, count: int
+) -> np.ndarray:
+  """The first images of evaluation.held_out, as the training set's are.
+
+  Args:
+    subject: the run.
+    train: its training images; with data.linear_rank they lie in a subspace,
+      on which these are projected too.
+    count: at most so many.
+  """
   config = subject.config.copy_and_resolve_references()
+  rank, config.data.linear_rank = config.data.linear_rank, 0
   config.data.split = config.evaluation.held_out
-  return config
+  held_out = build.training_set(config)
+  count = min(count, held_out.num_examples)
+  images = examples.to_model_range(held_out.fetch(np.arange(count)))
+  return subspace.project(subspace.fit(train, rank), images) if rank else images
 
 
 def save_pairs(
