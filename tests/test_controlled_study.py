@@ -270,6 +270,13 @@ def test_best_of_a_column_is_bold_by_what_is_better():
   assert report.measure_table(gathered, "plane", "score_error") is None
 
 
+def test_first_seed_is_the_one_that_is_shown():
+  """It alone has a portrait."""
+  rows = rows_of(ddpm=[3.0, 1.0, 2.0])[::-1]
+  gathered = report.gather(rows, pathlib.Path("none"))
+  assert report._run(gathered, "plane", "ddpm").name == "ddpm0"
+
+
 def test_two_lambdas_share_a_colour_and_are_told_apart():
   rows = rows_of(robust_adv_lam3=[1.0])
   rows += [row | {"method": "robust_adv-lam1", "lam": 1.0} for row in rows]
