@@ -38,7 +38,7 @@ from rad_jax.training import build
 _LOG = logging.getLogger("rad_jax")
 
 # Raised with every change of what a protocol's numbers mean.
-VERSION = 2
+VERSION = 3
 
 PROTOCOLS: dict[str, Callable[[Subject], Result]] = {
   "truth": truth.measure,

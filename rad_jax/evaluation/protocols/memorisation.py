@@ -5,7 +5,8 @@ sample, and, where evaluation.held_out names a split, of each held-out example:
 a model that generalises comes no nearer. A sample is a near-duplicate if its
 nearest neighbour is nearer than a third of the way to the second nearest (the
 ratio test of Yoon et al. 2023, with their 1/3). Training examples are taken
-clean, evenly spaced, evaluation.num_reference at most.
+clean, evenly spaced, evaluation.num_reference at most. With data.linear_rank
+held-out ones are projected on the training set's subspace.
 
 nearest: median distance to the nearest training example; nearest_held_out,
 that of held-out examples.
