@@ -562,6 +562,7 @@ def test_skipped_steps_are_counted_up_to_their_limit():
     (99.0, [1.0] * 2, 3.0, False),  # too young to tell
     (99.0, [1.0] * 3, 0.0, False),
     (3.1, [9.0] * 30 + [1.0] * 20, 3.0, True),  # the old is forgotten
+    (3.1, [1.0, math.nan, 1.0, 1.0], 3.0, True),  # one was skipped whole
   ],
 )
 def test_spike_is_told_from_the_median_before(loss, before, factor, spiked):

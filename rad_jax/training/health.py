@@ -76,10 +76,11 @@ def has_spiked(loss: float, before: Sequence[float], factor: float) -> bool:
 
   Args:
     loss: of the window.
-    before: of windows before it, oldest first.
+    before: of windows before it, oldest first; NaN where each step was
+      skipped.
     factor: above 1; at 0 nothing is a spike.
   """
-  recent = before[-_REMEMBERED:]
+  recent = [value for value in before if not np.isnan(value)][-_REMEMBERED:]
   if not factor or len(recent) < _ENOUGH:
     return False
   return bool(loss > factor * np.median(recent))
