@@ -438,7 +438,7 @@ def test_fid_without_weights_says_what_to_fetch(run):
 # Purification.
 
 
-def test_purify_mode(run, tmp_path):
+def test_purify_mode(run, result, tmp_path):
   config = make_config()
   folder = purify.purify(config, run)
   with np.load(folder / "samples.npz") as saved:
