@@ -17,11 +17,10 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
-from benchmarks import ours, settings
+from benchmarks import ours, settings, train
 from rad_jax.config import ConfigDict
 from rad_jax.training import build, cost, loop, sharding
 
-OBJECTIVES = ("ddpm", "robust_ran", "robust_adv")
 # Assumed: the share of the peak that a chip reaches, and of its time that can
 # hide an all-reduce: gradients are there from the backward pass on.
 MFU, OVERLAP = 0.4, 0.5
@@ -164,7 +163,7 @@ def collective_table(
     "|---|---|---|---|---|",
   ]
   for shared in fsdp:
-    for objective in OBJECTIVES:
+    for objective in train.OBJECTIVES:
       config = settings.load(name, objective, dtype, local_batch * len(devices))
       config.train.fsdp = shared
       started = time.perf_counter()

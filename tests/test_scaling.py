@@ -81,10 +81,10 @@ def test_attack_adds_no_collective(counted):
 
 FOR_TPU = """
 import json
-from benchmarks import scaling, settings
+from benchmarks import scaling, settings, train
 
 found, devices = {}, scaling.slice_of_tpus("v5e:2x4")
-for objective in scaling.OBJECTIVES:
+for objective in train.OBJECTIVES:
   config = settings.load("mlp", objective, "float32", 64)
   program = scaling.compiled(config, devices).as_text()
   found[objective] = scaling.collectives(program)["all-reduce"].bytes

@@ -69,14 +69,15 @@ def write(
     OSError: there are no such notes.
     ValueError: a file of the study is damaged, or a run's folder is gone.
   """
-  gone = [row["run"] for row in rows if not _folder(workdir, row).is_dir()]
+  runs = workdir / "runs"
+  gone = [row["run"] for row in rows if not (runs / row["run"]).is_dir()]
   if gone:
     raise ValueError(
-      f"{_folder(workdir, rows[0]).parent} lacks {len(gone)} of {len(rows)}"
+      f"{runs} lacks {len(gone)} of {len(rows)}"
       f" runs, {gone[0]} the first: bring them back, or take their lines out of"
       f" {workdir / 'sweep.jsonl'} for the study to run them again"
     )
-  study = gather(rows, workdir / "runs")
+  study = gather(rows, runs)
   order = order_table(study)
   found: list[page.Part] = [Text(line) for line in outcome(order)]
   if notes:
@@ -100,10 +101,6 @@ def write(
     sections,
     workdir / "report",
   )
-
-
-def _folder(workdir: pathlib.Path, row: Row) -> pathlib.Path:
-  return workdir / "runs" / row["run"]
 
 
 def gather(rows: list[Row], folder: pathlib.Path) -> Study:

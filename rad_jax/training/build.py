@@ -236,7 +236,7 @@ def train_step(config: ConfigDict, regularised: bool = True) -> Step:
     config.optimizer.ema_decay,
     prepare(config),
     config.train.micro_batches,
-    config.train.max_skipped > 0 or config.model.dtype == "float16",
+    config.train.max_skipped > 0,
   )
 
 

@@ -451,8 +451,8 @@ def make_train_step(
       other, for less memory; they divide both parts of the batch. The step is
       the same but for the dropout masks, of which each piece has its own.
     skip_non_finite: whether a step whose loss or gradient is not finite leaves
-      the parameters, their average and the optimiser as they were, but for a
-      lower `loss_scale`; the metric "skipped" is 1 there.
+      the parameters, their average and the optimiser as they were; the metric
+      "skipped" is 1 there. With a `loss_scale` it always does, and lowers it.
 
   Returns:
     (state, batch) -> (state, metrics); the metrics are scalars on the device.
@@ -497,12 +497,13 @@ def make_train_step(
     if w is not None:
       metrics["w_linf"] = jnp.max(jnp.abs(w))
     updated = params, ema_params, opt_state
-    if skip_non_finite:
+    is_scaled = isinstance(carry[2], loss_scale.Scaled)
+    if skip_non_finite or is_scaled:
       good = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"])
       kept = *carry[:2], loss_scale.lowered(carry[2])
       updated = jax.tree.map(partial(jnp.where, good), updated, kept)
       metrics["skipped"] = 1.0 - good
-    if isinstance(carry[2], loss_scale.Scaled):
+    if is_scaled:
       metrics["loss_scale"] = scale
     return updated, metrics, w_gradient
 

@@ -193,7 +193,6 @@ def train_step(config: ConfigDict, lam: Array):
     build.optimizer(config),
     config.optimizer.ema_decay,
     lambda batch, _: (batch["x_0"], batch["sigma_c"]),
-    skip_non_finite=config.model.dtype == "float16",
   )
 
 
