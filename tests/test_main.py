@@ -18,6 +18,7 @@ from cifar10_like import prepare_cifar10_like
 from PIL import Image
 
 from rad_jax import main
+from rad_jax.evaluation import evaluate
 from rad_jax.training import hosts, metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -131,7 +132,8 @@ def test_world_from_training_to_evaluation(tmp_path):
     assert min(picture.size) > 300
   result = json.loads((run / "evaluation.json").read_text())
   assert (result["step"], result["objective"]) == (15, "robust_adv")
-  assert (result["version"], result["data"]) == (2, "oblique_plane")
+  assert result["version"] == evaluate.VERSION
+  assert result["data"] == "oblique_plane"
   assert result["measures"].keys() == (
     {"support_rms", "frechet", "mean_error", "spread_ratio"}
     | {"sliced_wasserstein"}
