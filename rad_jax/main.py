@@ -270,6 +270,8 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   absl_logging.set_verbosity(absl_logging.WARNING)  # orbax's running comment
+  if not _TRACEBACK.value:
+    say_errors_once()
   keep_compiled(_COMPILE_CACHE.value)
   mode = MODES[_MODE.value]
   with clear_errors():
@@ -362,10 +364,32 @@ def find_config(given: str) -> str:
 
 def keep_compiled(folder: str) -> None:
   """Later processes, those of sweeps too, load what this one compiles."""
-  if folder:
-    path = str(pathlib.Path(folder).expanduser().absolute())
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = path
-    jax.config.update("jax_compilation_cache_dir", path)
+  path = str(pathlib.Path(folder).expanduser().absolute()) if folder else ""
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = path
+  jax.config.update("jax_compilation_cache_dir", path or None)
+
+
+def say_errors_once() -> None:
+  """Drops what is logged of a failed save beside the error that it raises.
+
+  Orbax's threads, and futures that nobody waits for, write hundreds of lines.
+  """
+  absl_logging.get_absl_logger().addFilter(
+    lambda record: (
+      record.levelno < logging.ERROR
+      or f"{os.sep}orbax{os.sep}" not in record.pathname
+    )
+  )
+  logging.getLogger("asyncio").addFilter(
+    lambda record: "was never retrieved" not in record.getMessage()
+  )
+  tell = sys.unraisablehook
+
+  def tell_others(unraisable: Any) -> None:
+    if "Event loop is closed" not in str(unraisable.exc_value):
+      tell(unraisable)
+
+  sys.unraisablehook = tell_others
 
 
 def local_path(path: str) -> pathlib.Path:
@@ -427,8 +451,12 @@ def clear_errors() -> Iterator[None]:
       message += f". Prepare it with: {prepare_command(sys.argv)}"
     elif not type(error).__module__.startswith("rad_jax."):
       message += " (--traceback shows where)"
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
-      # Without a farewell, for which the others would have to be whole.
+    is_one_of_many = (
+      jax.distributed.is_initialized() and jax.process_count() > 1
+    )
+    if is_one_of_many or isinstance(error, checkpoints.WriteError):
+      # Without a farewell, for which the other processes, or orbax's threads,
+      # would have to be whole.
       print(f"rad_jax: error: {message}", file=sys.stderr, flush=True)
       os._exit(1)
     sys.exit(f"rad_jax: error: {message}")

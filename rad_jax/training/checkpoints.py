@@ -22,6 +22,10 @@ class CheckpointError(RuntimeError):
   """No checkpoint, or one that cannot be read."""
 
 
+class WriteError(CheckpointError):
+  """A checkpoint that cannot be written."""
+
+
 @contextlib.contextmanager
 def open_manager(
   workdir: pathlib.Path, keep: int = 1, keep_every_steps: int = 0
@@ -58,8 +62,8 @@ def save(manager: ocp.CheckpointManager, step: int, state: PyTree) -> None:
   """Starts saving; returns once the state is copied off the devices.
 
   Raises:
-    CheckpointError: this checkpoint or the one before cannot be written, as
-      where the disk is full; those on the disk stay.
+    WriteError: this checkpoint or the one before cannot be written, as where
+      the disk is full; those on the disk stay.
   """
   with _writing(manager):
     manager.save(
@@ -73,7 +77,7 @@ def finish(manager: ocp.CheckpointManager) -> None:
   """Waits until all that was saved is on the disk.
 
   Raises:
-    CheckpointError: as `save`.
+    WriteError: as `save`.
   """
   with _writing(manager):
     manager.wait_until_finished()
@@ -179,7 +183,7 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
     manager.reload()
     newest = manager.latest_step()
     kept = "no checkpoint" if newest is None else f"step {newest}"
-    raise CheckpointError(
+    raise WriteError(
       f"no checkpoint can be written to {manager.directory}"
       f" ({_first_line(error)}); {kept} is there. Make room, or see to the"
       " disk, and run the same command again"
