@@ -1,9 +1,9 @@
 """python -m benchmarks [--only train sampling] [--settings cifar10] ...
 
-Times training steps, sampling, input, checkpoints, statistics and start-up on
-this machine, and prints one table for each with the machine's name. The peer,
-PyTorch with diffusers, is timed in the same run where it is installed (pip
-install -r requirements-benchmark.txt).
+Times training steps, dispatches, sampling, input, checkpoints, statistics and
+start-up on this machine, and prints one table for each with the machine's name.
+The peer, PyTorch with diffusers, is timed in the same run where it is installed
+(pip install -r requirements-benchmark.txt).
 """
 
 import argparse
@@ -19,6 +19,7 @@ from benchmarks import host, layers, machine, sampling, settings, table, train
 _ONLY = (
   "train",
   "sampling",
+  "dispatch",
   "wait",
   "input",
   "checkpoint",
@@ -86,6 +87,9 @@ def _rows(benchmark: str, arguments: argparse.Namespace):
   elif benchmark == "sampling":
     for name in names:
       yield sampling.rows(name, dtype, size, rounds)
+  elif benchmark == "dispatch":
+    for objective in ("ddpm", "robust_adv"):
+      yield host.dispatch_rows("mlp", objective, dtype, rounds)
   elif benchmark == "wait":
     yield host.waiting_rows("cifar10", dtype, size, 3 * rounds)
   elif benchmark == "input":

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from PIL import Image
 
 from benchmarks import settings, timing
+from rad_jax.config import is_synthetic
 from rad_jax.data import batches, folder, images, sources
 from rad_jax.evaluation import quality
 from rad_jax.training import build, checkpoints, loop, sharding
@@ -113,6 +115,60 @@ def waiting_rows(name: str, dtype: str, batch_size: int, steps: int) -> list:
       "share_waiting": waited / steps / seconds,
     }
   ]
+
+
+# Steps in a dispatch, and where the training set is.
+_DISPATCHES = ((1, "memory"), (50, "memory"), (50, "device"))
+
+
+def dispatch_rows(name: str, objective: str, dtype: str, rounds: int) -> list:
+  """A step of the loop, by itself and one of several in a dispatch."""
+  times = timing.interleaved(
+    {
+      f"{count} of a dispatch, {loading}": _dispatched(
+        name, objective, dtype, count, loading
+      )
+      for count, loading in _DISPATCHES
+    },
+    rounds,
+  )
+  first = next(iter(times))
+  return [
+    {
+      "benchmark": "dispatch",
+      "setting": f"{name}, {objective}, {contender}",
+      "dtype": dtype,
+      "seconds": float(np.median(times[contender])) / 50,
+      "over_one": timing.ratio(times, contender, first),
+    }
+    for contender in times
+  ]
+
+
+def _dispatched(name, objective, dtype, count, loading):
+  """Runs some 50 steps with the batches that they need."""
+  config = settings.load(name, objective, dtype)
+  config.data.loading = loading
+  config.train.update(num_steps=10**9, steps_per_dispatch=count)
+  shape = (10_000, *build.example_shape(config))
+  x_0 = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  if is_synthetic(config):
+    x_0 = x_0.astype(np.float32) / 128 - 1
+  mesh = sharding.device_mesh()
+  stream = loop.dispatched_batches(
+    config, build.TrainingSet(lambda i: x_0[i], len(x_0), x_0), 0, mesh
+  )
+  everywhere = sharding.replicated(mesh)
+  state = jax.jit(lambda: build.state(config), out_shardings=everywhere)()
+  step = loop.compile_step(config, state, next(stream), mesh)
+
+  def run() -> Callable[[], object]:
+    nonlocal state
+    for _ in range(50 // count):
+      state, metrics = step(state, next(stream))
+    return lambda: jax.block_until_ready(metrics)
+
+  return run
 
 
 def checkpoint_rows(name: str, rounds: int) -> list[dict]:

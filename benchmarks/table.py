@@ -11,6 +11,7 @@ _FORMATS = {
   "over_forwards": ("over its forwards", lambda x: f"{x:.2f}"),
   "tflops_per_second": ("TFLOP/s", lambda x: f"{x:.3g}"),
   "share_of_peak": ("of bf16 peak", lambda x: f"{100 * x:.0f}%"),
+  "over_one": ("over one by one", lambda x: f"{x:.2f}"),
   "share_waiting": ("waiting", lambda x: f"{100 * x:.2f}%"),
   "megabytes": ("MB", lambda x: f"{x:,.0f}"),
   "imports": ("imports, s", lambda x: f"{x:.1f}"),

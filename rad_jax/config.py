@@ -54,7 +54,8 @@ def default() -> ConfigDict:
         "split": "train",
         # TFDS folder; "" is TFDS's own (~/tensorflow_datasets).
         "data_dir": "",
-        # "memory" decodes once and keeps the set; "stream" decodes on the fly.
+        # "memory" decodes once and keeps the set; "device" keeps it on every
+        # device; "stream" decodes on the fly.
         "loading": "memory",
         # Decoding threads of "stream".
         "num_threads": 16,
@@ -210,6 +211,9 @@ def default() -> ConfigDict:
         "num_steps": 800_000,  # of the whole run, resumptions included
         # Global: over all devices and processes.
         "batch_size": 128,
+        # Steps that run as one program. More are faster where the network is
+        # small; the run is saved, watched and stopped between programs.
+        "steps_per_dispatch": 1,
         "log_every_steps": 100,  # metrics are means over them
         # Pieces of the batch, one after the other: as many times less memory.
         "micro_batches": 1,
@@ -447,7 +451,7 @@ def validate(
   optimizer = config.optimizer
 
   within("seed", 0 <= config.seed < 2**32, "in [0, 2**32)")
-  one_of("data.loading", ("memory", "stream"))
+  one_of("data.loading", ("memory", "device", "stream"))
   one_of("data.corruption.kind", corruptions.CORRUPTIONS)
   p = corruption.fraction
   within("data.corruption.fraction", 0 <= p <= 1, "in [0, 1]")
@@ -473,7 +477,7 @@ def validate(
     positive(path)
   within(
     "data.linear_rank",
-    data.linear_rank == 0 or data.loading == "memory",
+    data.linear_rank == 0 or data.loading != "stream",
     '0 where data.loading is "stream": the projection needs the whole set',
   )
 
@@ -559,6 +563,7 @@ def validate(
   for path in (
     "train.num_steps",
     "train.batch_size",
+    "train.steps_per_dispatch",
     "train.log_every_steps",
     "checkpoint.every_steps",
     "checkpoint.keep",
@@ -638,6 +643,23 @@ def _validate_training(config, num_devices: int, within) -> None:
     "train.micro_batches",
     train.micro_batches == 1 or config.regulariser.free_replays == 1,
     "1 with regulariser.free_replays, which updates on the whole batch",
+  )
+  together = train.steps_per_dispatch
+  for path, every in (
+    ("train.log_every_steps", train.log_every_steps),
+    ("checkpoint.every_steps", config.checkpoint.every_steps),
+    ("attack.monitor_every_steps", config.attack.monitor_every_steps),
+  ):
+    within(
+      "train.steps_per_dispatch",
+      every % together == 0,
+      f"a divisor of {path}, {every}: what is done every so many steps is done"
+      " between dispatches",
+    )
+  within(
+    "train.steps_per_dispatch",
+    together == 1 or not train.debug,
+    "1 with train.debug, which looks into each step",
   )
   within("train.max_skipped", train.max_skipped >= 0, "at least 0")
   within(

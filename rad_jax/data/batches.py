@@ -71,7 +71,7 @@ def example_indices(
 
 
 def batches(
-  fetch: Fetch,
+  fetch: Fetch | None,
   seed: int,
   first_step: int,
   last_step: int,
@@ -87,7 +87,8 @@ def batches(
   costs 0.03 ms. What `fetch` raises reaches the caller.
 
   Args:
-    fetch: Pure function from example indices to their stacked data.
+    fetch: Pure function from example indices to their stacked data. None: the
+      batches hold the indices alone.
     seed: Of the data order.
     first_step: Step of the first batch.
     last_step: Step after the last batch.
@@ -114,7 +115,8 @@ def batches(
 
   def load_batch(step: int) -> dict[str, Any]:
     indices = example_indices(seed, step, batch_size, num_examples)[rows]
-    return {"x_0": fetch(indices), "index": indices}
+    examples = {} if fetch is None else {"x_0": fetch(indices)}
+    return examples | {"index": indices}
 
   options = grain.ReadOptions(
     num_threads=num_worker_threads, prefetch_buffer_size=prefetch

@@ -206,27 +206,29 @@ def step_seconds(config: ConfigDict) -> float:
 
 
 def _measured_seconds(config: ConfigDict, regularised: bool) -> float:
-  """Median of five rounds, each of 20 steps and 0.2 s or more."""
+  """Median of five rounds, each of 20 dispatches and 0.2 s or more."""
   mesh = sharding.device_mesh()
-  rows = sharding.process_rows(config.train.batch_size)
-  batches = build.training_batches(config, build.training_set(config), 0, rows)
-  batch = sharding.place(next(batches), mesh)
+  batch = next(
+    loop.dispatched_batches(config, build.training_set(config), 0, mesh)
+  )
+  together = len(next(loop.dispatches(config, 0)).steps)
   state = jax.jit(
     lambda: build.state(config), out_shardings=sharding.replicated(mesh)
   )()
   step = loop.compile_step(config, state, batch, mesh, regularised)
 
-  def seconds(steps: int) -> float:
+  def seconds(dispatches: int) -> float:
     nonlocal state
     started = time.perf_counter()
-    for _ in range(steps):
+    for _ in range(dispatches):
       state, _ = step(state, batch)
     jax.block_until_ready(state)
-    return (time.perf_counter() - started) / steps
+    return (time.perf_counter() - started) / dispatches
 
-  seconds(3)  # the first steps are slow
-  steps = max(20, math.ceil(0.2 / seconds(20)))
-  return float(np.median([seconds(steps) for _ in range(5)]))
+  seconds(3)  # the first are slow
+  dispatches = max(20, math.ceil(0.2 / seconds(20)))
+  rounds = [seconds(dispatches) for _ in range(5)]
+  return float(np.median(rounds)) / together
 
 
 # ---- Running them ----

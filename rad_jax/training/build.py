@@ -339,14 +339,16 @@ class TrainingSet(NamedTuple):
   """The clean training set, by index.
 
   fetch: int [b] -> [b, ...], uint8 images or float32 in model units.
+  x_0: all of them, [n, ...]; None where they are read when they are needed.
   """
 
   fetch: Callable[[np.ndarray], np.ndarray]
   num_examples: int
+  x_0: np.ndarray | None = None
 
 
 def training_set(config: ConfigDict) -> TrainingSet:
-  """Opens, and for data.loading "memory" reads, the training set.
+  """Opens, and unless data.loading is "stream" reads, the training set.
 
   Raises:
     sources.NotPrepared: the TFDS set is not on the disk.
@@ -382,16 +384,20 @@ def training_set(config: ConfigDict) -> TrainingSet:
 
 
 def _in_memory(x_0: np.ndarray) -> TrainingSet:
-  return TrainingSet(lambda indices: x_0[indices], len(x_0))
+  return TrainingSet(lambda indices: x_0[indices], len(x_0), x_0)
 
 
 def training_batches(
   config: ConfigDict, training_set: TrainingSet, first_step: int, rows: slice
 ) -> Iterator[dict[str, np.ndarray]]:
-  """This process's rows of the batches first_step .. num_steps - 1."""
-  threads = config.data.num_threads if config.data.loading == "stream" else 1
+  """This process's rows of the batches first_step .. num_steps - 1.
+
+  They hold no examples where data.loading is "device", just their indices.
+  """
+  loading = config.data.loading
+  threads = config.data.num_threads if loading == "stream" else 1
   return batches.batches(
-    training_set.fetch,
+    training_set.fetch if loading != "device" else None,
     config.seed,
     first_step,
     config.train.num_steps,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-Row = Mapping[str, np.ndarray]
+Row = Mapping[str, np.ndarray | np.floating]
 
 # A spike is told from the median of so many windows of the log before it.
 _REMEMBERED = 20

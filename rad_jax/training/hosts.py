@@ -5,6 +5,7 @@ the batch (training.sharding); the first alone writes logs and metrics.
 """
 
 import contextlib
+import itertools
 import logging
 import signal
 import socket
@@ -115,19 +116,20 @@ def is_first() -> bool:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[int], bool]]:
-  """Yields asked(step): whether the run shall save now, and stop.
+def stop_requests() -> Iterator[Callable[[], bool]]:
+  """Yields asked(): whether the run shall save now, and stop.
 
   A single process is asked by SIGTERM (the notice before a pre-emption) or by
   Ctrl-C; a second one ends it at once. Of several, SIGTERM on any asks all:
-  JAX's pre-emption service names a step that every process will reach. Outside
-  the main thread no signal is caught.
+  JAX's pre-emption service names a call that every process will come to, so all
+  must make the same calls. Outside the main thread no signal is caught.
   """
   if jax.process_count() > 1:
-    yield multihost_utils.reached_preemption_sync_point
+    calls = itertools.count(1)
+    yield lambda: multihost_utils.reached_preemption_sync_point(next(calls))
     return
   if threading.current_thread() is not threading.main_thread():
-    yield lambda step: False
+    yield lambda: False
     return
   asked = threading.Event()
   before = {
@@ -143,7 +145,7 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
   for number in before:
     signal.signal(number, note)
   try:
-    yield lambda step: asked.is_set()
+    yield asked.is_set
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)

@@ -15,11 +15,11 @@ from tqdm import tqdm
 from rad_jax import config as configs
 from rad_jax.config import ConfigDict
 from rad_jax.training import (
-  budget,
   build,
   checkpoints,
   chips,
   cost,
+  dispatch,
   health,
   hosts,
   metrics,
@@ -32,7 +32,8 @@ from rad_jax.training.step import Batch, Metrics, Step
 
 _LOG = logging.getLogger("rad_jax")
 
-Pending = list[tuple[int, Metrics]]
+# Dispatches whose metrics are on the devices: of each step, and the monitor's.
+Pending = list[tuple[dispatch.Dispatch, dispatch.Measured, Metrics]]
 
 
 class Interrupted(RuntimeError):
@@ -78,11 +79,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> State:
     )
     if first_step >= config.train.num_steps:
       return state
-    rows = sharding.process_rows(config.train.batch_size)
-    host_batches = build.training_batches(
-      config, training_set, first_step, rows
-    )
-    on_device = (sharding.place(batch, mesh) for batch in host_batches)
+    batches = dispatched_batches(config, training_set, first_step, mesh)
     with (
       metrics.writer(
         workdir, first_step, config.train.wandb_project, config.to_dict()
@@ -90,7 +87,39 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> State:
       hosts.stop_requests() as asked,
       debugging(config.train.debug),
     ):
-      return run_steps(config, state, on_device, mesh, manager, write, asked)
+      return run_steps(config, state, batches, mesh, manager, write, asked)
+
+
+def dispatched_batches(
+  config: ConfigDict,
+  training_set: build.TrainingSet,
+  first_step: int,
+  mesh: jax.sharding.Mesh,
+) -> Iterator[Batch]:
+  """What each dispatch of the run is fed, on the devices."""
+  rows = sharding.process_rows(config.train.batch_size)
+  batches = build.training_batches(config, training_set, first_step, rows)
+  several = config.train.steps_per_dispatch > 1
+  if several:
+    batches = dispatch.stacked(batches, dispatches(config, first_step))
+  shared = {}
+  if config.data.loading == "device":
+    shared[dispatch.WHOLE_SET] = sharding.place_everywhere(
+      training_set.x_0, mesh
+    )
+  return (sharding.place(batch, mesh, several) | shared for batch in batches)
+
+
+def dispatches(
+  config: ConfigDict, first_step: int
+) -> Iterator[dispatch.Dispatch]:
+  """The run from first_step on, in dispatches."""
+  return dispatch.plan(
+    build.timetable(config),
+    first_step,
+    config.train.num_steps,
+    config.train.steps_per_dispatch,
+  )
 
 
 def run_steps(
@@ -100,23 +129,22 @@ def run_steps(
   mesh: jax.sharding.Mesh,
   manager,
   write: metrics.Writer,
-  asked: Callable[[int], bool],
+  asked: Callable[[], bool],
 ) -> State:
   """The loop. Metrics are fetched while the next step runs.
 
   Args:
     config: of the run.
     state: to go on from; it is donated.
-    batches: on the devices.
+    batches: of each dispatch, by `dispatched_batches`.
     mesh: their devices.
     manager: of the run's checkpoints.
     write: of its metrics.
-    asked: step -> whether to save there and stop.
+    asked: whether to save now and stop.
   """
   fields, timing = config.train, Meter()
-  step_fns: dict[bool, Step] = {}
-  timetable, monitor = build.timetable(config), None
-  monitor_every = config.attack.monitor_every_steps
+  step_fns: dict[tuple[bool, int], Step] = {}
+  monitor, monitor_every = None, config.attack.monitor_every_steps
   learning_rate, flops = build.learning_rate(config), cost.pass_flops(config)
   first_step, last_step = int(state.step), fields.num_steps
   last_saved = logged = first_step
@@ -135,8 +163,7 @@ def run_steps(
   def is_well(log: bool) -> bool:
     """Checks the window, and logs and empties it; False asks to roll back."""
     nonlocal skipped, logged
-    steps = [step for step, _ in window]
-    rows = jax.device_get([row for _, row in window])
+    steps, rows = rows_of(window)
     try:
       count = health.refuse_non_finite(
         steps, rows, _kept(last_saved, manager), skipped, fields.max_skipped
@@ -200,33 +227,34 @@ def run_steps(
     return restored._replace(step=state.step)
 
   with bar, profiling(fields.profile_steps, manager) as profile:
-    for done in range(first_step + 1, last_step + 1):
+    for part in dispatches(config, first_step):
       with timing.timing("data"):
         batch = next(batches)
-      profile(done)
-      regularised = budget.is_on(timetable, done - 1)
-      if regularised not in step_fns:
+      profile(part.steps)
+      program = part.regularised, len(part.steps)
+      if program not in step_fns:
         with timing.timing("compile"):
-          step_fns[regularised] = compile_step(
-            config, state, batch, mesh, regularised
+          step_fns[program] = compile_step(
+            config, state, batch, mesh, part.regularised
           )
-      watched: Metrics = {}
+      done, watched = part.steps[-1], {}
       if monitor_every and done % monitor_every == 0:
-        monitor = monitor or jax.jit(build.monitor(config))
+        monitor = monitor or compile_monitor(config)
         watched = monitor(state, batch)
-      state, measured = step_fns[regularised](state, batch)
-      bar.update()
+      state, measured = step_fns[program](state, batch)
+      bar.update(len(part.steps))
       if window:
-        # Waits for the step before, while this one runs: the host neither
+        # Waits for the dispatch before, while this one runs: the host neither
         # stalls the device nor runs away from it.
-        jax.block_until_ready(window[-1][1])
-        if window[-1][0] % fields.log_every_steps == 0 and not is_well(
+        before, values, _ = window[-1]
+        jax.block_until_ready(values)
+        if before.steps[-1] % fields.log_every_steps == 0 and not is_well(
           log=True
         ):
           state = roll_back(state)
           continue
-      window.append((done, measured | watched))
-      stopping, ending = asked(done), done == last_step
+      window.append((part, measured, watched))
+      stopping, ending = asked(), done == last_step
       if stopping or ending or done % config.checkpoint.every_steps == 0:
         if not is_well(log=stopping or ending):
           state = roll_back(state)
@@ -252,14 +280,25 @@ def compile_step(
 ) -> Step:
   """The step, compiled ahead for these shapes: it cannot recompile later.
 
+  With train.steps_per_dispatch above 1 it is that of a batch for each of some
+  steps (dispatch.several).
+
   With train.debug it is compiled when it is called, and its state not donated:
   JAX runs it again, an operation at a time, to find where a NaN arises.
   """
   started = time.perf_counter()
   of_state, debug = sharding.of_state(mesh, state), config.train.debug
+  step = dispatch.with_examples(build.train_step(config, regularised))
+  several = config.train.steps_per_dispatch > 1
+  of_batch = {
+    name: sharding.replicated(mesh)
+    if name == dispatch.WHOLE_SET
+    else sharding.by_example(mesh, several)
+    for name in batch
+  }
   step = jax.jit(
-    build.train_step(config, regularised),
-    in_shardings=(of_state, sharding.by_example(mesh)),
+    dispatch.several(step) if several else step,
+    in_shardings=(of_state, of_batch),
     out_shardings=(of_state, sharding.replicated(mesh)),
     donate_argnums=() if debug else 0,
     compiler_options=chips.compiler_options(),
@@ -269,6 +308,15 @@ def compile_step(
   compiled = step.lower(state, batch).compile()
   _LOG.info("compiled the step in %.1f s", time.perf_counter() - started)
   return compiled
+
+
+def compile_monitor(
+  config: ConfigDict,
+) -> Callable[[State, Batch], Metrics]:
+  """The monitor, jitted; of several steps it watches the first."""
+  monitor = dispatch.with_examples(build.monitor(config))
+  several = config.train.steps_per_dispatch > 1
+  return jax.jit(dispatch.of_first(monitor) if several else monitor)
 
 
 @contextlib.contextmanager
@@ -282,19 +330,22 @@ def debugging(on: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def profiling(steps: Sequence[int], manager) -> Iterator[Callable[[int], None]]:
-  """Yields profile(step), to be called before each step.
+def profiling(
+  steps: Sequence[int], manager
+) -> Iterator[Callable[[range], None]]:
+  """Yields profile(steps), to be called before each dispatch.
 
-  The steps first .. last are traced into profile/ beside the checkpoints.
+  Those with any of `steps`, first .. last, are traced into profile/ beside the
+  checkpoints.
   """
   tracing = False
 
-  def profile(step: int) -> None:
+  def profile(part: range) -> None:
     nonlocal tracing
-    if steps and not tracing and steps[0] <= step <= steps[1]:
+    if steps and not tracing and part[0] <= steps[1] and part[-1] >= steps[0]:
       jax.profiler.start_trace(str(manager.directory.parent / "profile"))
       tracing = True
-    elif tracing and step > steps[1]:
+    elif tracing and part[0] > steps[1]:
       jax.profiler.stop_trace()
       tracing = False
 
@@ -436,6 +487,17 @@ def refuse_conflicts(
       f"{path.parent} holds a run with another config ({'; '.join(found)}):"
       " restore these fields, or choose another --workdir"
     )
+
+
+def rows_of(window: Pending) -> tuple[list[int], list[health.Row]]:
+  """The steps of a window, and what was measured in each."""
+  steps: list[int] = []
+  rows: list[health.Row] = []
+  for part, measured, watched in jax.device_get(window):
+    steps += part.steps
+    rows += dispatch.rows(part, measured)
+    rows[-1] = {**rows[-1], **watched}
+  return steps, rows
 
 
 def _kept(last_saved: int, manager) -> str:

@@ -41,9 +41,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def by_example(mesh: Mesh) -> NamedSharding:
-  """The first axis split over all devices."""
-  return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+def by_example(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """One axis, that of the examples, split over all devices."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
 
 
 def of_state(mesh: Mesh, state: PyTree) -> PyTree:
@@ -76,10 +76,17 @@ def process_rows(batch_size: int) -> slice:
   return slice(start, start + rows)
 
 
-def place(batch: PyTree, mesh: Mesh) -> PyTree:
-  """This process's rows as part of the global batch on the devices."""
-  sharding = by_example(mesh)
+def place(batch: PyTree, mesh: Mesh, axis: int = 0) -> PyTree:
+  """This process's rows, along an axis, as part of the global batch."""
+  return _place(batch, by_example(mesh, axis))
+
+
+def place_everywhere(x: PyTree, mesh: Mesh) -> PyTree:
+  """What every process holds, on every device."""
+  return _place(x, replicated(mesh))
+
+
+def _place(x: PyTree, sharding: NamedSharding) -> PyTree:
   return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
-    batch,
+    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), x
   )

@@ -62,7 +62,7 @@ def refuse(runs: Sequence[ConfigDict]) -> None:
       raise ConfigError(f"runs trained together must be equal in {paths}")
   for path, plain in (
     ("data.flip", configs.is_synthetic(first) or not first.data.flip),
-    ("data.loading", first.data.loading == "memory"),
+    ("data.loading", first.data.loading != "stream"),
     ("train.init_from", not first.train.init_from),
     ("regulariser", build.timetable(first) == budget.Timetable()),
   ):

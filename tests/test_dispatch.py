@@ -1,0 +1,251 @@
+"""Several steps as one program, and the training set on the devices."""
+
+import contextlib
+import itertools
+import os
+import sys
+import types
+
+import faulty
+import jax
+import numpy as np
+import pytest
+
+from rad_jax import config as configs
+from rad_jax.experiments import sweep
+from rad_jax.training import (
+  budget,
+  build,
+  dispatch,
+  health,
+  hosts,
+  loop,
+  metrics,
+)
+
+FIELDS = dict(
+  train__num_steps=20, train__log_every_steps=8, checkpoint__every_steps=8
+)
+
+
+def values_of(workdir):
+  """The metrics, step by step, without how fast the run was."""
+  return [
+    {name: x for name, x in row.items() if not name.startswith("speed/")}
+    for row in metrics.read(workdir)
+  ]
+
+
+def assert_close(a, b):
+  a, b = (
+    jax.tree.leaves((s.step, s.params, s.ema_params, s.opt_state))
+    for s in (a, b)
+  )
+  for x, y in zip(a, b, strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+def assert_same_rows(workdir, other):
+  rows, others = values_of(workdir), values_of(other)
+  assert len(rows) == len(others)
+  for row, expected in zip(rows, others, strict=True):
+    assert row == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 100])
+@pytest.mark.parametrize("done", [0, 5, 19, 20])
+@pytest.mark.parametrize(
+  "timetable",
+  [budget.Timetable(), budget.Timetable(7), budget.Timetable(4, every=3)],
+)
+def test_plan_has_every_step_once_and_keeps_to_the_beat(
+  timetable, done, length
+):
+  parts = list(dispatch.plan(timetable, done, 20, length))
+  assert [s for part in parts for s in part.steps] == list(range(done + 1, 21))
+  ends = {part.steps[-1] for part in parts}
+  assert ends >= {s for s in range(done + 1, 21) if s % length == 0}
+  for part in parts:
+    assert len(part.steps) <= length
+    on = {budget.is_on(timetable, s - 1) for s in part.steps}
+    assert on == {part.regularised}
+  # As few as there can be.
+  for part, following in itertools.pairwise(parts):
+    last = part.steps[-1]
+    assert last % length == 0 or part.regularised != following.regularised
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("one_by_one")
+  config = faulty.config_of(attack__monitor_every_steps=8, **FIELDS)
+  return loop.train(config, workdir), workdir
+
+
+@pytest.mark.parametrize("length, loading", [(8, "memory"), (1, "device")])
+def test_run_does_not_depend_on_its_dispatches(
+  one_by_one, length, loading, tmp_path
+):
+  state, workdir = one_by_one
+  config = faulty.config_of(
+    train__steps_per_dispatch=length,
+    data__loading=loading,
+    attack__monitor_every_steps=0 if length > 1 else 8,
+    **FIELDS,
+  )
+  assert_close(loop.train(config, tmp_path), state)
+  if length == 1:
+    assert_same_rows(tmp_path, workdir)
+  else:
+    watched = {"goal_attack", "goal_pgd", "pgd_gain", "regulariser_pgd"}
+    for row, expected in zip(
+      values_of(tmp_path), values_of(workdir), strict=True
+    ):
+      unwatched = {
+        name: value
+        for name, value in expected.items()
+        if name.removeprefix("train/") not in watched
+      }
+      assert row == pytest.approx(unwatched, rel=1e-4, abs=1e-5)
+
+
+def test_switched_regulariser_and_the_set_on_the_device(tmp_path):
+  fields = FIELDS | dict(regulariser__start=0.5, objective__lam=3.0)
+  alone = loop.train(faulty.config_of(**fields), tmp_path / "alone")
+  together = loop.train(
+    faulty.config_of(
+      train__steps_per_dispatch=4, data__loading="device", **fields
+    ),
+    tmp_path / "together",
+  )
+  assert_close(together, alone)
+  assert_same_rows(tmp_path / "together", tmp_path / "alone")
+
+
+def test_interrupted_run_finds_back_to_the_beat(
+  one_by_one, tmp_path, monkeypatch
+):
+  """From step 3, saved by a run of single steps, on in fours."""
+  state, _ = one_by_one
+  answers = iter([False, False, True])
+  monkeypatch.setattr(
+    hosts,
+    "stop_requests",
+    lambda: contextlib.nullcontext(lambda: next(answers)),
+  )
+  with pytest.raises(loop.Interrupted, match="step 3 of 20"):
+    loop.train(faulty.config_of(**FIELDS), tmp_path)
+  monkeypatch.undo()
+  config = faulty.config_of(train__steps_per_dispatch=4, **FIELDS)
+  assert_close(loop.train(config, tmp_path), state)
+  assert [row["step"] for row in metrics.read(tmp_path)] == [3, 8, 16, 20]
+
+
+def test_monitor_watches_the_first_step_of_a_dispatch(tmp_path, monkeypatch):
+  seen = []
+
+  def monitor(config):
+    def watch(state, batch):
+      jax.debug.callback(lambda step: seen.append(int(step)), state.step)
+      return {"pgd_gain": 1.0 * batch["x_0"].shape[0]}
+
+    return watch
+
+  monkeypatch.setattr(build, "monitor", monitor)
+  config = faulty.config_of(
+    train__steps_per_dispatch=4,
+    data__loading="device",
+    attack__monitor_every_steps=8,
+    **FIELDS,
+  )
+  loop.train(config, tmp_path)
+  jax.effects_barrier()
+  assert sorted(seen) == [4, 12]
+  rows = metrics.read(tmp_path)
+  assert [row.get("train/pgd_gain") for row in rows] == [16, 16, None]
+
+
+def test_bad_step_is_named_within_its_dispatch(tmp_path, monkeypatch):
+  honest = build.training_batches
+
+  def poisoned(*args):
+    for done, batch in enumerate(honest(*args), 1):
+      yield batch | {"x_0": batch["x_0"] * (np.nan if done == 6 else 1)}
+
+  monkeypatch.setattr(build, "training_batches", poisoned)
+  config = faulty.config_of(train__steps_per_dispatch=4, **FIELDS)
+  with pytest.raises(health.NonFiniteLoss, match="at step 6; no checkpoint"):
+    loop.train(config, tmp_path)
+
+
+def test_program_and_set_stay_on_the_devices():
+  """Of 4 devices each has all examples, and its share of the indices."""
+  code = """
+import jax, sys, faulty
+from rad_jax.training import build, dispatch, loop, sharding
+config = faulty.config_of(data__loading="device", train__steps_per_dispatch=4)
+mesh = sharding.device_mesh()
+batch = next(
+  loop.dispatched_batches(config, build.training_set(config), 0, mesh)
+)
+print({
+  name: (x.shape, x.addressable_shards[0].data.shape)
+  for name, x in sorted(batch.items())
+})
+like = sharding.of_state(mesh, jax.eval_shape(lambda: build.state(config)))
+state = jax.jit(lambda: build.state(config), out_shardings=like)()
+program = loop.compile_step(config, state, batch, mesh)
+state, metrics = program(state, batch)
+print(int(state.step), metrics["loss"].shape, "all-gather" in program.as_text())
+"""
+  process = faulty.run(
+    [sys.executable, "-c", code],
+    PYTHONPATH=os.pathsep.join([str(faulty.ROOT), str(faulty.ROOT / "tests")]),
+    JAX_NUM_CPU_DEVICES="4",
+  )
+  assert process == (
+    0,
+    "{'index': ((4, 16), (4, 4)), 'whole_set': ((64, 3), (64, 3))}\n"
+    "4 (4,) False\n",
+  )
+
+
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    ({"train__steps_per_dispatch": 0}, "at least 1"),
+    ({"train__steps_per_dispatch": 3}, "divisor of train.log_every_steps, 8"),
+    (
+      {"train__steps_per_dispatch": 8, "checkpoint__every_steps": 4},
+      "divisor of checkpoint.every_steps, 4",
+    ),
+    (
+      {"train__steps_per_dispatch": 8, "attack__monitor_every_steps": 4},
+      "divisor of attack.monitor_every_steps, 4",
+    ),
+    ({"train__steps_per_dispatch": 8, "train__debug": True}, "train.debug"),
+  ],
+)
+def test_what_a_dispatch_cannot_be(fields, message):
+  config = faulty.config_of(**FIELDS | fields)
+  with pytest.raises(configs.ConfigError, match=message):
+    configs.validate(config)
+
+
+def test_seconds_of_a_step_are_of_one_step(monkeypatch):
+  """By a clock that goes on by 2 s in each dispatch of 8 steps."""
+  now = [0.0]
+
+  def compile_step(*_):
+    def run(state, batch):
+      assert batch["index"].shape == (8, 16)
+      now[0] += 2.0
+      return state, {}
+
+    return run
+
+  clock = types.SimpleNamespace(perf_counter=lambda: now[0])
+  monkeypatch.setattr(sweep, "time", clock)
+  monkeypatch.setattr(loop, "compile_step", compile_step)
+  config = faulty.config_of(train__steps_per_dispatch=8, **FIELDS)
+  assert sweep.step_seconds(config) == 0.25
