@@ -1,8 +1,12 @@
 """Sweeps: which runs, how long, done once each, and what is drawn of them."""
 
 import json
+import os
 import shutil
+import signal
+import time
 
+import faulty
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +16,7 @@ from matplotlib.text import Text
 from rad_jax import config as configs
 from rad_jax.experiments import sweep
 from rad_jax.reports import frontier
-from rad_jax.training import build
+from rad_jax.training import build, hosts
 
 
 def tiny_config(**fields):
@@ -297,6 +301,47 @@ def test_whole_sweep(swept):
     assert row["passes"] == 6 * {"ddpm": 3, "robust_adv": 8}[row["objective"]]
     assert 0 < row["seconds"] < 60
   assert len({row["support_rms"] for row in rows}) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_signal_ends_all_processes(number, tmp_path):
+  """SIGTERM saves what is in training, as well."""
+  process = faulty.start(
+    faulty.command(
+      tmp_path,
+      "--mode=sweep",
+      "--config.sweep.seed=(0, 1, 2)",
+      "--config.sweep.objective=('ddpm',)",
+      sweep__processes=2,
+      train__num_steps=10**6,
+      checkpoint__every_steps=10**5,
+    )
+  )
+  folders = [tmp_path / "runs" / f"ddpm-seed_{seed}" for seed in range(3)]
+  while not all((f / "metrics.jsonl").exists() for f in folders[:2]):
+    assert process.poll() is None, process.communicate()[0]
+    time.sleep(0.05)
+  process.send_signal(number)
+  # Until the last process that could write is gone.
+  printed, _ = process.communicate(timeout=60)
+  assert not folders[2].exists()
+  if number == signal.SIGKILL:
+    return
+  assert process.returncode == faulty.INTERRUPTED, printed
+  assert "the same command goes on" in printed.splitlines()[-1]
+  for folder in folders[:2]:
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    assert int(checkpoint.name) > 0
+    assert f"step {checkpoint.name} of" in (folder / "log.txt").read_text()
+
+
+def test_process_that_dies_is_told(tmp_path):
+  with pytest.raises(hosts.HostError, match=r"a process died.*log\.txt"):
+    sweep.run_all(small_grid(), tmp_path, processes=2, work=dying)
+
+
+def dying(job, workdir):
+  os._exit(9)
 
 
 def test_interrupted_sweep_goes_on(swept, tmp_path):

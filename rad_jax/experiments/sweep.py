@@ -15,7 +15,6 @@ error: why it stopped, in their place and that of seconds.
 Interrupted, a sweep goes on with the runs that have no row.
 """
 
-import concurrent.futures
 import contextlib
 import copy
 import hashlib
@@ -26,8 +25,12 @@ import math
 import multiprocessing
 import os
 import pathlib
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -38,7 +41,15 @@ from rad_jax import config as configs
 from rad_jax.config import ConfigDict
 from rad_jax.evaluation import evaluate, sampling
 from rad_jax.robustness import objectives
-from rad_jax.training import budget, build, health, loop, metrics, sharding
+from rad_jax.training import (
+  budget,
+  build,
+  health,
+  hosts,
+  loop,
+  metrics,
+  sharding,
+)
 
 _LOG = logging.getLogger("rad_jax")
 
@@ -269,6 +280,8 @@ def run_all(
 
   Raises:
     ConfigError: workdir holds a run of the same name and another config.
+    Interrupted: by SIGTERM or Ctrl-C; what was in training is saved.
+    HostError: one of several processes died.
   """
   refuse_changed(runs, workdir)
   workdir.mkdir(parents=True, exist_ok=True)
@@ -336,31 +349,83 @@ def _one_by_one(
 def _in_processes(
   jobs: list[list[Run]], work: Callable, workdir: pathlib.Path, processes: int
 ) -> Iterator[tuple[list[Run], list[Row]]]:
-  with concurrent.futures.ProcessPoolExecutor(
-    processes, multiprocessing.get_context("spawn"), _on_one_thread
-  ) as pool:
-    futures = {pool.submit(_logged, work, job, workdir): job for job in jobs}
-    for future in concurrent.futures.as_completed(futures):
-      if future.exception():
-        pool.shutdown(cancel_futures=True)
-      yield futures[future], future.result()
+  """Jobs are handed out as processes are free: none lies in a queue."""
+  ahead = iter(jobs)
+  running: dict[futures.Future, list[Run]] = {}
+  spawn = multiprocessing.get_context("spawn")
+  with (
+    hosts.stop_requests() as asked,
+    futures.ProcessPoolExecutor(processes, spawn, _enter) as pool,
+  ):
+    while True:
+      for job in itertools.islice(ahead, processes - len(running)):
+        running[pool.submit(_logged, work, job, workdir)] = job
+      if not running:
+        return
+      done, _ = futures.wait(running, 0.5, futures.FIRST_COMPLETED)
+      if asked():
+        for process in multiprocessing.active_children():
+          process.terminate()
+        raise loop.Interrupted(
+          f"asked to stop: what the runs had reached is saved in {workdir};"
+          " the same command goes on from there"
+        )
+      for future in done:
+        job = running.pop(future)
+        yield job, _rows_of(future, job, workdir)
 
 
-def _on_one_thread() -> None:
-  """Before JAX starts in a process: its neighbours use the other cores."""
+def _rows_of(
+  future: futures.Future, job: list[Run], workdir: pathlib.Path
+) -> list[Row]:
+  try:
+    return future.result()
+  except BrokenProcessPool as error:
+    log = workdir / "runs" / job[0].name / "log.txt"
+    raise hosts.HostError(
+      f"a process died, for want of memory perhaps, while {job[0].name} was"
+      f" running (see {log}): the same command goes on from there"
+    ) from error
+
+
+def _enter() -> None:
+  """Before JAX starts in a process: its neighbours use the other cores.
+
+  Signals are the parent's to hand on, and without it there is nothing to do.
+  """
   flags = os.environ.get("XLA_FLAGS", "")
   os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
   jax.config.update("jax_platforms", "cpu")
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  threading.Thread(target=_leave_with_the_parent, daemon=True).start()
+
+
+def _leave_with_the_parent() -> None:
+  parent = multiprocessing.parent_process()
+  assert parent
+  parent.join()
+  os._exit(1)
 
 
 def _logged(work: Callable, job: list[Run], workdir: pathlib.Path) -> list[Row]:
+  def stop(number, frame):
+    raise loop.Interrupted("asked to stop")
+
   folder = workdir / "runs" / job[0].name
   folder.mkdir(parents=True, exist_ok=True)
   with (
     (folder / "log.txt").open("a") as log,
     contextlib.redirect_stderr(log),
   ):
-    return work(job, workdir)
+    signal.signal(signal.SIGTERM, stop)
+    try:
+      return work(job, workdir)
+    except loop.Interrupted as stopped:
+      print(stopped, file=log)
+      raise
+    finally:
+      signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _summary(run: Run, row: Row) -> str:
