@@ -175,7 +175,7 @@ def main() -> None:
   workdir = (arguments.workdir or pathlib.Path(folder)).absolute()
   small_networks_on_cpu(workdir)
 
-  from rad_jax import config as configs
+  from rad_jax import validation
   from rad_jax.data import builders
   from rad_jax.experiments import sweep
   from rad_jax.reports import frontier
@@ -189,7 +189,7 @@ def main() -> None:
     arguments.worlds,
   )
   for run in runs:
-    configs.validate(run.config)
+    validation.validate(run.config)
   scratch = [run for run in runs if not run.config.train.init_from]
   sweep.run_all(scratch, workdir, arguments.processes)
   rows = sweep.run_all(runs, workdir, arguments.processes)

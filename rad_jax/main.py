@@ -26,7 +26,7 @@ from ml_collections import config_flags
 
 import rad_jax
 from rad_jax import config as configs
-from rad_jax import fields
+from rad_jax import fields, validation
 from rad_jax.config import ConfigDict
 from rad_jax.data import builders, sources
 from rad_jax.training import checkpoints, hosts, loop
@@ -294,7 +294,7 @@ def main(argv: list[str]) -> None:
     config.lock()  # The first access raises if the file could not be read.
     # A study's base need not be a run: its cells are validated.
     if _MODE.value not in ("study", "show_config"):
-      configs.validate(
+      validation.validate(
         config,
         jax.device_count(),
         training=_MODE.value in ("train", "sweep"),

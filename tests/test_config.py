@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.training import build
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -44,7 +45,7 @@ def with_field(path, value, **others):
 class TestFiles:
   def test_is_valid_and_locked(self, path, variant):
     config = load(f"{path}{variant}")
-    configs.validate(config)
+    validation.validate(config)
     assert config.is_locked
     with pytest.raises(AttributeError, match="num_steps"):
       config.train.num_stps = 3
@@ -113,7 +114,7 @@ def test_unknown_variant():
 
 
 def test_default_is_valid():
-  configs.validate(configs.default())
+  validation.validate(configs.default())
 
 
 BAD = [
@@ -235,40 +236,40 @@ BAD = [
 @pytest.mark.parametrize("path, value", BAD)
 def test_bad_value_is_named(path, value):
   with pytest.raises(configs.ConfigError) as error:
-    configs.validate(with_field(path, value))
+    validation.validate(with_field(path, value))
   assert f"config.{path}={value!r}: it must be " in str(error.value)
 
 
 def test_unet_takes_no_points():
   config = with_field("data.name", "oblique_plane")
   with pytest.raises(configs.ConfigError, match=r"model\.name='unet'.*mlp"):
-    configs.validate(config)
+    validation.validate(config)
 
 
 def test_unet_must_be_able_to_halve_the_image():
   config = with_field("data.image_size", 36)
   with pytest.raises(configs.ConfigError) as error:
-    configs.validate(config)
+    validation.validate(config)
   message = str(error.value)
   assert "config.model.unet.channel_multipliers=(1, 2, 2, 2)" in message
   assert "data.image_size 36" in message
-  configs.validate(with_field("data.image_size", 36, model__name="mlp"))
+  validation.validate(with_field("data.image_size", 36, model__name="mlp"))
 
 
 def test_projection_needs_the_whole_set():
   config = with_field("data.linear_rank", 16, data__loading="stream")
   with pytest.raises(configs.ConfigError, match=r"data\.linear_rank=16.*strea"):
-    configs.validate(config)
+    validation.validate(config)
 
 
 @pytest.mark.parametrize("path", ["train.batch_size", "sampling.batch_size"])
 def test_batches_are_split_evenly_over_the_devices(path):
   config = with_field(path, 6)
   training = path == "train.batch_size"
-  configs.validate(config, 2, training)
-  configs.validate(config, 4, not training)
+  validation.validate(config, 2, training)
+  validation.validate(config, 4, not training)
   with pytest.raises(configs.ConfigError) as error:
-    configs.validate(config, 4, training)
+    validation.validate(config, 4, training)
   assert f"config.{path}=6: it must be a multiple" in str(error.value)
   assert str(error.value).endswith("devices, 4")
 
@@ -306,7 +307,7 @@ def test_batches_are_split_evenly_over_the_devices(path):
   ],
 )
 def test_ends_of_a_range_are_allowed(path, value):
-  configs.validate(with_field(path, value))
+  validation.validate(with_field(path, value))
 
 
 NOISE_AWARE = {
@@ -429,7 +430,7 @@ IMPOSSIBLE = {
 def test_impossible_combination_is_named(name):
   path, value, others, expected = IMPOSSIBLE[name]
   with pytest.raises(configs.ConfigError) as error:
-    configs.validate(with_field(path, value, **others))
+    validation.validate(with_field(path, value, **others))
   assert f"config.{path}={value!r}: it must be " in str(error.value)
   assert expected in str(error.value)
   assert "\n" not in str(error.value)
@@ -461,7 +462,7 @@ def test_impossible_combination_is_named(name):
   ],
 )
 def test_possible_combination(path, value, others):
-  configs.validate(with_field(path, value, **others))
+  validation.validate(with_field(path, value, **others))
 
 
 def test_flatten():

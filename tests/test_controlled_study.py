@@ -9,6 +9,7 @@ import pytest
 from browser import assert_whole_and_fetches_nothing
 
 from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.data import builders
 from rad_jax.experiments import study, sweep
 from rad_jax.reports import methods
@@ -42,7 +43,7 @@ def test_every_combination_is_a_run_and_no_two_are_the_same():
   prints = {sweep.fingerprint(run.config.to_dict()) for run in runs}
   assert len(prints) == len(runs)
   for run in runs:
-    configs.validate(run.config)
+    validation.validate(run.config)
     assert run.labels["seed"] == run.config.seed
     assert run.labels["objective"] == run.config.objective.name
     assert run.labels["lam"] == run.config.objective.lam

@@ -10,6 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.data import corruptions, examples, jpeg
 from rad_jax.training import build
 
@@ -268,7 +269,7 @@ def test_severity_stands_for_its_strength(kind):
 
   def dirty(**fields):
     config = _config(kind=kind, fraction=0.5, **fields)
-    configs.validate(config)
+    validation.validate(config)
     return np.asarray(build.corruption(config)(index, x_0))
 
   ladder = corruptions.SEVERITIES[kind]
@@ -300,22 +301,22 @@ def test_severity_zero_is_as_before():
 
 def test_noise_aware_training_is_told_the_strength():
   config = _config(fraction=0.5, severity=2, objective="noise_aware")
-  configs.validate(config)
+  validation.validate(config)
   noise = np.asarray(build.known_noise(config)(jnp.arange(64)))
   assert set(np.unique(noise)) == {0, np.float32(0.12)}
   config.data.corruption.fraction = 1.0
   config.sampling.stop_sigma = 0.11
   with pytest.raises(configs.ConfigError, match=r"at least .*sigma, 0\.12"):
-    configs.validate(config)
+    validation.validate(config)
   config.sampling.stop_sigma = 0.12
-  configs.validate(config)
+  validation.validate(config)
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"gaussian"}))
 def test_noise_aware_training_refuses_other_kinds(kind):
   config = _config(kind=kind, fraction=0.5, severity=1, objective="noise_aware")
   with pytest.raises(configs.ConfigError, match=f"kind is {kind!r}"):
-    configs.validate(config)
+    validation.validate(config)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +340,7 @@ def test_noise_aware_training_refuses_other_kinds(kind):
 )
 def test_impossible_strength_is_named(fields, expected):
   with pytest.raises(configs.ConfigError, match=expected):
-    configs.validate(_config(**fields))
+    validation.validate(_config(**fields))
 
 
 @pytest.mark.parametrize(
@@ -354,14 +355,14 @@ def test_impossible_strength_is_named(fields, expected):
   ],
 )
 def test_ends_of_the_strengths_are_allowed(fields):
-  configs.validate(_config(**fields))
+  validation.validate(_config(**fields))
 
 
 def test_points_take_salt_and_pepper():
   config = configs.default()
   config.data.name, config.model.name = "oblique_plane", "mlp"
   config.data.corruption.update(kind="salt_and_pepper", fraction=1.0)
-  configs.validate(config)
+  validation.validate(config)
   x_0 = jnp.full((500, 3), 0.3)
   dirty = build.corruption(config)(jnp.arange(500), x_0)
   assert np.mean(np.abs(dirty) == 1) == pytest.approx(0.2, abs=0.05)

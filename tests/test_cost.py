@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.training import build, chips, cost
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -72,7 +73,7 @@ def wide_config(**fields):
   config.update_from_flattened_dict(
     {name.replace("__", "."): value for name, value in fields.items()}
   )
-  configs.validate(config)
+  validation.validate(config)
   return config
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.experiments import sweep
 from rad_jax.training import (
   budget,
@@ -229,7 +230,7 @@ print(int(state.step), metrics["loss"].shape, "all-gather" in program.as_text())
 def test_what_a_dispatch_cannot_be(fields, message):
   config = faulty.config_of(**FIELDS | fields)
   with pytest.raises(configs.ConfigError, match=message):
-    configs.validate(config)
+    validation.validate(config)
 
 
 def test_seconds_of_a_step_are_of_one_step(monkeypatch):

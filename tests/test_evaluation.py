@@ -11,6 +11,7 @@ import scipy.stats
 from PIL import Image
 
 from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.data import subspace, synthetic
 from rad_jax.diffusion import samplers, schedules
 from rad_jax.evaluation import (
@@ -49,7 +50,7 @@ def make_config(world="oblique_plane", **evaluation):
       **evaluation,
     }
   )
-  configs.validate(config)
+  validation.validate(config)
   return config
 
 
@@ -432,7 +433,7 @@ def test_fid_without_weights_says_what_to_fetch(run):
   with pytest.raises(ValueError, match=r"pt_inception.*inception_weights"):
     quality.measure(subject.open_subject(config, run))
   with pytest.raises(configs.ConfigError, match="pca for oblique_plane"):
-    configs.validate(config)
+    validation.validate(config)
 
 
 # Purification.

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.data import builders, folder, sources, synthetic
 from rad_jax.training import build
 
@@ -168,7 +169,7 @@ def test_images_of_all_sizes_are_fitted(tmp_path, loading):
   _write(tmp_path / "b.png", shape=(20, 31, 3))
   _write(tmp_path / "c.png", shape=(4, 3))
   config = _config(tmp_path, loading=loading)
-  configs.validate(config)
+  validation.validate(config)
   training_set = build.training_set(config)
   assert training_set.num_examples == 3
   fetched = training_set.fetch(np.array([2, 1, 0], np.int32))
@@ -183,11 +184,11 @@ def test_a_crop_beyond_an_image_is_named(tmp_path):
 
 
 def test_path_and_name_go_together():
-  configs.validate(_config("somewhere"))
+  validation.validate(_config("somewhere"))
   with pytest.raises(configs.ConfigError, match="path='': .*folder of image_"):
-    configs.validate(_config(""))
+    validation.validate(_config(""))
   with pytest.raises(configs.ConfigError, match="path='x': it must be \"\" "):
-    configs.validate(_config("x", name="cifar10"))
+    validation.validate(_config("x", name="cifar10"))
 
 
 def test_what_needs_preparation():

@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.diffusion import schedules
 from rad_jax.models import interop, unet, weights
 from rad_jax.training import build, checkpoints, loop, pretrained, sharding
@@ -45,7 +46,7 @@ def tiny(**fields):
   config.sampling.num_steps = 10
   for name, value in fields.items():
     config.update_from_flattened_dict({name.replace("__", "."): value})
-  configs.validate(config)
+  validation.validate(config)
   return config
 
 
@@ -453,7 +454,7 @@ def test_improved_diffusion_computes_the_same(tmp_path, shape):
     attention_resolutions=(16, 8),
     **OF_IMPROVED,
   )
-  configs.validate(config)
+  validation.validate(config)
   params = pretrained.load(
     tmp_path / "ema_0.9999_500000.pt", config, shapes_of(config)
   )

@@ -15,13 +15,15 @@ ALLOWED = {
   "robustness": {"diffusion"},
   "data": set(),
   "config": _PURE,
+  "validation": _PURE | {"config"},
   "fields": {"config"},
   "training": _PURE | {"config"},
   "evaluation": _PURE | {"config", "training"},
-  "experiments": _PURE | {"config", "training", "evaluation"},
+  "experiments": _PURE | {"config", "validation", "training", "evaluation"},
   "reports": {"data"},
   "main": _PURE
-  | {"config", "fields", "training", "evaluation", "experiments", "reports"},
+  | {"config", "validation", "fields"}
+  | {"training", "evaluation", "experiments", "reports"},
 }
 # They import the config, and so are no part of `import rad_jax`.
 OF_THE_BORDER = {"rad_jax.training.build", "rad_jax.training.loop"}

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.diffusion import parametrisation, schedules
 from rad_jax.robustness import objectives
 from rad_jax.training import (
@@ -139,7 +140,7 @@ def config_of(name: str):
   config.model.update(name=name, dtype="float16")
   config.model.mlp.update(width=8, depth=1)
   config.train.update(num_steps=6, batch_size=8, log_every_steps=3)
-  configs.validate(config)
+  validation.validate(config)
   return config
 
 

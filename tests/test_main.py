@@ -49,6 +49,8 @@ def run(monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
   # absl.app sends all logging through its own handler, for good.
   monkeypatch.setattr(absl_logging, "use_absl_handler", lambda: None)
+  # Neither would these filters be taken off again.
+  monkeypatch.setattr(main, "say_errors_once", lambda: None)
   # JAX runs here already, too late to look for other processes.
   monkeypatch.setattr(hosts, "connect", lambda *_: None)
 

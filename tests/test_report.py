@@ -11,6 +11,7 @@ from browser import assert_whole_and_fetches_nothing
 from test_page import HOSTILE, Outline, sections
 
 from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.data import builders
 from rad_jax.evaluation import evaluate, sampling
 from rad_jax.reports import figures, page, panels, protocols, runs, saved
@@ -29,7 +30,7 @@ def make_config(name, **fields):
   config = configs.variant(config, "smoke")
   config.train.num_steps = 10
   config.update_from_flattened_dict(fields)
-  configs.validate(config)
+  validation.validate(config)
   return config
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.training import sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -145,7 +146,7 @@ def test_batch_that_the_devices_cannot_share_is_refused():
   config = configs.default()
   config.train.batch_size = 6
   with pytest.raises(configs.ConfigError, match=r"train\.batch_size=6.*4$"):
-    configs.validate(config, num_devices=4)
+    validation.validate(config, num_devices=4)
 
 
 def test_each_process_loads_its_rows(monkeypatch):

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.data import builders
 from rad_jax.experiments import sweep
 
@@ -35,7 +36,7 @@ def test_runs_are_valid_and_differ(study, name, smoke, tmp_path):
   runs = study.study_runs(schemes, 2, tmp_path, smoke)
   assert len(runs) == len(schemes) * len(study.WORLDS) * 2
   for run in runs:
-    configs.validate(run.config)
+    validation.validate(run.config)
     assert run.config.data.name == run.labels["data"]
     assert run.config.seed == run.labels["seed"]
     assert run.config.objective.name == run.labels["objective"]

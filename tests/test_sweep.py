@@ -14,6 +14,7 @@ import pytest
 from matplotlib.text import Text
 
 from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.experiments import sweep
 from rad_jax.reports import frontier
 from rad_jax.training import build, hosts
@@ -35,7 +36,7 @@ def tiny_config(**fields):
   config.update_from_flattened_dict(
     {name.replace("__", "."): value for name, value in fields.items()}
   )
-  configs.validate(config)
+  validation.validate(config)
   return config
 
 

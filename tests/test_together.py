@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.training import build, loop, together
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -24,7 +25,7 @@ def plane(**fields):
   config.update_from_flattened_dict(
     {name.replace("__", "."): value for name, value in fields.items()}
   )
-  configs.validate(config)
+  validation.validate(config)
   return config
 
 

@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.diffusion import process as processes
 from rad_jax.diffusion import schedules
 from rad_jax.models.network import Network
@@ -48,7 +49,7 @@ def tiny_config(**fields):
   config.update_from_flattened_dict(
     {name.replace("__", "."): value for name, value in fields.items()}
   )
-  configs.validate(config)
+  validation.validate(config)
   return config
 
 

@@ -12,7 +12,7 @@ import json
 import pathlib
 from typing import Any
 
-from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.config import ConfigDict, ConfigError
 from rad_jax.evaluation import evaluate, sampling, subject
 from rad_jax.experiments import sweep
@@ -126,7 +126,7 @@ def _cell(
   if seed == 0:
     config.evaluation.protocols = (*config.evaluation.protocols, "portrait")
   try:
-    configs.validate(config)
+    validation.validate(config)
   except ConfigError as error:
     raise ConfigError(f"run {name}: {error}") from error
   labels = {

@@ -38,6 +38,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rad_jax import config as configs
+from rad_jax import validation
 from rad_jax.config import ConfigDict
 from rad_jax.evaluation import evaluate, sampling
 from rad_jax.robustness import objectives
@@ -125,7 +126,7 @@ def _run_at(config: ConfigDict, point: dict[str, Any]) -> Run:
     config.update_from_flattened_dict(
       {AXES[axis]: value for axis, value in point.items()}
     )
-    configs.validate(config)
+    validation.validate(config)
   except (TypeError, configs.ConfigError) as error:
     raise configs.ConfigError(f"run {name}: {error}") from error
   found = configs.flatten(config.to_dict())

@@ -44,7 +44,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> State:
   """Trains to config.train.num_steps, going on from workdir's checkpoint.
 
   Args:
-    config: a valid config (config.validate).
+    config: a valid config (validation.validate).
     workdir: the run's folder, made if missing; it holds config.json,
       checkpoints/, metrics.jsonl and tensorboard/.
 
