@@ -13,6 +13,7 @@ import pytest
 
 from rad_jax import config as configs
 from rad_jax import validation
+from rad_jax.data import batches
 from rad_jax.experiments import sweep
 from rad_jax.training import (
   budget,
@@ -147,7 +148,11 @@ def test_monitor_watches_the_first_step_of_a_dispatch(tmp_path, monkeypatch):
 
   def monitor(config):
     def watch(state, batch):
-      jax.debug.callback(lambda step: seen.append(int(step)), state.step)
+      jax.debug.callback(
+        lambda *of: seen.append(tuple(map(int, of))),
+        state.step,
+        batch["index"][0],
+      )
       return {"pgd_gain": 1.0 * batch["x_0"].shape[0]}
 
     return watch
@@ -161,7 +166,10 @@ def test_monitor_watches_the_first_step_of_a_dispatch(tmp_path, monkeypatch):
   )
   loop.train(config, tmp_path)
   jax.effects_barrier()
-  assert sorted(seen) == [4, 12]
+  assert sorted(seen) == [
+    (step, batches.example_indices(config.seed, step, 16, 64)[0])
+    for step in (4, 12)
+  ]
   rows = metrics.read(tmp_path)
   assert [row.get("train/pgd_gain") for row in rows] == [16, 16, None]
 

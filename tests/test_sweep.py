@@ -17,7 +17,7 @@ from rad_jax import config as configs
 from rad_jax import validation
 from rad_jax.experiments import sweep
 from rad_jax.reports import frontier
-from rad_jax.training import build, hosts
+from rad_jax.training import build, hosts, loop
 
 
 def tiny_config(**fields):
@@ -334,6 +334,19 @@ def test_signal_ends_all_processes(number, tmp_path):
     (checkpoint,) = (folder / "checkpoints").iterdir()
     assert int(checkpoint.name) > 0
     assert f"step {checkpoint.name} of" in (folder / "log.txt").read_text()
+
+
+def test_signal_ends_a_job_outside_training(tmp_path):
+  before = signal.getsignal(signal.SIGTERM)
+  sample = lambda job, workdir: signal.raise_signal(signal.SIGTERM)
+  try:
+    with pytest.raises(loop.Interrupted):
+      sweep._logged(sample, small_grid()[:1], tmp_path)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  log = tmp_path / "runs" / "ddpm-seed_0" / "log.txt"
+  assert log.read_text() == "asked to stop\n"
 
 
 def test_process_that_dies_is_told(tmp_path):

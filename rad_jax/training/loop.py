@@ -107,7 +107,8 @@ def dispatched_batches(
     shared[dispatch.WHOLE_SET] = sharding.place_everywhere(
       training_set.x_0, mesh
     )
-  return (sharding.place(batch, mesh, several) | shared for batch in batches)
+  axis = int(several)  # behind that of the steps
+  return (sharding.place(batch, mesh, axis) | shared for batch in batches)
 
 
 def dispatches(
@@ -293,7 +294,7 @@ def compile_step(
   of_batch = {
     name: sharding.replicated(mesh)
     if name == dispatch.WHOLE_SET
-    else sharding.by_example(mesh, several)
+    else sharding.by_example(mesh, axis=int(several))
     for name in batch
   }
   step = jax.jit(

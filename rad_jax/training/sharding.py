@@ -81,12 +81,13 @@ def place(batch: PyTree, mesh: Mesh, axis: int = 0) -> PyTree:
   return _place(batch, by_example(mesh, axis))
 
 
-def place_everywhere(x: PyTree, mesh: Mesh) -> PyTree:
+def place_everywhere(tree: PyTree, mesh: Mesh) -> PyTree:
   """What every process holds, on every device."""
-  return _place(x, replicated(mesh))
+  return _place(tree, replicated(mesh))
 
 
-def _place(x: PyTree, sharding: NamedSharding) -> PyTree:
+def _place(tree: PyTree, sharding: NamedSharding) -> PyTree:
   return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), x
+    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
+    tree,
   )
