@@ -81,8 +81,7 @@ def stacked(
 def several(step: Step) -> Step:
   """(state, batches) -> (state, metrics) of as many steps as there are batches.
 
-  Batches and metrics have a leading axis of steps; only the whole set, where
-  the batches bring it, has none.
+  Batches and metrics have a leading axis of steps.
 
   Examples:
     >>> from rad_jax.training import dispatch
@@ -91,12 +90,7 @@ def several(step: Step) -> Step:
     >>> print(run(0.0, {"x_0": jnp.array([[1.0, 2.0], [5.0, 5.0]])}))
     (Array(13., dtype=float32, weak_type=True), {'was': Array([0., 3.], ...)})
   """
-
-  def run(state: State, batches: Batch) -> tuple[State, Measured]:
-    own, shared = _parts(batches)
-    return jax.lax.scan(lambda s, batch: step(s, batch | shared), state, own)
-
-  return run
+  return lambda state, batches: jax.lax.scan(step, state, batches)
 
 
 def of_first(
@@ -110,24 +104,17 @@ def of_first(
     >>> print(total(None, {"x_0": jnp.array([[1.0, 2.0], [5.0, 5.0]])}))
     3.0
   """
-
-  def of(state: State, batches: Batch) -> Result:
-    own, shared = _parts(batches)
-    return of_batch(state, {name: own[name][0] for name in own} | shared)
-
-  return of
-
-
-def _parts(batches: Batch) -> tuple[Batch, Batch]:
-  """What each step has for itself, and what they share."""
-  own = {name: batches[name] for name in batches if name != WHOLE_SET}
-  return own, {name: batches[name] for name in batches if name not in own}
+  return lambda state, batches: of_batch(
+    state, jax.tree.map(lambda x: x[0], batches)
+  )
 
 
 def with_examples(
   of_batch: Callable[[State, Batch], Result],
 ) -> Callable[[State, Batch], Result]:
   """The function, on batches that bring the whole set instead of "x_0" too.
+
+  The index may be of one step, [b], or of several, [steps, b].
 
   Examples:
     >>> from rad_jax.training import dispatch

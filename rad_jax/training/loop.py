@@ -289,7 +289,7 @@ def compile_step(
   """
   started = time.perf_counter()
   of_state, debug = sharding.of_state(mesh, state), config.train.debug
-  step = dispatch.with_examples(build.train_step(config, regularised))
+  step = build.train_step(config, regularised)
   several = config.train.steps_per_dispatch > 1
   of_batch = {
     name: sharding.replicated(mesh)
@@ -298,7 +298,7 @@ def compile_step(
     for name in batch
   }
   step = jax.jit(
-    dispatch.several(step) if several else step,
+    dispatch.with_examples(dispatch.several(step) if several else step),
     in_shardings=(of_state, of_batch),
     out_shardings=(of_state, sharding.replicated(mesh)),
     donate_argnums=() if debug else 0,
@@ -315,9 +315,11 @@ def compile_monitor(
   config: ConfigDict,
 ) -> Callable[[State, Batch], Metrics]:
   """The monitor, jitted; of several steps it watches the first."""
-  monitor = dispatch.with_examples(build.monitor(config))
+  monitor = build.monitor(config)
   several = config.train.steps_per_dispatch > 1
-  return jax.jit(dispatch.of_first(monitor) if several else monitor)
+  return jax.jit(
+    dispatch.with_examples(dispatch.of_first(monitor) if several else monitor)
+  )
 
 
 @contextlib.contextmanager
