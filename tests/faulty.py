@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
+
 from rad_jax.config import ConfigDict
 from rad_jax.main import INTERRUPTED  # noqa: F401
 
@@ -55,6 +57,33 @@ def run(arguments: list[str], **environment: str) -> tuple[int, str]:
   process = start(arguments, **environment)
   printed, _ = process.communicate(timeout=240)
   return process.returncode, printed
+
+
+def values_of(workdir: pathlib.Path) -> list[dict]:
+  """The rows of metrics without how fast the run was."""
+  from rad_jax.training import metrics
+
+  return [
+    {name: x for name, x in row.items() if not name.startswith("speed/")}
+    for row in metrics.read(workdir)
+  ]
+
+
+def poisoned(monkeypatch, step: int, factor: float) -> None:
+  """The batch of a step is times a factor."""
+  from rad_jax.training import build
+
+  honest = build.training_batches
+
+  def batches(config, training_set, first_step, rows):
+    for done, batch in enumerate(
+      honest(config, training_set, first_step, rows), first_step + 1
+    ):
+      if done == step:
+        batch = batch | {"x_0": batch["x_0"] * np.float32(factor)}
+      yield batch
+
+  monkeypatch.setattr(build, "training_batches", batches)
 
 
 def config_of(**fields: object) -> ConfigDict:

@@ -30,14 +30,6 @@ FIELDS = dict(
 )
 
 
-def values_of(workdir):
-  """The metrics, step by step, without how fast the run was."""
-  return [
-    {name: x for name, x in row.items() if not name.startswith("speed/")}
-    for row in metrics.read(workdir)
-  ]
-
-
 def assert_close(a, b):
   a, b = (
     jax.tree.leaves((s.step, s.params, s.ema_params, s.opt_state))
@@ -48,7 +40,7 @@ def assert_close(a, b):
 
 
 def assert_same_rows(workdir, other):
-  rows, others = values_of(workdir), values_of(other)
+  rows, others = faulty.values_of(workdir), faulty.values_of(other)
   assert len(rows) == len(others)
   for row, expected in zip(rows, others, strict=True):
     assert row == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -101,7 +93,7 @@ def test_run_does_not_depend_on_its_dispatches(
   else:
     watched = {"goal_attack", "goal_pgd", "pgd_gain", "regulariser_pgd"}
     for row, expected in zip(
-      values_of(tmp_path), values_of(workdir), strict=True
+      faulty.values_of(tmp_path), faulty.values_of(workdir), strict=True
     ):
       unwatched = {
         name: value
@@ -175,13 +167,7 @@ def test_monitor_watches_the_first_step_of_a_dispatch(tmp_path, monkeypatch):
 
 
 def test_bad_step_is_named_within_its_dispatch(tmp_path, monkeypatch):
-  honest = build.training_batches
-
-  def poisoned(*args):
-    for done, batch in enumerate(honest(*args), 1):
-      yield batch | {"x_0": batch["x_0"] * (np.nan if done == 6 else 1)}
-
-  monkeypatch.setattr(build, "training_batches", poisoned)
+  faulty.poisoned(monkeypatch, 6, np.nan)
   config = faulty.config_of(train__steps_per_dispatch=4, **FIELDS)
   with pytest.raises(health.NonFiniteLoss, match="at step 6; no checkpoint"):
     loop.train(config, tmp_path)

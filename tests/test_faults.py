@@ -237,23 +237,8 @@ def test_checkpoint_of_another_structure_is_refused(copied):
 # ---- Numbers ----
 
 
-def poisoned(monkeypatch, step, factor):
-  """The batch of a step is times a factor."""
-  honest = build.training_batches
-
-  def batches(config, training_set, first_step, rows):
-    for done, batch in enumerate(
-      honest(config, training_set, first_step, rows), first_step + 1
-    ):
-      if done == step:
-        batch = batch | {"x_0": batch["x_0"] * np.float32(factor)}
-      yield batch
-
-  monkeypatch.setattr(build, "training_batches", batches)
-
-
 def test_bad_step_is_passed_over(monkeypatch, tmp_path):
-  poisoned(monkeypatch, 7, np.nan)
+  faulty.poisoned(monkeypatch, 7, np.nan)
   config = faulty.config_of(
     train__num_steps=10,
     train__max_skipped=1,
@@ -293,7 +278,7 @@ def test_too_many_bad_steps_stop_the_run(monkeypatch, tmp_path):
 
 
 def test_spike_takes_the_run_back_past_its_data(monkeypatch, tmp_path, caplog):
-  poisoned(monkeypatch, 9, 1e6)
+  faulty.poisoned(monkeypatch, 9, 1e6)
   caplog.set_level("WARNING", logger="rad_jax")
   config = faulty.config_of(
     train__num_steps=12,
@@ -319,7 +304,7 @@ def test_spike_takes_the_run_back_past_its_data(monkeypatch, tmp_path, caplog):
 
 
 def test_spike_without_a_checkpoint_stops(monkeypatch, tmp_path):
-  poisoned(monkeypatch, 5, 1e6)
+  faulty.poisoned(monkeypatch, 5, 1e6)
   config = faulty.config_of(
     train__log_every_steps=1,
     train__rollback_above=50.0,
@@ -330,7 +315,7 @@ def test_spike_without_a_checkpoint_stops(monkeypatch, tmp_path):
 
 
 def test_debug_mode_raises_where_the_nan_arises(monkeypatch, tmp_path):
-  poisoned(monkeypatch, 3, np.nan)
+  faulty.poisoned(monkeypatch, 3, np.nan)
   with pytest.raises(FloatingPointError, match="nan"):
     loop.train(faulty.config_of(train__debug=True), tmp_path)
 

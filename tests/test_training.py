@@ -7,6 +7,7 @@ import math
 import shutil
 
 import chex
+import faulty
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,14 +52,6 @@ def tiny_config(**fields):
   )
   validation.validate(config)
   return config
-
-
-def values_of(workdir):
-  """The rows of metrics without how fast the run was."""
-  return [
-    {name: x for name, x in row.items() if not name.startswith("speed/")}
-    for row in metrics.read(workdir)
-  ]
 
 
 def assert_same_to_the_bit(a: State, b: State):
@@ -460,7 +453,7 @@ def test_interrupted_run_equals_the_straight_one_to_the_bit(straight, tmp_path):
   assert int(resumed.step) == 12
   assert_same_to_the_bit(resumed, state)
   assert_same_to_the_bit(saved_state(tmp_path), state)
-  assert values_of(tmp_path) == values_of(workdir)
+  assert faulty.values_of(tmp_path) == faulty.values_of(workdir)
   assert [row["step"] for row in metrics.read(tmp_path)] == [3, 6, 9, 12]
 
 
@@ -769,7 +762,7 @@ def test_died_run_equals_the_straight_one_to_the_bit(
       loop.train(config, tmp_path)
   assert kept_steps(tmp_path) == [2, 4]
   assert_same_to_the_bit(loop.train(config, tmp_path), state)
-  assert values_of(tmp_path) == values_of(workdir)
+  assert faulty.values_of(tmp_path) == faulty.values_of(workdir)
 
 
 def test_rows_hold_the_passes_so_far(eight_steps):
@@ -809,7 +802,7 @@ def test_monitor_watches_and_changes_nothing(straight, tmp_path):
     assert row["train/pgd_gain"] == pytest.approx(
       row["train/goal_pgd"] / row["train/goal_attack"], rel=1e-5
     )
-  for row, expected in zip(rows, values_of(workdir), strict=True):
+  for row, expected in zip(rows, faulty.values_of(workdir), strict=True):
     for name in expected:
       assert row[name] == expected[name], name
 
