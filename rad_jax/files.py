@@ -1,0 +1,62 @@
+"""Small files of a run: written whole or not at all, read with clear errors."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import numpy as np
+
+
+def write(path: pathlib.Path, fill: Callable[[BinaryIO], Any]) -> None:
+  """Replaces `path` by what fill(file) writes; a reader never sees a part."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  whole = path.with_name(f"{path.name}.tmp")
+  with whole.open("wb") as file:
+    fill(file)
+  os.replace(whole, path)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Replaces `path` by the text, in UTF-8."""
+  write(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: pathlib.Path, tree: Any) -> None:
+  """Replaces `path` by the tree as indented JSON."""
+  write_text(path, json.dumps(tree, indent=2) + "\n")
+
+
+def write_npz(path: pathlib.Path, **arrays: Any) -> None:
+  """Replaces `path` by the named arrays, compressed."""
+  write(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON file's content, empty if there is no file.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  if not path.exists():
+    return {}
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of a file of JSON lines, none if there is no file.
+
+  A last line that was cut off, without its newline, is left out.
+
+  Raises:
+    ValueError: another line is damaged.
+  """
+  lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+  try:
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+  except ValueError as error:
+    raise ValueError(f"{path} is damaged: {error}") from error
