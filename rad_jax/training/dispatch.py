@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from rad_jax.training import budget
+from rad_jax.training import passes
 from rad_jax.training.state import State
 from rad_jax.training.step import Batch, Step
 
@@ -31,7 +31,7 @@ class Dispatch(NamedTuple):
 
 
 def plan(
-  timetable: budget.Timetable, done: int, num_steps: int, length: int
+  timetable: passes.Timetable, done: int, num_steps: int, length: int
 ) -> Iterator[Dispatch]:
   """What is left of a run, in dispatches.
 
@@ -43,25 +43,15 @@ def plan(
     done: steps that are behind the run.
     num_steps: of the whole run.
     length: steps of a dispatch at most.
-
-  Examples:
-    >>> from rad_jax.training import dispatch
-    >>> timetable = rad_jax.budget.Timetable(first_step=6)
-    >>> for part in dispatch.plan(timetable, done=1, num_steps=10, length=4):
-    ...   print(list(part.steps), part.regularised)
-    [2, 3, 4] False
-    [5, 6] False
-    [7, 8] True
-    [9, 10] True
   """
   while done < num_steps:
-    regularised = budget.is_on(timetable, done)
+    regularised = passes.is_on(timetable, done)
     end = min(done - done % length + length, num_steps)
     last = next(
       (
         step
         for step in range(done + 1, end)
-        if budget.is_on(timetable, step) != regularised
+        if passes.is_on(timetable, step) != regularised
       ),
       end,
     )
@@ -82,13 +72,6 @@ def several(step: Step) -> Step:
   """(state, batches) -> (state, metrics) of as many steps as there are batches.
 
   Batches and metrics have a leading axis of steps.
-
-  Examples:
-    >>> from rad_jax.training import dispatch
-    >>> step = lambda total, batch: (total + batch["x_0"].sum(), {"was": total})
-    >>> run = dispatch.several(step)
-    >>> print(run(0.0, {"x_0": jnp.array([[1.0, 2.0], [5.0, 5.0]])}))
-    (Array(13., dtype=float32, weak_type=True), {'was': Array([0., 3.], ...)})
   """
   return lambda state, batches: jax.lax.scan(step, state, batches)
 
@@ -96,14 +79,7 @@ def several(step: Step) -> Step:
 def of_first(
   of_batch: Callable[[State, Batch], Result],
 ) -> Callable[[State, Batch], Result]:
-  """The function, of the first of some steps' batches.
-
-  Examples:
-    >>> from rad_jax.training import dispatch
-    >>> total = dispatch.of_first(lambda _, batch: batch["x_0"].sum())
-    >>> print(total(None, {"x_0": jnp.array([[1.0, 2.0], [5.0, 5.0]])}))
-    3.0
-  """
+  """The function, of the first of some steps' batches."""
   return lambda state, batches: of_batch(
     state, jax.tree.map(lambda x: x[0], batches)
   )
@@ -115,14 +91,6 @@ def with_examples(
   """The function, on batches that bring the whole set instead of "x_0" too.
 
   The index may be of one step, [b], or of several, [steps, b].
-
-  Examples:
-    >>> from rad_jax.training import dispatch
-    >>> total = dispatch.with_examples(lambda _, batch: batch["x_0"].sum())
-    >>> x_0 = jnp.array([1.0, 2.0, 4.0])
-    >>> batch = {"index": jnp.array([0, 2]), dispatch.WHOLE_SET: x_0}
-    >>> print(total(None, batch))
-    5.0
   """
 
   def of(state: State, batch: Batch) -> Result:

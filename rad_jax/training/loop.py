@@ -1,268 +1,188 @@
-"""The training run: from a config and a folder to the trained state."""
+"""The training run: from a Run and a folder to the trained state."""
 
 import contextlib
-import json
 import logging
-import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-from jaxtyping import PyTree
 from tqdm import tqdm
 
-from rad_jax import config as configs
-from rad_jax.config import ConfigDict
+from rad_jax.data import batches
+from rad_jax.data.training_set import TrainingSet
+from rad_jax.run import Run
 from rad_jax.training import (
-  build,
   checkpoints,
   chips,
-  cost,
   dispatch,
-  health,
   hosts,
   metrics,
-  pretrained,
+  passes,
   sharding,
+  watch,
+  workdir,
 )
-from rad_jax.training.meter import Meter
-from rad_jax.training.state import State
-from rad_jax.training.step import Batch, Metrics, Step
+from rad_jax.training.state import State, num_parameters
+from rad_jax.training.step import Batch, Step
+from rad_jax.training.watch import Meter, Watch
 
 _LOG = logging.getLogger("rad_jax")
-
-# Dispatches whose metrics are on the devices: of each step, and the monitor's.
-Pending = list[tuple[dispatch.Dispatch, dispatch.Measured, Metrics]]
 
 
 class Interrupted(RuntimeError):
   """Training was asked to stop; what it had reached is saved."""
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> State:
-  """Trains to config.train.num_steps, going on from workdir's checkpoint.
+def train(run: Run, folder: pathlib.Path) -> State:
+  """Trains to train.num_steps, going on from the folder's checkpoint.
 
   Args:
-    config: a valid config (validation.validate).
-    workdir: the run's folder, made if missing; it holds config.json,
-      checkpoints/, metrics.jsonl and tensorboard/.
+    run: what to train.
+    folder: the run's, made if missing; it holds config.json, checkpoints/,
+      metrics.jsonl and tensorboard/.
 
   Returns:
     The state after the last step, which is also the newest checkpoint.
 
   Raises:
-    ConfigError: workdir holds a run of another model, data or objective.
-    OSError: workdir cannot be written.
+    ConfigError: the folder holds a run of another model, data or objective.
+    OSError: the folder cannot be written.
     CheckpointError: no checkpoint can be read, or written.
     NonFiniteLoss: the step is named; no bad checkpoint is written.
     Interrupted: by SIGTERM or Ctrl-C, after the step was saved.
   """
-  workdir.mkdir(parents=True, exist_ok=True)
-  training_set = build.training_set(config)
-  mesh = sharding.device_mesh(config.train.fsdp)
+  folder.mkdir(parents=True, exist_ok=True)
+  training_set = run.open_training_set()
+  mesh = sharding.device_mesh(run.train.fsdp)
   with checkpoints.open_manager(
-    workdir, config.checkpoint.keep, config.checkpoint.keep_every_steps
+    folder, run.checkpoint.keep, run.checkpoint.keep_every_steps
   ) as manager:
-    claim(workdir, config, resuming=manager.latest_step() is not None)
-    state = resume_or_start(config, manager, mesh)
+    workdir.claim(folder, run, resuming=manager.latest_step() is not None)
+    state = resume_or_start(run, manager, mesh)
     first_step = int(state.step)
     _LOG.info(
       "%s on %s: %s parameters, %d device(s) in %d process(es), step %d of %d",
-      config.objective.name,
-      config.data.name,
-      f"{build.num_parameters(state):,}",
+      run.objective.name,
+      run.data.name,
+      f"{num_parameters(state):,}",
       jax.device_count(),
       jax.process_count(),
       first_step,
-      config.train.num_steps,
+      run.train.num_steps,
     )
-    if first_step >= config.train.num_steps:
+    if first_step >= run.train.num_steps:
       return state
-    batches = dispatched_batches(config, training_set, first_step, mesh)
+    fed = dispatched_batches(run, training_set, first_step, mesh)
     with (
       metrics.writer(
-        workdir, first_step, config.train.wandb_project, config.to_dict()
+        folder, first_step, run.train.wandb_project, run.config
       ) as write,
       hosts.stop_requests() as asked,
-      debugging(config.train.debug),
+      debugging(run.train.debug),
     ):
-      return run_steps(config, state, batches, mesh, manager, write, asked)
+      return run_steps(run, state, fed, mesh, manager, write, asked)
 
 
 def dispatched_batches(
-  config: ConfigDict,
-  training_set: build.TrainingSet,
-  first_step: int,
-  mesh: jax.sharding.Mesh,
+  run: Run, training_set: TrainingSet, first_step: int, mesh: jax.sharding.Mesh
 ) -> Iterator[Batch]:
   """What each dispatch of the run is fed, on the devices."""
-  rows = sharding.process_rows(config.train.batch_size)
-  batches = build.training_batches(config, training_set, first_step, rows)
-  several = config.train.steps_per_dispatch > 1
+  loading = run.data.loading
+  threads = run.data.num_threads if loading == "stream" else 1
+  fed = batches.batches(
+    training_set.fetch if loading != "device" else None,
+    run.config["seed"],
+    first_step,
+    run.train.num_steps,
+    run.train.batch_size,
+    training_set.num_examples,
+    rows=sharding.process_rows(run.train.batch_size),
+    num_worker_threads=threads,
+    prefetch=2 * threads,
+  )
+  several = run.train.steps_per_dispatch > 1
   if several:
-    batches = dispatch.stacked(batches, dispatches(config, first_step))
+    fed = dispatch.stacked(fed, dispatches(run, first_step))
   shared = {}
-  if config.data.loading == "device":
+  if loading == "device":
     shared[dispatch.WHOLE_SET] = sharding.place_everywhere(
       training_set.x_0, mesh
     )
   axis = int(several)  # behind that of the steps
-  return (sharding.place(batch, mesh, axis) | shared for batch in batches)
+  return (sharding.place(batch, mesh, axis) | shared for batch in fed)
 
 
-def dispatches(
-  config: ConfigDict, first_step: int
-) -> Iterator[dispatch.Dispatch]:
+def dispatches(run: Run, first_step: int) -> Iterator[dispatch.Dispatch]:
   """The run from first_step on, in dispatches."""
   return dispatch.plan(
-    build.timetable(config),
+    run.timetable,
     first_step,
-    config.train.num_steps,
-    config.train.steps_per_dispatch,
+    run.train.num_steps,
+    run.train.steps_per_dispatch,
   )
 
 
 def run_steps(
-  config: ConfigDict,
+  run: Run,
   state: State,
-  batches: Iterator[Batch],
+  fed: Iterator[Batch],
   mesh: jax.sharding.Mesh,
   manager,
   write: metrics.Writer,
   asked: Callable[[], bool],
 ) -> State:
-  """The loop. Metrics are fetched while the next step runs.
+  """The loop. Metrics are fetched while the next dispatch runs.
 
   Args:
-    config: of the run.
+    run: the run.
     state: to go on from; it is donated.
-    batches: of each dispatch, by `dispatched_batches`.
+    fed: the batches of each dispatch, by `dispatched_batches`.
     mesh: their devices.
     manager: of the run's checkpoints.
     write: of its metrics.
     asked: whether to save now and stop.
   """
-  fields, timing = config.train, Meter()
-  step_fns: dict[tuple[bool, int], Step] = {}
-  monitor, monitor_every = None, config.attack.monitor_every_steps
-  learning_rate, flops = build.learning_rate(config), cost.pass_flops(config)
+  fields, meter = run.train, Meter()
+  programs = Programs(run, mesh, meter)
   first_step, last_step = int(state.step), fields.num_steps
-  last_saved = logged = first_step
-  window: Pending = []
-  losses: list[float] = []
-  skipped = rollbacks = 0
-  bar = tqdm(
-    total=last_step,
-    initial=first_step,
-    desc=f"train {config.objective.name}",
-    unit="step",
-    mininterval=0.5,
-    disable=not hosts.is_first(),
+  bar = _progress(run, first_step)
+  watched = Watch(
+    first_step,
+    fields.max_skipped,
+    fields.rollback_above,
+    _reporter(run, meter, write, bar),
   )
-
-  def is_well(log: bool) -> bool:
-    """Checks the window, and logs and empties it; False asks to roll back."""
-    nonlocal skipped, logged
-    steps, rows = rows_of(window)
-    try:
-      count = health.refuse_non_finite(
-        steps, rows, _kept(last_saved, manager), skipped, fields.max_skipped
-      )
-    except health.NonFiniteLoss:
-      if not fields.rollback_above:
-        raise
-      return False
-    if not log:
-      return True
-    window.clear()
-    skipped, step, values = count, steps[-1], health.means(rows)
-    passes = build.total_passes(config, step)
-    needed = (passes - build.total_passes(config, logged)) * flops
-    spent = timing.read(
-      len(rows), fields.batch_size, needed * fields.batch_size
-    )
-    values |= {
-      "learning_rate": float(learning_rate(step - 1)),
-      "passes": passes,
-    }
-    write(
-      step,
-      {f"train/{name}": value for name, value in values.items()}
-      | {f"speed/{name}": value for name, value in spent.items()},
-    )
-    loss = values.get("loss", math.nan)
-    bar.set_postfix_str(
-      f"loss {loss:.4f}, {spent['images_per_second']:,.0f} examples/s"
-    )
-    if health.has_spiked(loss, losses, fields.rollback_above):
-      return False
-    logged = step
-    losses.append(loss)
-    return True
-
-  def roll_back(state: State) -> State:
-    """The last checkpoint before the window, at today's step.
-
-    So the run goes on past the data that threw it off.
-    """
-    nonlocal rollbacks
-    rollbacks += 1
-    window.clear()
-    step = int(state.step)
-    checkpoints.finish(manager)
-    older = [saved for saved in manager.all_steps() if saved <= logged]
-    if not older or rollbacks > fields.max_rollbacks:
-      raise health.LossSpike(
-        f"the loss leapt before step {step}, after {rollbacks - 1} roll-backs:"
-        f" {_kept(max(older, default=0), manager)}. Lower"
-        " optimizer.learning_rate, or set optimizer.max_grad_norm"
-      )
-    checkpoints.set_aside_after(manager, max(older), "spike")
-    restored = restored_state(config, manager, mesh)
-    _LOG.warning(
-      "the loss leapt before step %d: back to the parameters of step %d",
-      step,
-      int(restored.step),
-    )
-    return restored._replace(step=state.step)
-
+  rollbacks = 0
   with bar, profiling(fields.profile_steps, manager) as profile:
-    for part in dispatches(config, first_step):
-      with timing.timing("data"):
-        batch = next(batches)
+    for part in dispatches(run, first_step):
+      with meter.timing("data"):
+        batch = next(fed)
       profile(part.steps)
-      program = part.regularised, len(part.steps)
-      if program not in step_fns:
-        with timing.timing("compile"):
-          step_fns[program] = compile_step(
-            config, state, batch, mesh, part.regularised
-          )
-      done, watched = part.steps[-1], {}
-      if monitor_every and done % monitor_every == 0:
-        monitor = monitor or compile_monitor(config)
-        watched = monitor(state, batch)
-      state, measured = step_fns[program](state, batch)
+      step, done = programs.step(part, state, batch), part.steps[-1]
+      monitored = programs.monitored(done, state, batch)
+      state, measured = step(state, batch)
       bar.update(len(part.steps))
-      if window:
-        # Waits for the dispatch before, while this one runs: the host neither
-        # stalls the device nor runs away from it.
-        before, values, _ = window[-1]
-        jax.block_until_ready(values)
-        if before.steps[-1] % fields.log_every_steps == 0 and not is_well(
-          log=True
+      # Waits for the dispatch before, while this one runs.
+      before = watched.wait()
+      if before and before % fields.log_every_steps == 0:
+        if not watched.is_well(
+          _kept(manager.latest_step(), manager), report=True
         ):
-          state = roll_back(state)
+          rollbacks += 1
+          state = roll_back(run, state, mesh, manager, watched, rollbacks)
           continue
-      window.append((part, measured, watched))
-      stopping, ending = asked(), done == last_step
-      if stopping or ending or done % config.checkpoint.every_steps == 0:
-        if not is_well(log=stopping or ending):
-          state = roll_back(state)
-        with timing.timing("checkpoint"):
+      watched.add(part, measured, monitored)
+      ending = asked() or done == last_step
+      if ending or done % run.checkpoint.every_steps == 0:
+        if not watched.is_well(
+          _kept(manager.latest_step(), manager), report=ending
+        ):
+          rollbacks += 1
+          state = roll_back(run, state, mesh, manager, watched, rollbacks)
+        with meter.timing("checkpoint"):
           checkpoints.save(manager, done, state)
-        last_saved = done
-      if stopping and done < last_step:
+      if ending and done < last_step:
         checkpoints.finish(manager)
         raise Interrupted(
           f"asked to stop: step {done} of {last_step} is saved in"
@@ -272,8 +192,109 @@ def run_steps(
   return state
 
 
+class Programs:
+  """The compiled steps of a run, with and without the regulariser."""
+
+  def __init__(self, run: Run, mesh: jax.sharding.Mesh, meter: Meter) -> None:
+    self._run, self._mesh, self._meter = run, mesh, meter
+    self._steps: dict[tuple[bool, int], Step] = {}
+    self._monitor = compile_monitor(run)
+    self._monitor_every = run.config["attack"]["monitor_every_steps"]
+
+  def step(self, part: dispatch.Dispatch, state: State, batch: Batch) -> Step:
+    """The program of a dispatch, compiled the first time."""
+    program = part.regularised, len(part.steps)
+    if program not in self._steps:
+      with self._meter.timing("compile"):
+        self._steps[program] = compile_step(
+          self._run, state, batch, self._mesh, part.regularised
+        )
+    return self._steps[program]
+
+  def monitored(self, done: int, state: State, batch: Batch):
+    """What the monitor measures before step `done`, where it is due."""
+    if self._monitor_every and done % self._monitor_every == 0:
+      return self._monitor(state, batch)
+    return {}
+
+
+def _progress(run: Run, first_step: int) -> tqdm:
+  return tqdm(
+    total=run.train.num_steps,
+    initial=first_step,
+    desc=f"train {run.objective.name}",
+    unit="step",
+    mininterval=0.5,
+    disable=not hosts.is_first(),
+  )
+
+
+def _reporter(
+  run: Run, meter: Meter, write: metrics.Writer, bar: tqdm
+) -> Callable[[list[int], int, dict[str, float]], None]:
+  """Writes a window's row, with its speed and what the run has cost so far."""
+  flops = passes.flops(run.network, run.initial_state, run.example_shape)
+  spent_at = lambda step: passes.total_passes(
+    run.timetable, step, run.step_passes
+  )
+
+  def report(steps: list[int], before: int, values: dict[str, float]) -> None:
+    step, batch_size = steps[-1], run.train.batch_size
+    spent = spent_at(step)
+    needed = (spent - spent_at(before)) * flops * batch_size
+    speed = meter.read(len(steps), batch_size, needed)
+    values = values | {
+      "learning_rate": float(run.learning_rate(step - 1)),
+      "passes": spent,
+    }
+    write(
+      step,
+      {f"train/{name}": value for name, value in values.items()}
+      | {f"speed/{name}": value for name, value in speed.items()},
+    )
+    loss, rate = values.get("loss", float("nan")), speed["images_per_second"]
+    bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} examples/s")
+
+  return report
+
+
+def roll_back(
+  run: Run,
+  state: State,
+  mesh: jax.sharding.Mesh,
+  manager,
+  watched: Watch,
+  rollbacks: int,
+) -> State:
+  """The last checkpoint before the window, at today's step.
+
+  So the run goes on past the data that threw it off.
+
+  Raises:
+    LossSpike: there is no such checkpoint, or there were too many roll-backs.
+  """
+  watched.forget()
+  step = int(state.step)
+  checkpoints.finish(manager)
+  older = [saved for saved in manager.all_steps() if saved <= watched.logged]
+  if not older or rollbacks > run.train.max_rollbacks:
+    raise watch.LossSpike(
+      f"the loss jumped before step {step}, after {rollbacks - 1} roll-backs:"
+      f" {_kept(max(older, default=None), manager)}. Lower"
+      " optimizer.learning_rate, or set optimizer.max_grad_norm"
+    )
+  checkpoints.set_aside_after(manager, max(older), "spike")
+  restored = restored_state(run, manager, mesh)
+  _LOG.warning(
+    "the loss jumped before step %d: back to the parameters of step %d",
+    step,
+    int(restored.step),
+  )
+  return restored._replace(step=state.step)
+
+
 def compile_step(
-  config: ConfigDict,
+  run: Run,
   state: State,
   batch: Batch,
   mesh: jax.sharding.Mesh,
@@ -288,9 +309,9 @@ def compile_step(
   JAX runs it again, an operation at a time, to find where a NaN arises.
   """
   started = time.perf_counter()
-  of_state, debug = sharding.of_state(mesh, state), config.train.debug
-  step = build.train_step(config, regularised)
-  several = config.train.steps_per_dispatch > 1
+  of_state, debug = sharding.of_state(mesh, state), run.train.debug
+  step = run.train_step(regularised)
+  several = run.train.steps_per_dispatch > 1
   of_batch = {
     name: sharding.replicated(mesh)
     if name == dispatch.WHOLE_SET
@@ -311,15 +332,11 @@ def compile_step(
   return compiled
 
 
-def compile_monitor(
-  config: ConfigDict,
-) -> Callable[[State, Batch], Metrics]:
+def compile_monitor(run: Run):
   """The monitor, jitted; of several steps it watches the first."""
-  monitor = build.monitor(config)
-  several = config.train.steps_per_dispatch > 1
-  return jax.jit(
-    dispatch.with_examples(dispatch.of_first(monitor) if several else monitor)
-  )
+  several = run.train.steps_per_dispatch > 1
+  monitor = dispatch.of_first(run.monitor) if several else run.monitor
+  return jax.jit(dispatch.with_examples(monitor))
 
 
 @contextlib.contextmanager
@@ -359,151 +376,27 @@ def profiling(
       jax.profiler.stop_trace()
 
 
-def resume_or_start(config: ConfigDict, manager, mesh) -> State:
+def resume_or_start(run: Run, manager, mesh: jax.sharding.Mesh) -> State:
   """The newest whole checkpoint's state, or a new one, on the mesh."""
   if manager.latest_step() is not None:
-    state = restored_state(config, manager, mesh)
+    state = restored_state(run, manager, mesh)
     checkpoints.set_aside_after(manager, int(state.step))
     return state
-  of_state = sharding.of_state(
-    mesh, jax.eval_shape(lambda: build.state(config))
-  )
-  state = jax.jit(lambda: build.state(config), out_shardings=of_state)()
-  source = config.train.init_from
-  return (
-    start_from(pathlib.Path(source), state, config, mesh) if source else state
-  )
+  of_state = sharding.of_state(mesh, jax.eval_shape(run.initial_state))
+  state = jax.jit(run.initial_state, out_shardings=of_state)()
+  source = run.train.init_from
+  if not source:
+    return state
+  return workdir.start_from(pathlib.Path(source), state, run, mesh)
 
 
-def restored_state(config: ConfigDict, manager, mesh) -> State:
+def restored_state(run: Run, manager, mesh: jax.sharding.Mesh) -> State:
   """The newest checkpoint's state that can be read, on the mesh."""
-  like = jax.eval_shape(lambda: build.state(config))
+  like = jax.eval_shape(run.initial_state)
   return checkpoints.restore(manager, like, sharding.of_state(mesh, like))
 
 
-def start_from(
-  source: pathlib.Path,
-  state: State,
-  config: ConfigDict,
-  mesh: jax.sharding.Mesh,
-) -> State:
-  """`state` with the parameters of another network, for fine-tuning.
-
-  Step, optimiser and randomness stay those of `state`. A single set of
-  parameters starts both the raw ones and their moving average.
-
-  Args:
-    source: another run's folder, whose newest parameters are taken, or what
-      `pretrained.load` reads.
-    state: a new run's.
-    config: today's config; train.init_weights chooses the parameters.
-    mesh: over which another run's are replicated.
-
-  Raises: as `parameters_of_run` and `pretrained.load`.
-  """
-  if pretrained.is_foreign(source):
-    params = jax.tree.map(
-      lambda array, like: jax.device_put(array, like.sharding),
-      pretrained.load(source, config, state.params),
-      state.params,
-    )
-  else:
-    params, step = parameters_of_run(
-      source, config, mesh, "train.init_from", config.train.init_weights
-    )
-    _LOG.info("starting from step %d of %s", step, source)
-  return state._replace(
-    params=params, ema_params=jax.tree.map(jax.numpy.copy, params)
-  )
-
-
-def parameters_of_run(
-  source: pathlib.Path,
-  config: ConfigDict,
-  mesh: jax.sharding.Mesh,
-  field: str,
-  which: str = "",
-) -> tuple[PyTree, int]:
-  """Another run's newest parameters, for config's network; and their step.
-
-  Args:
-    source: the other run's folder, from config's field `field`.
-    config: today's config.
-    mesh: over which they are replicated.
-    field: named in errors.
-    which: "ema", the moving average; "raw"; or "", as the other run's
-      sampling.ema says.
-
-  Raises:
-    CheckpointError: source has no run or no whole checkpoint.
-    ConfigError: its network or noise process is another.
-  """
-  path = source / "config.json"
-  if not path.exists():
-    raise checkpoints.CheckpointError(
-      f"no run in config.{field}={str(source)!r}"
-    )
-  saved = configs.default()
-  saved.update(configs.ConfigDict(json.loads(path.read_text())))
-  found = [
-    line
-    for line in configs.conflicts(saved.to_dict(), config, training=False)
-    if line.startswith(("model.", "diffusion."))
-  ]
-  if found:
-    raise configs.ConfigError(
-      f"config.{field}={str(source)!r} holds another model"
-      f" ({'; '.join(found)}): restore these fields"
-    )
-  shapes = [build.example_shape(c) for c in (saved, config)]
-  if shapes[0] != shapes[1]:
-    raise configs.ConfigError(
-      f"config.{field}={str(source)!r} was trained on examples of shape"
-      f" {shapes[0]}, and {config.data.name}'s is {shapes[1]}"
-    )
-  like = jax.eval_shape(lambda: build.state(saved))
-  with checkpoints.open_manager(source) as manager:
-    found_state = checkpoints.restore(manager, like, sharding.replicated(mesh))
-  if which:
-    saved.sampling.ema = which == "ema"
-  return build.parameters_of(found_state, saved), int(found_state.step)
-
-
-def claim(workdir: pathlib.Path, config: ConfigDict, resuming: bool) -> None:
-  """Writes config.json into workdir, unless another run's checkpoints do."""
-  path = workdir / "config.json"
-  if resuming and path.exists():
-    refuse_conflicts(path, config)
-  if jax.process_index() == 0:
-    whole = path.with_suffix(".tmp")
-    whole.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    whole.replace(path)
-
-
-def refuse_conflicts(
-  path: pathlib.Path, config: ConfigDict, training: bool = True
-) -> None:
-  """Raises ConfigError if the config.json at `path` binds another run."""
-  found = configs.conflicts(json.loads(path.read_text()), config, training)
-  if found:
-    raise configs.ConfigError(
-      f"{path.parent} holds a run with another config ({'; '.join(found)}):"
-      " restore these fields, or choose another --workdir"
-    )
-
-
-def rows_of(window: Pending) -> tuple[list[int], list[health.Row]]:
-  """The steps of a window, and what was measured in each."""
-  steps: list[int] = []
-  rows: list[health.Row] = []
-  for part, measured, watched in jax.device_get(window):
-    steps += part.steps
-    rows += dispatch.rows(part, measured)
-    rows[-1] = {**rows[-1], **watched}
-  return steps, rows
-
-
-def _kept(last_saved: int, manager) -> str:
-  if not last_saved:
+def _kept(step: int | None, manager) -> str:
+  if step is None:
     return "no checkpoint was written yet"
-  return f"the last good checkpoint is step {last_saved} in {manager.directory}"
+  return f"the last good checkpoint is step {step} in {manager.directory}"

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rad_jax import files
 from rad_jax.training import hosts
 
 Writer = Callable[[int, dict[str, float]], None]
@@ -108,17 +109,10 @@ def _wandb(
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of metrics.jsonl, oldest first. A torn last line is left out."""
-  path = workdir / "metrics.jsonl"
-  rows = []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
-  return rows
+  """The rows of metrics.jsonl, oldest first."""
+  return files.read_rows(workdir / "metrics.jsonl")
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:
-  kept = [row for row in read(path.parent) if row["step"] <= step]
-  path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+  kept = [row for row in files.read_rows(path) if row["step"] <= step]
+  files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))

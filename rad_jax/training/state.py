@@ -31,19 +31,7 @@ def initial_state(
   init_key: PRNGKeyArray,
   train_key: PRNGKeyArray,
 ) -> State:
-  """The state before the first step.
-
-  Examples:
-    >>> network, optimizer = rad_jax.mlp(width=8, depth=2), optax.adam(1e-3)
-    >>> init_key, train_key = jax.random.split(jax.random.key(0))
-    >>> state = jax.eval_shape(
-    ...   lambda: rad_jax.initial_state(
-    ...     network, optimizer, (3,), init_key, train_key
-    ...   )
-    ... )
-    >>> state.params["output"]["kernel"].shape
-    (8, 3)
-  """
+  """The state before the first step."""
   params = network.init(
     init_key, jnp.zeros((1, *example_shape)), jnp.zeros((1,), jnp.int32)
   )
@@ -60,12 +48,6 @@ def state_of(
       outlive a donated state.
     optimizer: any optax transformation.
     key: the root of the training's randomness.
-
-  Examples:
-    >>> params = {"scale": jnp.ones(())}
-    >>> state = rad_jax.state_of(params, optax.sgd(0.1), jax.random.key(0))
-    >>> print(int(state.step), state.ema_params)
-    0 {'scale': Array(1., dtype=float32)}
   """
   return State(
     step=jnp.zeros((), jnp.int32),
@@ -74,3 +56,8 @@ def state_of(
     opt_state=optimizer.init(params),
     key=key,
   )
+
+
+def num_parameters(state: State) -> int:
+  """How many numbers the network has."""
+  return sum(jnp.size(x) for x in jax.tree.leaves(state.params))

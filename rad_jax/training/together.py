@@ -9,7 +9,7 @@ itself (training.loop), up to rounding.
 import pathlib
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,11 @@ from jaxtyping import Array, Float, Int, PyTree
 from tqdm import tqdm
 
 from rad_jax import config as configs
-from rad_jax.config import ConfigDict, ConfigError
+from rad_jax.config import ConfigError
 from rad_jax.data import batches
-from rad_jax.robustness import radius
-from rad_jax.training import budget, build, checkpoints, sharding
+from rad_jax.data.training_set import TrainingSet
+from rad_jax.run import Run
+from rad_jax.training import checkpoints, passes, sharding
 from rad_jax.training.state import State
 from rad_jax.training.step import make_train_step
 
@@ -40,58 +41,56 @@ class Examples(NamedTuple):
   sigma_c: Float[Array, "runs n"]
 
 
-def program(config: ConfigDict) -> tuple:
-  """Equal for configs that can be trained together."""
-  fields = configs.flatten(config.to_dict())
+def program(config: dict[str, Any]) -> tuple:
+  """Equal for resolved configs that can be trained together."""
   return tuple(
     (path, str(value))
-    for path, value in sorted(fields.items())
+    for path, value in sorted(configs.flatten(config).items())
     if path not in (*configs.UNBOUND, *VARYING)
     and not path.startswith(VARYING_SECTION)
     and path.split(".")[0] not in ("sweep", "study", "evaluation", "purify")
   )
 
 
-def refuse(runs: Sequence[ConfigDict]) -> None:
+def refuse(runs: Sequence[Run]) -> None:
   """Raises ConfigError if the runs cannot be trained together."""
   first = runs[0]
   for other in runs[1:]:
-    differing = set(program(first)) ^ set(program(other))
+    differing = set(program(first.config)) ^ set(program(other.config))
     if differing:
       paths = ", ".join(sorted({path for path, _ in differing}))
       raise ConfigError(f"runs trained together must be equal in {paths}")
   for path, plain in (
-    ("data.flip", configs.is_synthetic(first) or not first.data.flip),
+    ("data.flip", first.is_synthetic or not first.data.flip),
     ("data.loading", first.data.loading != "stream"),
     ("train.init_from", not first.train.init_from),
-    ("regulariser", build.timetable(first) == budget.Timetable()),
+    ("train.micro_batches", first.train.micro_batches == 1),
+    ("train.max_skipped", first.train.max_skipped == 0),
+    ("regulariser", first.timetable == passes.Timetable()),
   ):
     if not plain:
       raise ConfigError(f"runs trained together have no config.{path}")
 
 
-def training_sets(runs: Sequence[ConfigDict]) -> list[build.TrainingSet]:
+def training_sets(runs: Sequence[Run]) -> list[TrainingSet]:
   """The runs' training sets, images read once for all.
 
   Raises:
-    sources.NotPrepared, ValueError: as build.training_set.
+    sources.NotPrepared, ValueError: as training_set.open_training_set.
   """
-  if configs.is_synthetic(runs[0]):
-    return [build.training_set(run) for run in runs]
-  return [build.training_set(runs[0])] * len(runs)
+  if runs[0].is_synthetic:
+    return [run.open_training_set() for run in runs]
+  return [runs[0].open_training_set()] * len(runs)
 
 
 def train(
-  runs: Sequence[ConfigDict],
-  sets: Sequence[build.TrainingSet],
-  workdir: pathlib.Path,
+  runs: Sequence[Run], sets: Sequence[TrainingSet], workdir: pathlib.Path
 ) -> State:
   """Trains all runs to the end, going on from workdir's checkpoint.
 
   Args:
-    runs: valid configs of one `program`; without flips, streamed
-      data, fine-tuning and steps that go without the regulariser.
-    sets: the runs' training sets, of one size (build.training_set).
+    runs: of one `program`; without what `refuse` names.
+    sets: the runs' training sets, of one size.
     workdir: of these runs alone, in this order; it holds their checkpoints.
 
   Returns:
@@ -103,8 +102,9 @@ def train(
     CheckpointError: no checkpoint can be read, or written.
   """
   refuse(runs)
-  config, lams = runs[0], jnp.array([run.objective.lam for run in runs])
-  num_steps, every = config.train.num_steps, config.checkpoint.every_steps
+  first = runs[0]
+  lams = jnp.array([run.objective.lam for run in runs])
+  num_steps, every = first.train.num_steps, first.checkpoint.every_steps
   with checkpoints.open_manager(workdir) as manager:
     like = jax.eval_shape(lambda: initial_states(runs))
     if manager.latest_step() is None:
@@ -117,7 +117,7 @@ def train(
     if done == num_steps:
       return states
     found = examples(runs, sets)
-    run_steps = jax.jit(partial(advance, config), donate_argnums=0)
+    run_steps = jax.jit(partial(advance, first), donate_argnums=0)
     with tqdm(
       total=num_steps, initial=done, desc=f"{len(runs)} runs", unit="step"
     ) as bar:
@@ -132,33 +132,31 @@ def train(
   return states
 
 
-def initial_states(runs: Sequence[ConfigDict]) -> State:
+def initial_states(runs: Sequence[Run]) -> State:
   """The states before the first step, stacked."""
-  states = [build.state(run) for run in runs]
+  states = [run.initial_state() for run in runs]
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
-def examples(
-  runs: Sequence[ConfigDict], sets: Sequence[build.TrainingSet]
-) -> Examples:
+def examples(runs: Sequence[Run], sets: Sequence[TrainingSet]) -> Examples:
   """Every run's training set, corrupted once for all its steps."""
 
-  def of(run: ConfigDict, training_set: build.TrainingSet) -> Examples:
+  def of(run: Run, training_set: TrainingSet) -> Examples:
     index = np.arange(training_set.num_examples, dtype=np.int32)
     batch = {"x_0": training_set.fetch(index), "index": index}
-    prepare = build.prepare(run)
-    return Examples(*jax.jit(lambda b: prepare(b, jax.random.key(0)))(batch))
+    prepare = jax.jit(lambda b: run.prepare(b, jax.random.key(0)))
+    return Examples(*prepare(batch))
 
   found = [of(*pair) for pair in zip(runs, sets, strict=True)]
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 
 def indices(
-  runs: Sequence[ConfigDict], first: int, end: int, num_examples: int
+  runs: Sequence[Run], first: int, end: int, num_examples: int
 ) -> Int[np.ndarray, "steps runs b"]:
   """Which examples each run sees in the steps first .. end - 1."""
   of = lambda run, step: batches.example_indices(
-    run.seed, step, run.train.batch_size, num_examples
+    run.config["seed"], step, run.train.batch_size, num_examples
   )
   return np.array(
     [[of(run, step) for run in runs] for step in range(first, end)]
@@ -166,34 +164,29 @@ def indices(
 
 
 def advance(
-  config: ConfigDict,
+  run: Run,
   states: State,
   sets: Examples,
   lams: Float[Array, " runs"],
   index: Int[Array, "steps runs b"],
 ) -> State:
-  """The states after so many steps. Jit-able."""
+  """The states after so many steps of the run's program. Jit-able."""
 
   def one(state, own, lam, rows):
-    batch = {"x_0": own.x_0[rows], "sigma_c": own.sigma_c[rows]}
-    state, _ = train_step(config, lam)(state, batch)
+    # The examples are corrupted already; only their noise is to be known.
+    step = make_train_step(
+      run.method._replace(lambda_t=partial(run.method.lambda_t.func, lam)),
+      run.optimizer,
+      run.config["optimizer"]["ema_decay"],
+      lambda batch, _: (batch["x_0"], batch["sigma_c"]),
+    )
+    state, _ = step(state, {"x_0": own.x_0[rows], "sigma_c": own.sigma_c[rows]})
     return state
 
   def body(states, rows):
     return jax.vmap(one)(states, sets, lams, rows), None
 
   return jax.lax.scan(body, states, index)[0]
-
-
-def train_step(config: ConfigDict, lam: Array):
-  """config's step at another lambda, on examples that are corrupted already."""
-  lambda_t = radius.LAMBDAS[config.objective.lambda_t]
-  return make_train_step(
-    build.method(config)._replace(lambda_t=partial(lambda_t, lam)),
-    build.optimizer(config),
-    config.optimizer.ema_decay,
-    lambda batch, _: (batch["x_0"], batch["sigma_c"]),
-  )
 
 
 def one(states: PyTree, place: int) -> PyTree:

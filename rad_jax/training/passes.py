@@ -6,9 +6,15 @@ alone 2. DDPM's step is 3, Robust_adv's 8.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+from rad_jax.models.network import Network
 from rad_jax.robustness.objectives import Objective
+from rad_jax.training.state import State
 
 
 class Timetable(NamedTuple):
@@ -23,25 +29,13 @@ class Timetable(NamedTuple):
 
 
 def is_on(timetable: Timetable, step: int) -> bool:
-  """Whether step number `step`, from 0, has the regulariser.
-
-  Examples:
-    >>> timetable = rad_jax.budget.Timetable(first_step=4, every=2)
-    >>> [step for step in range(10) if rad_jax.budget.is_on(timetable, step)]
-    [4, 6, 8]
-  """
+  """Whether step number `step`, from 0, has the regulariser."""
   since = step - timetable.first_step
   return since >= 0 and since % timetable.every == 0
 
 
 def steps_on(timetable: Timetable, num_steps: int) -> int:
-  """How many of the steps 0 .. num_steps-1 have the regulariser.
-
-  Examples:
-    >>> timetable = rad_jax.budget.Timetable(first_step=4, every=2)
-    >>> rad_jax.budget.steps_on(timetable, num_steps=10)
-    3
-  """
+  """How many of the steps 0 .. num_steps-1 have the regulariser."""
   return math.ceil(max(num_steps - timetable.first_step, 0) / timetable.every)
 
 
@@ -63,15 +57,6 @@ def passes(
     batch_fraction: share of the batch that is regularised; the rest costs
       DDPM's 3.
     free_replays: updates on each batch.
-
-  Examples:
-    >>> for name in ("ddpm", "robust_ran", "robust_adv"):
-    ...   objective = rad_jax.objectives.OBJECTIVES[name]
-    ...   steps = int(objective.attack == "fgsm")
-    ...   print(name, rad_jax.budget.passes(objective, steps, goal="J"))
-    ddpm 3.0
-    robust_ran 6.0
-    robust_adv 8.0
   """
   if objective.target is None:
     return 3.0
@@ -89,14 +74,29 @@ def passes(
 def total_passes(
   timetable: Timetable, num_steps: int, on: float, off: float = 3.0
 ) -> float:
-  """Forward passes of the first num_steps steps of a training run.
-
-  Examples:
-    Robust_adv's 8 passes on one step in four, over DDPM's 3 on all:
-
-    >>> timetable = rad_jax.budget.Timetable(every=4)
-    >>> rad_jax.budget.total_passes(timetable, 1000, on=8.0) / 3000
-    1.4166666666666667
-  """
+  """Forward passes of the first num_steps steps of a training run."""
   active = steps_on(timetable, num_steps)
   return active * on + (num_steps - active) * off
+
+
+def flops(
+  network: Network,
+  initial_state: Callable[[], State],
+  example_shape: tuple[int, ...],
+) -> float:
+  """FLOPs of a forward pass of one example, as XLA counts them.
+
+  Times the passes of a step it is what the step needs, whatever the program
+  does besides. NaN where JAX has no CPU backend to count on.
+  """
+  params = jax.eval_shape(initial_state).params
+  x_t = jax.ShapeDtypeStruct((1, *example_shape), jnp.float32)
+  t = jax.ShapeDtypeStruct((1,), jnp.int32)
+  try:
+    cpu = jax.devices("cpu")[0]
+  except RuntimeError:
+    return float("nan")
+  # Of a program that is only lowered, XLA for GPUs counts nothing.
+  with jax.default_device(cpu):
+    lowered = jax.jit(network.apply).lower(params, x_t, t)
+  return (lowered.cost_analysis() or {}).get("flops", float("nan"))

@@ -7,8 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rad_jax.config import ConfigDict, is_synthetic
-from rad_jax.training import budget, build, chips
+from rad_jax import config as configs
+from rad_jax import run as runs
+from rad_jax.config import ConfigDict
+from rad_jax.run import Run
+from rad_jax.training import chips, passes
+from rad_jax.training.state import num_parameters
 
 
 def cost(config: ConfigDict) -> dict[str, dict[str, float]]:
@@ -23,12 +27,13 @@ def cost(config: ConfigDict) -> dict[str, dict[str, float]]:
     "flops", as XLA counts them; "memory", bytes of the step's arguments and
     temporaries (for "mean", the larger of both).
   """
+  run = runs.build(config)
   rows = {
-    "ddpm": _measure(build.as_ddpm(config)),
-    "on": _measure(config) | {"passes": build.passes(config)},
+    "ddpm": _measure(configs.as_ddpm(config)),
+    "on": _measure(config) | {"passes": run.step_passes},
   }
   steps = config.train.num_steps
-  share = budget.steps_on(build.timetable(config), steps) / steps
+  share = passes.steps_on(run.timetable, steps) / steps
   if share < 1:
     on, off = rows["on"], _measure(config, regularised=False)
     rows["off"] = off
@@ -37,25 +42,6 @@ def cost(config: ConfigDict) -> dict[str, dict[str, float]]:
       for name in ("passes", "flops")
     } | {"memory": max(on["memory"], off["memory"])}
   return rows
-
-
-def pass_flops(config: ConfigDict) -> float:
-  """FLOPs of a forward pass of one example, as XLA counts them.
-
-  Times the passes of a step (build.passes) it is what the step needs, whatever
-  the program does besides. NaN where JAX has no CPU backend to count on.
-  """
-  params = jax.eval_shape(lambda: build.state(config).params)
-  x_t = jax.ShapeDtypeStruct((1, *build.example_shape(config)), jnp.float32)
-  t = jax.ShapeDtypeStruct((1,), jnp.int32)
-  try:
-    cpu = jax.devices("cpu")[0]
-  except RuntimeError:
-    return float("nan")
-  # Of a program that is only lowered, XLA for GPUs counts nothing.
-  with jax.default_device(cpu):
-    lowered = jax.jit(build.network(config).apply).lower(params, x_t, t)
-  return (lowered.cost_analysis() or {}).get("flops", float("nan"))
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
@@ -98,7 +84,9 @@ def memory(config: ConfigDict, known: float) -> Memory:
   twice.train.batch_size *= 2
   batch_size = config.train.batch_size
   # What is fixed is there at least once; a small batch may hide in it.
-  slope = max(_memory(_compile(twice, True)) - known, 1.0) / batch_size
+  slope = (
+    max(_memory(_compile(runs.build(twice), True)) - known, 1.0) / batch_size
+  )
   return Memory(known - slope * batch_size, slope)
 
 
@@ -128,14 +116,14 @@ def forecast(config: ConfigDict, rows: Mapping[str, dict[str, float]]) -> str:
   mean = rows.get("mean", rows["on"])
   flops = num_steps * mean["flops"]
   rate = num_devices * product_rate(config.model.dtype)
-  state = jax.eval_shape(lambda: build.state(config))
+  state = jax.eval_shape(runs.build(config).initial_state)
   law = memory(config, rows["on"]["memory"])
   fits = ", ".join(
     f"{law.largest_batch(gb * 1e9):,} in {gb} GB" for gb in (16, 40, 80)
   )
   return "\n".join(
     [
-      f"parameters: {build.num_parameters(state):,}",
+      f"parameters: {num_parameters(state):,}",
       f"run:        {num_steps:,} steps, {num_steps * mean['passes']:,.0f}"
       f" passes, {flops:.3g} FLOP",
       f"time:       {_duration(flops / rate)} at the least, at the"
@@ -155,7 +143,7 @@ def _duration(seconds: float) -> str:
 
 
 def _measure(config: ConfigDict, regularised: bool = True) -> dict[str, float]:
-  compiled = _compile(config, regularised)
+  compiled = _compile(runs.build(config), regularised)
   return {
     "passes": 3.0,
     "flops": _flops(config, regularised, compiled),
@@ -175,18 +163,18 @@ def _flops(config: ConfigDict, regularised: bool, compiled) -> float:
   the updates, each as dear as one with a random w.
   """
   replays = config.regulariser.free_replays
-  chosen = build.attack(config)
+  chosen = runs.build(config).attack
   steps = chosen.num_steps if chosen else 0
   if not regularised or (replays == 1 and steps <= 1):
     return _counted(compiled)
   unrolled = config.copy_and_resolve_references()
   unrolled.regulariser.free_replays = 1
   unrolled.attack.num_steps = 0
-  start = _counted(_compile(unrolled, regularised))
+  start = _counted(_compile(runs.build(unrolled), regularised))
   if replays > 1:
     return replays * start
   unrolled.attack.num_steps = 1
-  one = _counted(_compile(unrolled, regularised))
+  one = _counted(_compile(runs.build(unrolled), regularised))
   return start + steps * (one - start)
 
 
@@ -194,19 +182,18 @@ def _counted(compiled) -> float:
   return (compiled.cost_analysis() or {}).get("flops", float("nan"))
 
 
-def _compile(config: ConfigDict, regularised: bool):
-  stored_as_floats = is_synthetic(config) or config.data.linear_rank
-  shape = (config.train.batch_size, *build.example_shape(config))
+def _compile(run: Run, regularised: bool):
+  stored_as_floats = run.is_synthetic or run.data.linear_rank
+  shape = (run.train.batch_size, *run.example_shape)
   batch = {
     "x_0": jax.ShapeDtypeStruct(
       shape, jnp.float32 if stored_as_floats else jnp.uint8
     ),
     "index": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
   }
-  state = jax.eval_shape(lambda: build.state(config))
   step = jax.jit(
-    build.train_step(config, regularised),
+    run.train_step(regularised),
     donate_argnums=0,
     compiler_options=chips.compiler_options(),
   )
-  return step.lower(state, batch).compile()
+  return step.lower(jax.eval_shape(run.initial_state), batch).compile()

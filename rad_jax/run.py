@@ -1,0 +1,315 @@
+"""The border: a valid config becomes one Run, built once.
+
+Everything below takes a Run, or plain arguments; none sees the ConfigDict.
+"""
+
+import collections
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jaxtyping import Array, PRNGKeyArray
+
+from rad_jax import config as configs
+from rad_jax.config import ConfigDict
+from rad_jax.data import prepare, training_set
+from rad_jax.data.training_set import TrainingSet
+from rad_jax.diffusion import parametrisation, schedules
+from rad_jax.diffusion import process as processes
+from rad_jax.models.mlp import mlp
+from rad_jax.models.network import Network
+from rad_jax.models.unet import unet
+from rad_jax.robustness import attacks, objectives, radius
+from rad_jax.robustness.method import Method, as_predictor
+from rad_jax.training import optimizers, passes, replays, step
+from rad_jax.training import state as states
+
+
+class Keys(NamedTuple):
+  """The run's independent streams of randomness."""
+
+  init: PRNGKeyArray
+  train: PRNGKeyArray
+  corruption: PRNGKeyArray
+  sampling: PRNGKeyArray
+
+
+class Run(NamedTuple):
+  """What a config stands for.
+
+  config: the resolved fields as plain values, for files and messages.
+  keys: of the run's seed.
+  process, network, method, optimizer: what is trained, and how.
+  attack: the numbers of the method's attack; None if it takes no steps.
+  learning_rate: step -> rate.
+  timetable: the steps at which the regulariser is on.
+  step_passes: forward passes of such a step; DDPM's are 3.
+  example_shape: of one example, as the network sees it.
+  is_synthetic: whether examples are points drawn on the fly, not images.
+  open_training_set: () -> the clean set, by index.
+  corrupt: (index [b], x_0 [b, ...]) -> x_0 as the training set holds it.
+  prepare: (batch, keys [b]) -> x_0 and its known noise, for the step.
+  initial_state: () -> the state before the first step. Jit-able.
+  train_step: whether the regulariser is on -> the step.
+  monitor: (state, batch) -> how much more PGD finds than the attack.
+  data, train, ...: sections of the config, as immutable records.
+  """
+
+  config: dict[str, Any]
+  keys: Keys
+  process: schedules.Process
+  network: Network
+  method: Method
+  attack: attacks.Attack | None
+  optimizer: optax.GradientTransformation
+  learning_rate: optax.Schedule
+  timetable: passes.Timetable
+  step_passes: float
+  example_shape: tuple[int, ...]
+  is_synthetic: bool
+  open_training_set: Callable[[], TrainingSet]
+  corrupt: Callable[[Array, Array], Array]
+  prepare: step.Prepare
+  initial_state: Callable[[], states.State]
+  train_step: Callable[[bool], step.Step]
+  monitor: step.Step
+  data: Any
+  objective: Any
+  train: Any
+  checkpoint: Any
+  sampling: Any
+  evaluation: Any
+  diagnose: Any
+  purify: Any
+
+
+def build(config: ConfigDict) -> Run:
+  """The run of a valid config (checks.validate)."""
+  keys = Keys(*jax.random.split(jax.random.key(config.seed), 4))
+  chosen = _attack(config)
+  method = _method(config, chosen)
+  timetable = passes.Timetable(
+    first_step=round(config.regulariser.start * config.train.num_steps),
+    every=config.regulariser.every_steps,
+  )
+  learning_rate = optimizers.learning_rate_schedule(
+    config.optimizer.learning_rate,
+    config.optimizer.warmup_steps,
+    config.optimizer.decay,
+    config.train.num_steps,
+  )
+  optimizer = _optimizer(config, learning_rate)
+  network = _network(config)
+  shape = training_set.example_shape(
+    config.data.name, config.data.image_size, config.data.num_channels
+  )
+  corrupt = _corruption(config, keys.corruption)
+  make_batch = prepare.make_prepare(
+    corrupt,
+    _known_noise(config, keys.corruption),
+    config.data.flip and not configs.is_synthetic(config),
+  )
+  strong = attacks.ATTACKS["pgd"]._replace(norm=config.attack.norm)
+  return Run(
+    config=config.to_dict(),
+    keys=keys,
+    process=method.process,
+    network=network,
+    method=method,
+    attack=chosen,
+    optimizer=optimizer,
+    learning_rate=learning_rate,
+    timetable=timetable,
+    step_passes=passes.passes(
+      method.objective,
+      chosen.num_steps if chosen else 0,
+      method.goal,
+      config.regulariser.batch_fraction,
+      config.regulariser.free_replays,
+    ),
+    example_shape=shape,
+    is_synthetic=configs.is_synthetic(config),
+    open_training_set=_opener(config),
+    corrupt=corrupt,
+    prepare=make_batch,
+    initial_state=partial(
+      states.initial_state, network, optimizer, shape, keys.init, keys.train
+    ),
+    train_step=_train_step(config, method, optimizer, make_batch, timetable),
+    monitor=step.make_monitor(method, make_batch, strong),
+    **{
+      name: record(config[name].to_dict(), name)
+      for name in Run._fields[Run._fields.index("data") :]
+    },
+  )
+
+
+def record(values: Mapping[str, Any], name: str = "record") -> Any:
+  """A section of the config as an immutable record; ._asdict() undoes it."""
+  return collections.namedtuple(name, values)(**values)
+
+
+def _process(config: ConfigDict) -> schedules.Process:
+  diffusion = config.diffusion
+  if diffusion.process == "edm":
+    return schedules.edm(
+      diffusion.sigma_min,
+      diffusion.sigma_max,
+      diffusion.sigma_data,
+      diffusion.log_mean,
+      diffusion.log_std,
+      diffusion.rho,
+    )
+  if diffusion.process == "flow":
+    return schedules.flow(diffusion.time)
+  return schedules.ddpm(
+    schedules.ALPHA_BAR[diffusion.schedule](diffusion.num_timesteps)
+  )
+
+
+def _network(config: ConfigDict, dtype: str = "") -> Network:
+  model = config.model
+  make = {"mlp": mlp, "unet": unet}[model.name]
+  return make(**model[model.name], dtype=dtype or model.dtype)
+
+
+def _attack(config: ConfigDict) -> attacks.Attack | None:
+  """The attack's numbers; None for "none" and "gaussian"."""
+  chosen = config.attack
+  default = objectives.OBJECTIVES[config.objective.name].attack
+  name = chosen.name or default
+  if name not in attacks.ATTACKS:
+    return None
+  numbers = {
+    field: chosen[field]
+    for field in ("num_steps", "step_size", "start", "momentum")
+    if chosen[field] >= 0
+  }
+  return attacks.ATTACKS[name]._replace(norm=chosen.norm, **numbers)
+
+
+def _method(config: ConfigDict, attack: attacks.Attack | None) -> Method:
+  """config.objective and config.attack, on the config's process."""
+  chosen, process = config.objective, _process(config)
+  objective = objectives.OBJECTIVES[chosen.name]
+  prediction = parametrisation.predictions(config.diffusion.sigma_data)[
+    config.diffusion.prediction
+  ]
+  predictor = lambda dtype: as_predictor(_network(config, dtype), prediction)
+  noisiest = processes.unit_sigma(process.grid(1))[0]
+  return Method(
+    objective=objective,
+    predictor=predictor(""),
+    process=process,
+    radius=partial(
+      radius.radius,
+      sigma_max=noisiest,
+      shape=chosen.radius,
+      omega=chosen.omega,
+      beta=chosen.beta,
+      multiplicative=chosen.beta_role == "multiplicative",
+      in_state_units=chosen.radius_units == "state",
+    ),
+    lambda_t=partial(radius.LAMBDAS[chosen.lambda_t], chosen.lam),
+    weight=parametrisation.weightings(prediction)[config.diffusion.weighting],
+    perturb=(
+      partial(attacks.maximise, attack)
+      if attack
+      else attacks.by_name(config.attack.name or objective.attack)
+    ),
+    goal=config.attack.goal,
+    attacked=predictor(config.attack.dtype) if config.attack.dtype else None,
+    stop_gradient=chosen.stop_gradient,
+  )
+
+
+def _optimizer(
+  config: ConfigDict, learning_rate: optax.Schedule
+) -> optax.GradientTransformation:
+  """All updates on one batch have their step's rate."""
+  count = config.regulariser.free_replays
+  return optimizers.adam(
+    lambda update: learning_rate(update // count),
+    config.optimizer.b1,
+    config.optimizer.b2,
+    config.optimizer.max_grad_norm,
+  )
+
+
+def _train_step(
+  config: ConfigDict,
+  method: Method,
+  optimizer: optax.GradientTransformation,
+  make_batch: step.Prepare,
+  timetable: passes.Timetable,
+) -> Callable[[bool], step.Step]:
+  fields = config.regulariser
+  share = Fraction(
+    round(fields.batch_fraction * config.train.batch_size),
+    config.train.batch_size,
+  )
+  common: dict[str, Any] = {
+    "optimizer": optimizer,
+    "ema_decay": config.optimizer.ema_decay,
+    "prepare": make_batch,
+    "skip_non_finite": config.train.max_skipped > 0,
+  }
+  on = common | {
+    "ramp": radius.ramp(timetable.first_step, fields.warmup_steps),
+    "regularised": (share.numerator, share.denominator),
+  }
+  pieces = config.train.micro_batches
+
+  def make(regularised: bool) -> step.Step:
+    if not regularised:
+      plain = method._replace(
+        objective=objectives.without_regulariser(method.objective)
+      )
+      return step.make_train_step(plain, micro_batches=pieces, **common)
+    if fields.free_replays > 1:
+      attack = _attack(config)
+      assert attack  # checks.validate
+      return replays.make_replay_step(method, attack, fields.free_replays, **on)
+    return step.make_train_step(method, micro_batches=pieces, **on)
+
+  return make
+
+
+def _corruption(
+  config: ConfigDict, key: PRNGKeyArray
+) -> Callable[[Array, Array], Array]:
+  fields = config.data.corruption
+  return prepare.make_corruption(
+    key, fields.kind, fields.fraction, configs.corruption_strength(config)
+  )
+
+
+def _known_noise(
+  config: ConfigDict, key: PRNGKeyArray
+) -> Callable[[Array], Array]:
+  fields = config.data.corruption
+  return prepare.make_known_noise(
+    key, fields.kind, fields.fraction, configs.corruption_strength(config)
+  )
+
+
+def _opener(config: ConfigDict) -> Callable[[], TrainingSet]:
+  data = config.data
+  return partial(
+    training_set.open_training_set,
+    data.name,
+    seed=config.seed,
+    num_examples=data.num_examples,
+    path=data.path,
+    split=data.split,
+    data_dir=data.data_dir or None,
+    loading=data.loading,
+    crop_size=data.crop_size,
+    image_size=data.image_size,
+    num_channels=data.num_channels,
+    max_unreadable=data.max_unreadable,
+    linear_rank=data.linear_rank,
+  )
