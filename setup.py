@@ -7,7 +7,7 @@ import setuptools
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
-  r'__version__ = "(.+)"', (ROOT / "rad_jax/__init__.py").read_text()
+  r'__version__ = "(.+)"', (ROOT / "rad_jax/version.py").read_text()
 )
 assert VERSION
 

@@ -1,7 +1,7 @@
 """The configuration: one table of every field, its default, meaning and range.
 
 Of FIELDS are made the ConfigDict that files in configs/ override, the checks
-of single fields, --mode=show_config and the page docs/fields.md. Any field is
+of single fields, --mode=show_config and docs/fields.md. Any field is
 a flag: --config.objective.lam=1.0.
 """
 
@@ -655,33 +655,13 @@ def show(
     value = values[path]
     given = str(tuple(value) if isinstance(value, list) else value)
     lines.append(f"--config.{path}={shlex.quote(given)}  ({origin})")
-    lines.append(
-      f"    {field.doc}" + (f" {_range(field)}" if field.rule else "")
-    )
+    lines.append(f"    {meaning(field)}")
   return "\n".join(lines)
 
 
-def markdown() -> str:
-  """The table of FIELDS as the page of the documentation."""
-  lines, section = [], None
-  for path, field in fields():
-    parent = path.rpartition(".")[0]
-    if parent != section:
-      section = parent
-      lines += ["", f"## {parent or 'seed'}", ""]
-      lines += ["| `--config.` | default | meaning |", "|---|---|---|"]
-    doc = field.doc + (f" {_range(field)}" if field.rule else "")
-    lines.append(
-      f"| `{path}` | `{field.default!r}` | {doc.replace('|', chr(92) + '|')} |"
-    )
-  return "\n".join(lines).strip() + "\n"
-
-
-def _range(field: Field) -> str:
-  assert field.rule
-  if field.rule is _SWITCH:
-    return ""
-  return f"({field.rule.words})"
+def meaning(field: Field) -> str:
+  """What is said of a field, its range included."""
+  return field.doc + (f" ({field.rule.words})" if field.rule else "")
 
 
 def variant(config: ConfigDict, name: str) -> ConfigDict:

@@ -1,19 +1,13 @@
 """python -m rad_jax.main --config=configs/cifar10.py [--mode=...]
 
-Flags, logging and one mode each: hands over. A mode imports what it alone
+Flags and one function a mode, which hands over. A mode imports what it alone
 needs, for SciPy's statistics and matplotlib take seconds.
 """
 
-import contextlib
-import difflib
-import itertools
 import logging
 import os
 import pathlib
-import shlex
-import sys
-import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -25,23 +19,24 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 import rad_jax
+from rad_jax import checks, console
 from rad_jax import config as configs
-from rad_jax import fields, validation
+from rad_jax import run as runs
 from rad_jax.config import ConfigDict
-from rad_jax.data import builders, sources
-from rad_jax.training import checkpoints, hosts, loop
+from rad_jax.data import builders
+from rad_jax.training import hosts, loop
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
-  "Config file, yours or one that comes with the package; :smoke behind it"
-  " shrinks it to seconds.",
+  "Config file, yours or one that comes with the package; with :smoke behind it"
+  " it takes seconds.",
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Folder of the run; runs/<config> if not given. Of --mode=report: those of"
-  " one or several runs, or of a sweep, parted by commas.",
+  "Folder of the run; runs/<config> if not given. Of --mode=report: folders of"
+  " runs or experiments, separated by commas.",
 )
 _REPORT_DIR = flags.DEFINE_string(
   "report_dir",
@@ -71,23 +66,9 @@ _TRACEBACK = flags.DEFINE_bool(
   "traceback", False, "Show where an error was raised."
 )
 
-# The exit code of a run that was asked to stop and can go on: EX_TEMPFAIL.
-INTERRUPTED = 75
-
-# What a user can mend, mostly: libraries raise some of these for bugs as well,
-# for which there is --traceback. All others are bugs and show theirs.
-_USER_ERRORS = (
-  ValueError,
-  OSError,
-  FloatingPointError,
-  checkpoints.CheckpointError,
-  hosts.HostError,
-  builders.PreparationError,
-)
-
 
 def _train(config: ConfigDict, workdir: pathlib.Path) -> None:
-  loop.train(config, workdir)
+  loop.train(runs.build(config), workdir)
   if hosts.is_first():
     print(f"trained: {workdir}")
 
@@ -96,7 +77,7 @@ def _sample(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.evaluation import sampling
   from rad_jax.reports import figures
 
-  folder = sampling.sample(config, workdir)
+  folder = sampling.sample(runs.build(config), workdir)
   print(f"sampled: {figures.show_samples(folder)}")
 
 
@@ -104,7 +85,7 @@ def _evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.evaluation import evaluate
   from rad_jax.reports import figures
 
-  result = evaluate.evaluate(config, workdir)
+  result = evaluate.evaluate(runs.build(config), workdir)
   for name, value in result["measures"].items():
     print(f"{name}: {value:.4g}")
   paths = [workdir / "evaluation.json"]
@@ -117,7 +98,7 @@ def _diagnose(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.evaluation import diagnose
   from rad_jax.reports import curves
 
-  result = diagnose.diagnose(config, workdir)
+  result = diagnose.diagnose(runs.build(config), workdir)
   print(curves.diagnosis_table(result))
   _print_paths("diagnosed", curves.write_diagnosis(workdir))
 
@@ -126,7 +107,7 @@ def _purify(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.evaluation import purify
   from rad_jax.reports import figures
 
-  folder = purify.purify(config, workdir)
+  folder = purify.purify(runs.build(config), workdir)
   print(f"purified: {figures.show_samples(folder)}")
 
 
@@ -134,7 +115,7 @@ def _show_config(config: ConfigDict, workdir: pathlib.Path) -> None:
   del workdir
   flag = flags.FLAGS["config"]
   print(
-    fields.show(
+    configs.show(
       config,
       pathlib.Path(config_flags.get_config_filename(flag)).name,
       config_flags.get_override_values(flag),
@@ -143,7 +124,7 @@ def _show_config(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def _cost(config: ConfigDict, workdir: pathlib.Path) -> None:
-  from rad_jax.training import cost
+  from rad_jax.experiments import cost
 
   del workdir
   rows = cost.cost(config)
@@ -154,7 +135,7 @@ def _hint(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.evaluation import hint
   from rad_jax.reports import curves
 
-  result = hint.hint(config, workdir)
+  result = hint.hint(runs.build(config), workdir)
   print(curves.hint_table(result))
   _print_paths("written", curves.write_hint(workdir))
 
@@ -184,10 +165,12 @@ def _study(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def _export(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.evaluation import sampling
-  from rad_jax.training import pretrained
+  from rad_jax.interop import pretrained
 
-  model = sampling.newest_model(config, workdir)
-  folder = pretrained.export(model.params, config, workdir / "diffusers")
+  model = sampling.newest_model(runs.build(config), workdir)
+  folder = pretrained.export(
+    model.params, config.to_dict(), workdir / "diffusers"
+  )
   which = "moving average" if config.sampling.ema else "raw weights"
   print(f"exported: {folder} ({which} of step {model.step})")
 
@@ -204,10 +187,10 @@ def _prepare_data(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def _report(workdirs: str) -> None:
-  from rad_jax.reports import runs
+  from rad_jax.reports import runs as report
 
   folder = _REPORT_DIR.value
-  paths = runs.write(
+  paths = report.write(
     [pathlib.Path(path) for path in workdirs.split(",") if path],
     pathlib.Path(folder) if folder else None,
   )
@@ -243,16 +226,14 @@ MODES = {
   ),
   "sample": Mode("draw samples", "--config.sampling.num_steps=50", _sample),
   "evaluate": Mode(
-    "measure them",
-    "--config.evaluation.num_samples=500",
-    _evaluate,
+    "measure them", "--config.evaluation.num_samples=500", _evaluate
   ),
   "purify": Mode("clean images", "--config.purify.t_star=0.3", _purify),
   "diagnose": Mode("how equivariant it is", "--workdir=runs/digits", _diagnose),
   "cost": Mode("dry run", "--config.objective.name=robust_ran", _cost),
   "hint": Mode("choose lambda", "--config.objective.lam=1.0", _hint),
   "sweep": Mode("a grid of runs", '--config.sweep.lam="(0.3, 3.0)"', _sweep),
-  "study": Mode("worlds x methods", "--config=configs/study.py:smoke", _study),
+  "study": Mode("data x methods", "--config=configs/study.py:smoke", _study),
   "report": Mode("runs as one page", "--workdir=runs/ddpm,runs/adv", None),
   "export": Mode("to diffusers", "--config=configs/cifar10.py", _export),
   "prepare_data": Mode(
@@ -263,6 +244,8 @@ MODES = {
   ),
 }
 _MODE = flags.DEFINE_enum("mode", "train", [*MODES], "What to do.")
+# What their configs stand for is validated run by run, or not run at all.
+_UNCHECKED = ("study", "show_config")
 
 
 def main(argv: list[str]) -> None:
@@ -271,10 +254,10 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   absl_logging.set_verbosity(absl_logging.WARNING)  # orbax's running comment
   if not _TRACEBACK.value:
-    say_errors_once()
-  keep_compiled(_COMPILE_CACHE.value)
+    console.say_errors_once()
+  console.keep_compiled(_COMPILE_CACHE.value)
   mode = MODES[_MODE.value]
-  with clear_errors():
+  with console.clear_errors(_TRACEBACK.value):
     if mode.run is None:
       _report(_WORKDIR.value or default_workdir())
       return
@@ -292,117 +275,13 @@ def main(argv: list[str]) -> None:
       )
     config = _CONFIG.value
     config.lock()  # The first access raises if the file could not be read.
-    # A study's base need not be a run: its cells are validated.
-    if _MODE.value not in ("study", "show_config"):
-      validation.validate(
+    if _MODE.value not in _UNCHECKED:
+      checks.validate(
         config,
         jax.device_count(),
         training=_MODE.value in ("train", "sweep"),
       )
-    mode.run(config, local_path(_WORKDIR.value or default_workdir()))
-
-
-def help_text() -> str:
-  """What --help prints."""
-  modes = "\n".join(
-    f"  {name:13} {mode.says:22} {mode.example}" for name, mode in MODES.items()
-  )
-  configs_of_package = textwrap.indent(
-    textwrap.fill(", ".join(packaged_configs()), 76), "  "
-  )
-  return f"""rad_jax {rad_jax.__version__}: robust diffusion training
-
-  python -m rad_jax.main --config=configs/digits.py --mode=train
-
---mode=         does                   for example
-{modes}
-
---config=FILE[:smoke]    yours, or one of these; :smoke shrinks it to seconds:
-{configs_of_package}
---config.FIELD=VALUE     any field; --mode=show_config lists them all
---workdir=DIR            the run's folder; runs/<config> if not given
---traceback              where an error was raised
---helpfull               all flags, those of several processes among them"""
-
-
-def packaged_configs() -> dict[str, pathlib.Path]:
-  """The config files that come with the package, by name."""
-  package = pathlib.Path(__file__).parent
-  # Installed they lie inside the package; in a checkout, beside it.
-  for folder in (package / "configs", package.parent / "configs"):
-    if folder.is_dir():
-      return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
-  return {}
-
-
-def find_config(given: str) -> str:
-  """The path of a config file; one of the package's where there is no other.
-
-  Args:
-    given: as on the command line: a path, perhaps with a ":variant" behind it;
-      "digits" and "configs/digits.py" are found from any folder.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-  """
-  name, colon, variant = given.partition(":")
-  path, known = pathlib.Path(name), packaged_configs()
-  if path.is_file():
-    return given
-  if str(path.parent) in (".", "configs"):
-    if path.stem in known:
-      return f"{known[path.stem]}{colon}{variant}"
-    close = difflib.get_close_matches(path.stem, known, 1)
-    if close:
-      raise FileNotFoundError(
-        f"no config file {name!r}; did you mean configs/{close[0]}.py?"
-      )
-  raise FileNotFoundError(
-    f"no config file {name!r}; the package has {', '.join(known)}"
-  )
-
-
-def keep_compiled(folder: str) -> None:
-  """Later processes, those of sweeps too, load what this one compiles."""
-  path = str(pathlib.Path(folder).expanduser().absolute()) if folder else ""
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = path
-  jax.config.update("jax_compilation_cache_dir", path or None)
-
-
-def say_errors_once() -> None:
-  """Drops what is logged of a failed save beside the error that it raises.
-
-  Orbax's threads, and futures that nobody waits for, write hundreds of lines.
-  """
-  absl_logging.get_absl_logger().addFilter(
-    lambda record: (
-      record.levelno < logging.ERROR
-      or f"{os.sep}orbax{os.sep}" not in record.pathname
-    )
-  )
-  logging.getLogger("asyncio").addFilter(
-    lambda record: "was never retrieved" not in record.getMessage()
-  )
-  tell = sys.unraisablehook
-
-  def tell_others(unraisable: Any) -> None:
-    if "Event loop is closed" not in str(unraisable.exc_value):
-      tell(unraisable)
-
-  sys.unraisablehook = tell_others
-
-
-def local_path(path: str) -> pathlib.Path:
-  """The path, if it is of a file system.
-
-  Raises:
-    ValueError: it is an address, as gs://bucket.
-  """
-  if "://" in path:
-    raise ValueError(
-      f"--workdir={path} is no folder: mount it, as gcsfuse does a bucket"
-    )
-  return pathlib.Path(path)
+    mode.run(config, console.local_path(_WORKDIR.value or default_workdir()))
 
 
 def default_workdir() -> str:
@@ -412,88 +291,12 @@ def default_workdir() -> str:
   return "_".join(filter(None, [f"runs/{pathlib.Path(name).stem}", argument]))
 
 
-def prepare_command(argv: list[str]) -> str:
-  """The command that prepares the data of the command argv."""
-  needed = ("config", "config.data.name", "config.data.data_dir")
-  kept = []
-  for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
-    name, equals, value = argument.lstrip("-").partition("=")
-    if argument.startswith("-") and name in needed:
-      kept.append(f"--{name}={value if equals else following}")
-  return shlex.join(
-    ["python", "-m", "rad_jax.main", *kept, "--mode=prepare_data"]
+def help_text() -> str:
+  """What --help prints."""
+  return console.help_text(
+    rad_jax.__version__,
+    {name: (mode.says, mode.example) for name, mode in MODES.items()},
   )
-
-
-@contextlib.contextmanager
-def clear_errors() -> Iterator[None]:
-  """Turns what a user can mend into one line and exit code 1.
-
-  A run that was asked to stop, and is saved, ends with code 75, "try again";
-  all else that Ctrl-C breaks off with 130.
-  """
-  try:
-    yield
-  except loop.Interrupted as stopped:
-    print(f"rad_jax: {stopped}", file=sys.stderr)
-    sys.exit(INTERRUPTED)
-  except KeyboardInterrupt:
-    print(
-      "rad_jax: interrupted; the same command goes on where it can",
-      file=sys.stderr,
-    )
-    sys.exit(130)
-  except _USER_ERRORS as error:
-    if _TRACEBACK.value:
-      raise
-    message = one_line(error)
-    if isinstance(error, sources.NotPrepared):
-      message += f". Prepare it with: {prepare_command(sys.argv)}"
-    elif not type(error).__module__.startswith("rad_jax."):
-      message += " (--traceback shows where)"
-    is_one_of_many = (
-      jax.distributed.is_initialized() and jax.process_count() > 1
-    )
-    if is_one_of_many or isinstance(error, checkpoints.WriteError):
-      # Without a farewell, for which the other processes, or orbax's threads,
-      # would have to be whole.
-      print(f"rad_jax: error: {message}", file=sys.stderr, flush=True)
-      os._exit(1)
-    sys.exit(f"rad_jax: error: {message}")
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-  """absl's parsing, with every error as one line and exit code 1."""
-  if {"--help", "-help", "-h"} & set(argv):
-    print(help_text())
-    sys.exit(0)
-  argv = list(argv)
-  try:
-    for i, (argument, following) in enumerate(itertools.pairwise([*argv, ""])):
-      if argument.startswith(("--config=", "-config=")):
-        argv[i] = f"--config={find_config(argument.partition('=')[2])}"
-      elif argument in ("--config", "-config") and following:
-        argv[i + 1] = find_config(following)
-    return flags.FLAGS(argv)
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    OSError,
-    ValueError,
-  ) as error:
-    message = one_line(error).rstrip(".")
-  sys.exit(f"rad_jax: error: {message} (--help shows examples)")
-
-
-def one_line(error: BaseException) -> str:
-  """The message alone, where ml_collections packs errors or tracebacks in."""
-  while error.args and isinstance(error.args[0], BaseException):
-    error = error.args[0]
-  text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
-  if "Traceback (most recent call last)" in text:
-    text = text.splitlines()[-1].strip().partition(": ")[2]
-  return " ".join(text.split())
 
 
 def _is_told_enough(given: dict[str, Any]) -> bool:
@@ -513,7 +316,7 @@ def run() -> None:
     "Flag --config must have a value; --mode=report takes --workdir as well;"
     " --help has examples",
   )
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=lambda argv: console.parse_flags(argv, help_text))
 
 
 if __name__ == "__main__":

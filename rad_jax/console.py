@@ -1,0 +1,231 @@
+"""What the command line says: help, one line for each error, exit codes."""
+
+import contextlib
+import difflib
+import itertools
+import logging
+import os
+import pathlib
+import shlex
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import flags
+from absl import logging as absl_logging
+
+from rad_jax.data import builders, sources
+from rad_jax.training import checkpoints, hosts, loop
+
+# The exit code of a run that was asked to stop and can go on: EX_TEMPFAIL.
+INTERRUPTED = 75
+
+# Errors that a user can usually correct. Libraries raise some of these for
+# bugs as well, for which there is --traceback. All others are bugs and show
+# theirs.
+_USER_ERRORS = (
+  ValueError,
+  OSError,
+  FloatingPointError,
+  checkpoints.CheckpointError,
+  hosts.HostError,
+  builders.PreparationError,
+)
+
+
+def help_text(version: str, modes: Mapping[str, tuple[str, str]]) -> str:
+  """What --help prints.
+
+  Args:
+    version: of the package.
+    modes: by name, what each does and an example of its flags.
+  """
+  lines = "\n".join(
+    f"  {name:13} {says:22} {example}"
+    for name, (says, example) in modes.items()
+  )
+  known = textwrap.indent(
+    textwrap.fill(", ".join(packaged_configs()), 76), "  "
+  )
+  return f"""rad_jax {version}: robust diffusion training
+
+  python -m rad_jax.main --config=configs/digits.py --mode=train
+
+--mode=         does                   for example
+{lines}
+
+--config=FILE[:smoke]    yours, or one of these; :smoke takes seconds:
+{known}
+--config.FIELD=VALUE     any field; --mode=show_config lists them all
+--workdir=DIR            the run's folder; runs/<config> if not given
+--traceback              where an error was raised
+--helpfull               all flags, those of several processes among them"""
+
+
+def packaged_configs() -> dict[str, pathlib.Path]:
+  """The config files that come with the package, by name."""
+  package = pathlib.Path(__file__).parent
+  # Installed they lie inside the package; in a checkout, beside it.
+  for folder in (package / "configs", package.parent / "configs"):
+    if folder.is_dir():
+      return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+  return {}
+
+
+def find_config(given: str) -> str:
+  """The path of a config file; one of the package's where there is no other.
+
+  Args:
+    given: as on the command line: a path, perhaps with a ":variant" behind it;
+      "digits" and "configs/digits.py" are found from any folder.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+  """
+  name, colon, variant = given.partition(":")
+  path, known = pathlib.Path(name), packaged_configs()
+  if path.is_file():
+    return given
+  if str(path.parent) in (".", "configs"):
+    if path.stem in known:
+      return f"{known[path.stem]}{colon}{variant}"
+    close = difflib.get_close_matches(path.stem, known, 1)
+    if close:
+      raise FileNotFoundError(
+        f"no config file {name!r}; did you mean configs/{close[0]}.py?"
+      )
+  raise FileNotFoundError(
+    f"no config file {name!r}; the package has {', '.join(known)}"
+  )
+
+
+def parse_flags(argv: Sequence[str], help: Callable[[], str]) -> list[str]:
+  """absl's parsing, with every error as one line and exit code 1."""
+  if {"--help", "-help", "-h"} & set(argv):
+    print(help())
+    sys.exit(0)
+  argv = list(argv)
+  try:
+    for i, (argument, following) in enumerate(itertools.pairwise([*argv, ""])):
+      if argument.startswith(("--config=", "-config=")):
+        argv[i] = f"--config={find_config(argument.partition('=')[2])}"
+      elif argument in ("--config", "-config") and following:
+        argv[i + 1] = find_config(following)
+    return flags.FLAGS(argv)
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    OSError,
+    ValueError,
+  ) as error:
+    message = one_line(error).rstrip(".")
+  sys.exit(f"rad_jax: error: {message} (--help shows examples)")
+
+
+@contextlib.contextmanager
+def clear_errors(traceback: bool) -> Iterator[None]:
+  """Turns what a user can correct into one line and exit code 1.
+
+  A run that was asked to stop, and is saved, ends with code 75, "try again";
+  all else that Ctrl-C breaks off with 130.
+
+  Args:
+    traceback: raise such errors, to show where they come from.
+  """
+  try:
+    yield
+  except loop.Interrupted as stopped:
+    print(f"rad_jax: {stopped}", file=sys.stderr)
+    sys.exit(INTERRUPTED)
+  except KeyboardInterrupt:
+    print(
+      "rad_jax: interrupted; the same command goes on where it can",
+      file=sys.stderr,
+    )
+    sys.exit(130)
+  except _USER_ERRORS as error:
+    if traceback:
+      raise
+    message = one_line(error)
+    if isinstance(error, sources.NotPrepared):
+      message += f". Prepare it with: {prepare_command(sys.argv)}"
+    elif not type(error).__module__.startswith("rad_jax."):
+      message += " (--traceback shows where)"
+    is_one_of_many = (
+      jax.distributed.is_initialized() and jax.process_count() > 1
+    )
+    if is_one_of_many or isinstance(error, checkpoints.WriteError):
+      # Without a farewell, for which the other processes, or orbax's threads,
+      # would have to be whole.
+      print(f"rad_jax: error: {message}", file=sys.stderr, flush=True)
+      os._exit(1)
+    sys.exit(f"rad_jax: error: {message}")
+
+
+def one_line(error: BaseException) -> str:
+  """The message alone, where ml_collections packs errors or tracebacks in."""
+  while error.args and isinstance(error.args[0], BaseException):
+    error = error.args[0]
+  text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
+  if "Traceback (most recent call last)" in text:
+    text = text.splitlines()[-1].strip().partition(": ")[2]
+  return " ".join(text.split())
+
+
+def prepare_command(argv: Sequence[str]) -> str:
+  """The command that prepares the data of the command argv."""
+  needed = ("config", "config.data.name", "config.data.data_dir")
+  kept = []
+  for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    name, equals, value = argument.lstrip("-").partition("=")
+    if argument.startswith("-") and name in needed:
+      kept.append(f"--{name}={value if equals else following}")
+  return shlex.join(
+    ["python", "-m", "rad_jax.main", *kept, "--mode=prepare_data"]
+  )
+
+
+def say_errors_once() -> None:
+  """Drops what is logged of a failed save beside the error that it raises.
+
+  Orbax's threads, and futures that nobody waits for, write hundreds of lines.
+  """
+  absl_logging.get_absl_logger().addFilter(
+    lambda record: (
+      record.levelno < logging.ERROR
+      or f"{os.sep}orbax{os.sep}" not in record.pathname
+    )
+  )
+  logging.getLogger("asyncio").addFilter(
+    lambda record: "was never retrieved" not in record.getMessage()
+  )
+  tell = sys.unraisablehook
+
+  def tell_others(unraisable: Any) -> None:
+    if "Event loop is closed" not in str(unraisable.exc_value):
+      tell(unraisable)
+
+  sys.unraisablehook = tell_others
+
+
+def keep_compiled(folder: str) -> None:
+  """Later processes, those of sweeps too, load what this one compiles."""
+  path = str(pathlib.Path(folder).expanduser().absolute()) if folder else ""
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = path
+  jax.config.update("jax_compilation_cache_dir", path or None)
+
+
+def local_path(path: str) -> pathlib.Path:
+  """The path, if it is of a file system.
+
+  Raises:
+    ValueError: it is an address, as gs://bucket.
+  """
+  if "://" in path:
+    raise ValueError(
+      f"--workdir={path} is no folder: mount it, as gcsfuse does a bucket"
+    )
+  return pathlib.Path(path)
