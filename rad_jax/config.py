@@ -82,7 +82,7 @@ def default() -> ConfigDict:
           # mask: share of the area; jpeg: 100 - quality, whole, to 99; blur:
           # standard deviation in pixels.
           "sigma": 0.2,
-          # 1 .. 5 takes the strength from corruptions.SEVERITIES, and sigma
+          # 1 .. 5 takes the strength from corruptions.CORRUPTIONS, and sigma
           # is not looked at; 0 takes sigma.
           "severity": 0,
         },

@@ -28,7 +28,7 @@ import rad_jax
 from rad_jax import config as configs
 from rad_jax import fields, validation
 from rad_jax.config import ConfigDict
-from rad_jax.data import builders, sources
+from rad_jax.data import builders, training_set
 from rad_jax.training import checkpoints, hosts, loop
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -196,7 +196,7 @@ def _prepare_data(config: ConfigDict, workdir: pathlib.Path) -> None:
   del workdir
   if configs.is_synthetic(config):
     print(f"{config.data.name} is drawn on the fly: nothing to prepare")
-  elif not builders.needs_preparation(config.data.name):
+  elif not training_set.needs_preparation(config.data.name):
     print(f"{config.data.name} is read as it is: nothing to prepare")
   else:
     builders.prepare(config.data.name, config.data.data_dir or None)
@@ -447,7 +447,7 @@ def clear_errors() -> Iterator[None]:
     if _TRACEBACK.value:
       raise
     message = one_line(error)
-    if isinstance(error, sources.NotPrepared):
+    if isinstance(error, builders.NotPrepared):
       message += f". Prepare it with: {prepare_command(sys.argv)}"
     elif not type(error).__module__.startswith("rad_jax."):
       message += " (--traceback shows where)"

@@ -345,7 +345,7 @@ def _strength(config: ConfigDict) -> None:
   )
   _within(config, "data.corruption.sigma", 0 <= sigma < math.inf, "at least 0")
   if severity == 0:
-    strongest = corruptions.STRONGEST.get(kind, math.inf)
+    strongest = corruptions.CORRUPTIONS[kind].strongest
     _within(
       config,
       "data.corruption.sigma",
@@ -361,7 +361,7 @@ def _strength(config: ConfigDict) -> None:
   _within(
     config,
     "data.corruption.kind",
-    not (is_synthetic(config) and kind in corruptions.OF_IMAGES),
+    not (is_synthetic(config) and corruptions.CORRUPTIONS[kind].of_images),
     f"another for {config.data.name}: {kind} needs images",
   )
 

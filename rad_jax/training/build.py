@@ -18,16 +18,9 @@ from rad_jax.config import (
   default,
   is_synthetic,
 )
-from rad_jax.data import (
-  batches,
-  corruptions,
-  examples,
-  folder,
-  images,
-  sources,
-  subspace,
-  synthetic,
-)
+from rad_jax.data import batches, synthetic
+from rad_jax.data import prepare as preparation
+from rad_jax.data.training_set import TrainingSet, open_training_set
 from rad_jax.diffusion import parametrisation, samplers, schedules
 from rad_jax.diffusion import process as processes
 from rad_jax.diffusion.process import Level
@@ -288,43 +281,34 @@ def total_passes(config: ConfigDict, num_steps: int | None = None) -> float:
 def corruption(config: ConfigDict) -> Callable[[Array, Array], Array]:
   """(index [b], x_0 [b, ...]) -> x_0 as the training set holds it."""
   fields = config.data.corruption
-  if fields.fraction == 0:
-    return lambda index, x_0: x_0
-  return partial(
-    corruptions.corrupt,
+  return preparation.make_corruption(
     keys(config).corruption,
-    kind=fields.kind,
-    fraction=fields.fraction,
-    sigma=corruption_strength(config),
+    fields.kind,
+    fields.fraction,
+    corruption_strength(config),
   )
 
 
 def known_noise(config: ConfigDict) -> Callable[[Array], Array]:
   """index [b] -> sigma_c [b] of the examples' Gaussian noise, 0 where clean."""
   fields = config.data.corruption
-  if fields.fraction == 0 or fields.kind != "gaussian":
-    return lambda index: jnp.zeros(index.shape)
-  key, sigma = keys(config).corruption, corruption_strength(config)
-  return lambda index: sigma * corruptions.is_dirty(key, index, fields.fraction)
+  return preparation.make_known_noise(
+    keys(config).corruption,
+    fields.kind,
+    fields.fraction,
+    corruption_strength(config),
+  )
 
 
 def prepare(
   config: ConfigDict,
 ) -> Callable[[Batch, Key[Array, " b"]], tuple[Array, Array]]:
-  """(batch, keys [b]) -> x_0: scaled, corrupted, then flipped; and sigma_c.
-
-  Flips come last so that an image and its noise are flipped together. sigma_c
-  is what noise-aware objectives are told; the others do not look at it.
-  """
-  corrupt, noise_of = corruption(config), known_noise(config)
-
-  def prepare_batch(batch, flip_keys):
-    x_0 = corrupt(batch["index"], examples.to_model_range(batch["x_0"]))
-    if config.data.flip and not is_synthetic(config):
-      x_0 = examples.random_flip(flip_keys, x_0)
-    return x_0, noise_of(batch["index"])
-
-  return prepare_batch
+  """(batch, keys [b]) -> x_0 [b, ...] and sigma_c [b]; data.prepare."""
+  return preparation.make_prepare(
+    corruption(config),
+    known_noise(config),
+    config.data.flip and not is_synthetic(config),
+  )
 
 
 def example_shape(config: ConfigDict) -> tuple[int, ...]:
@@ -335,56 +319,23 @@ def example_shape(config: ConfigDict) -> tuple[int, ...]:
   return (side, side, config.data.num_channels)
 
 
-class TrainingSet(NamedTuple):
-  """The clean training set, by index.
-
-  fetch: int [b] -> [b, ...], uint8 images or float32 in model units.
-  x_0: all of them, [n, ...]; None where they are read when they are needed.
-  """
-
-  fetch: Callable[[np.ndarray], np.ndarray]
-  num_examples: int
-  x_0: np.ndarray | None = None
-
-
 def training_set(config: ConfigDict) -> TrainingSet:
-  """Opens, and unless data.loading is "stream" reads, the training set.
-
-  Raises:
-    sources.NotPrepared: the TFDS set is not on the disk.
-    ValueError: unknown or empty set or split; no folder of images; more than
-      data.max_unreadable images cannot be read.
-  """
+  """Opens, and unless data.loading is "stream" reads, the training set."""
   data = config.data
-  if is_synthetic(config):
-    # Apart from the streams [seed, epoch] of the data order.
-    generator = np.random.default_rng([config.seed, 0, 1])
-    return _in_memory(
-      synthetic.WORLDS[data.name]().sample(generator, data.num_examples)
-    )
-  source: sources.Source
-  if data.name == folder.NAME:
-    source = folder.open_folder(data.path, data.split, data.num_channels)
-  else:
-    source = sources.open_source(data.name, data.split, data.data_dir or None)
-  fit = partial(
-    images.fit,
+  return open_training_set(
+    data.name,
+    seed=config.seed,
+    num_examples=data.num_examples,
+    path=data.path,
+    split=data.split,
+    data_dir=data.data_dir,
+    loading=data.loading,
     crop_size=data.crop_size,
     image_size=data.image_size,
     num_channels=data.num_channels,
+    max_unreadable=data.max_unreadable,
+    linear_rank=data.linear_rank,
   )
-  read_at = sources.reader(source, fit, data.max_unreadable)
-  if data.loading == "stream":
-    return TrainingSet(batches.fetch_from(read_at), len(source))
-  x_0 = sources.load(source, read_at)
-  if data.linear_rank:
-    x_0 = examples.to_model_range(x_0)
-    x_0 = subspace.project(subspace.fit(x_0, data.linear_rank), x_0)
-  return _in_memory(x_0)
-
-
-def _in_memory(x_0: np.ndarray) -> TrainingSet:
-  return TrainingSet(lambda indices: x_0[indices], len(x_0), x_0)
 
 
 def training_batches(

@@ -74,7 +74,7 @@ def training_sets(runs: Sequence[ConfigDict]) -> list[build.TrainingSet]:
   """The runs' training sets, images read once for all.
 
   Raises:
-    sources.NotPrepared, ValueError: as build.training_set.
+    NotPrepared, ValueError: as build.training_set.
   """
   if configs.is_synthetic(runs[0]):
     return [build.training_set(run) for run in runs]
