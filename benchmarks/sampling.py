@@ -20,7 +20,7 @@ def rows(
   draw = jax.jit(
     build.sampler(config), compiler_options=chips.compiler_options()
   )
-  params = jax.jit(lambda: build.state(config).params)()
+  params = jax.jit(lambda: runs.build(config).initial_state().params)()
   index = jnp.arange(config.train.batch_size)
   times = timing.interleaved(
     {

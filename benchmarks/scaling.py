@@ -105,11 +105,11 @@ def compiled(
 ) -> jax.stages.Compiled:
   """The training step, compiled for some devices; None: all there are."""
   mesh = sharding.device_mesh(config.train.fsdp, devices)
-  state = jax.eval_shape(lambda: build.state(config))
+  state = jax.eval_shape(runs.build(config).initial_state)
   batch = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), ours.batch(config)
   )
-  return loop.compile_step(config, state, batch, mesh)
+  return loop.compile_step(runs.build(config), state, batch, mesh)
 
 
 def slice_of_tpus(topology: str) -> list[jax.Device]:
@@ -241,8 +241,8 @@ def main() -> None:
     )
   )
   config = settings.load("cifar10", "robust_adv", "float32")
-  shapes = jax.eval_shape(lambda: build.state(config))
-  parameters, flops = build.num_parameters(shapes), cost.pass_flops(config)
+  shapes = jax.eval_shape(runs.build(config).initial_state)
+  parameters, flops = num_parameters(shapes), cost.pass_flops(config)
   print(f"\nCIFAR-10's network: {parameters:,} parameters, {flops:.4g} FLOP")
   for title, local_batch in (
     ("64 examples on each chip", lambda n: 64),

@@ -70,7 +70,7 @@ def _peers(
   config = configs["ddpm"]
   for kind in peers:
     model = peer.network(config).train()
-    expected = build.num_parameters(_state(config))
+    expected = num_parameters(_state(config))
     if peer.num_parameters(model) != expected:
       raise AssertionError(
         f"the peer has {peer.num_parameters(model):,} parameters and ours"
@@ -88,7 +88,7 @@ def _peers(
 
 
 def _state(config: ConfigDict):
-  return jax.eval_shape(lambda: build.state(config))
+  return jax.eval_shape(runs.build(config).initial_state)
 
 
 def _row(
@@ -113,12 +113,14 @@ def _row(
     "examples_per_second": config.train.batch_size / seconds,
     # What it costs over its own library's DDPM, and what it needs at least.
     "over_ddpm": timing.ratio(times, who, ", ".join([*kind, "ddpm"])),
-    "passes_over_ddpm": build.passes(config) / 3,
+    "passes_over_ddpm": runs.build(config).step_passes / 3,
     "over_rad_jax": timing.ratio(times, who, objective),
   }
   if config.model.name == "unet":
     flops = (
-      build.passes(config) * config.train.batch_size * cost.pass_flops(config)
+      runs.build(config).step_passes
+      * config.train.batch_size
+      * cost.pass_flops(config)
     )
     row["tflops_per_second"] = flops / seconds / 1e12
     peak = chips.peak_flops(jax.devices()[0])

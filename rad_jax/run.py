@@ -258,7 +258,11 @@ def _train_step(
     "skip_non_finite": config.train.max_skipped > 0,
   }
   on = common | {
-    "ramp": radius.ramp(timetable.first_step, fields.warmup_steps),
+    "ramp": partial(
+      radius.ramp,
+      first_step=timetable.first_step,
+      warmup_steps=fields.warmup_steps,
+    ),
     "regularised": (share.numerator, share.denominator),
   }
   pieces = config.train.micro_batches

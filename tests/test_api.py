@@ -102,7 +102,7 @@ def test_functions_are_the_config_s_to_the_bit():
     model__mlp__depth=2,
     optimizer__warmup_steps=2,
   )
-  streams = build.keys(chosen)
+  streams = runs.build(chosen).keys
   batch = {"x_0": points(16), "index": np.arange(16, dtype=np.int32)}
 
   network = rad_jax.mlp(**chosen.model.mlp)
@@ -153,8 +153,8 @@ def test_functions_are_the_config_s_to_the_bit():
       network, optimizer, (3,), streams.init, streams.train
     )
   )()
-  state = jax.jit(lambda: build.state(chosen))()
-  own_step, step = jax.jit(own), jax.jit(build.train_step(chosen))
+  state = jax.jit(runs.build(chosen).initial_state)()
+  own_step, step = jax.jit(own), jax.jit(runs.build(chosen).train_step(True))
   for _ in range(3):
     own_state, own_metrics = own_step(own_state, batch)
     state, metrics = step(state, batch)

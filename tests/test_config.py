@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from rad_jax import config as configs
-from rad_jax import validation
+from rad_jax import checks
 from rad_jax.training import build
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -45,7 +45,7 @@ def with_field(path, value, **others):
 class TestFiles:
   def test_is_valid_and_locked(self, path, variant):
     config = load(f"{path}{variant}")
-    validation.validate(config)
+    checks.validate(config)
     assert config.is_locked
     with pytest.raises(AttributeError, match="num_steps"):
       config.train.num_stps = 3
@@ -66,16 +66,18 @@ class TestFiles:
 def test_smoke_is_small_and_its_step_fits_its_data(path):
   config = load(f"{path}:smoke")
   assert config.train.num_steps <= 20
-  state = jax.eval_shape(lambda: build.state(config))
+  state = jax.eval_shape(runs.build(config).initial_state)
   assert sum(x.size for x in jax.tree.leaves(state.params)) < 1e5
   batch = {
     "x_0": jnp.zeros(
-      (config.train.batch_size, *build.example_shape(config)),
+      (config.train.batch_size, *runs.build(config).example_shape),
       jnp.float32 if configs.is_synthetic(config) else jnp.uint8,
     ),
     "index": jnp.zeros((config.train.batch_size,), jnp.int32),
   }
-  after, metrics = jax.eval_shape(build.train_step(config), state, batch)
+  after, metrics = jax.eval_shape(
+    runs.build(config).train_step(True), state, batch
+  )
   assert [x.dtype for x in jax.tree.leaves(after)] == (
     [x.dtype for x in jax.tree.leaves(state)]
   )
@@ -114,7 +116,7 @@ def test_unknown_variant():
 
 
 def test_default_is_valid():
-  validation.validate(configs.default())
+  checks.validate(configs.default())
 
 
 BAD = [
@@ -236,40 +238,40 @@ BAD = [
 @pytest.mark.parametrize("path, value", BAD)
 def test_bad_value_is_named(path, value):
   with pytest.raises(configs.ConfigError) as error:
-    validation.validate(with_field(path, value))
+    checks.validate(with_field(path, value))
   assert f"config.{path}={value!r}: it must be " in str(error.value)
 
 
 def test_unet_takes_no_points():
   config = with_field("data.name", "oblique_plane")
   with pytest.raises(configs.ConfigError, match=r"model\.name='unet'.*mlp"):
-    validation.validate(config)
+    checks.validate(config)
 
 
 def test_unet_must_be_able_to_halve_the_image():
   config = with_field("data.image_size", 36)
   with pytest.raises(configs.ConfigError) as error:
-    validation.validate(config)
+    checks.validate(config)
   message = str(error.value)
   assert "config.model.unet.channel_multipliers=(1, 2, 2, 2)" in message
   assert "data.image_size 36" in message
-  validation.validate(with_field("data.image_size", 36, model__name="mlp"))
+  checks.validate(with_field("data.image_size", 36, model__name="mlp"))
 
 
 def test_projection_needs_the_whole_set():
   config = with_field("data.linear_rank", 16, data__loading="stream")
   with pytest.raises(configs.ConfigError, match=r"data\.linear_rank=16.*strea"):
-    validation.validate(config)
+    checks.validate(config)
 
 
 @pytest.mark.parametrize("path", ["train.batch_size", "sampling.batch_size"])
 def test_batches_are_split_evenly_over_the_devices(path):
   config = with_field(path, 6)
   training = path == "train.batch_size"
-  validation.validate(config, 2, training)
-  validation.validate(config, 4, not training)
+  checks.validate(config, 2, training)
+  checks.validate(config, 4, not training)
   with pytest.raises(configs.ConfigError) as error:
-    validation.validate(config, 4, training)
+    checks.validate(config, 4, training)
   assert f"config.{path}=6: it must be a multiple" in str(error.value)
   assert str(error.value).endswith("devices, 4")
 
@@ -307,7 +309,7 @@ def test_batches_are_split_evenly_over_the_devices(path):
   ],
 )
 def test_ends_of_a_range_are_allowed(path, value):
-  validation.validate(with_field(path, value))
+  checks.validate(with_field(path, value))
 
 
 NOISE_AWARE = {
@@ -430,7 +432,7 @@ IMPOSSIBLE = {
 def test_impossible_combination_is_named(name):
   path, value, others, expected = IMPOSSIBLE[name]
   with pytest.raises(configs.ConfigError) as error:
-    validation.validate(with_field(path, value, **others))
+    checks.validate(with_field(path, value, **others))
   assert f"config.{path}={value!r}: it must be " in str(error.value)
   assert expected in str(error.value)
   assert "\n" not in str(error.value)
@@ -462,7 +464,7 @@ def test_impossible_combination_is_named(name):
   ],
 )
 def test_possible_combination(path, value, others):
-  validation.validate(with_field(path, value, **others))
+  checks.validate(with_field(path, value, **others))
 
 
 def test_flatten():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rad_jax import config as configs
-from rad_jax import validation
+from rad_jax import checks
 from rad_jax.training import build, loop, together
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -25,7 +25,7 @@ def plane(**fields):
   config.update_from_flattened_dict(
     {name.replace("__", "."): value for name, value in fields.items()}
   )
-  validation.validate(config)
+  checks.validate(config)
   return config
 
 
@@ -62,7 +62,7 @@ def test_each_run_is_what_it_is_alone(tmp_path, runs):
   runs = [plane(**fields) for fields in runs]
   states = train(runs, tmp_path / "together")
   for place, run in enumerate(runs):
-    alone = loop.train(run, tmp_path / str(place))
+    alone = loop.train(runs.build(run), tmp_path / str(place))
     assert_close(states, place, alone)
 
 
@@ -149,6 +149,6 @@ def test_examples_are_corrupted_once_and_for_each_run():
   np.testing.assert_array_equal(found.x_0[0], clean)
   index = np.arange(sets[1].num_examples, dtype=np.int32)
   clean = jnp.asarray(sets[1].fetch(index))
-  dirty = build.corruption(runs[1])(jnp.asarray(index), clean)
+  dirty = runs.build(runs[1]).corrupt(jnp.asarray(index), clean)
   np.testing.assert_allclose(found.x_0[1], dirty, atol=1e-6)
   np.testing.assert_allclose(found.sigma_c, [[0] * 512, [0.2] * 512])

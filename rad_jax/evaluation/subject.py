@@ -11,6 +11,7 @@ import numpy as np
 import rad_jax
 from rad_jax.config import ConfigDict, is_synthetic
 from rad_jax.data import examples, synthetic
+from rad_jax.data.training_set import evenly
 from rad_jax.diffusion.parametrisation import EpsFn
 from rad_jax.evaluation import sampling, truth
 from rad_jax.evaluation.sampling import Model
@@ -98,11 +99,6 @@ def clean_truth(
     config.data.linear_rank or config.evaluation.subspace_rank,
     config.evaluation.frechet_dims,
   )
-
-
-def evenly(total: int, count: int) -> np.ndarray:
-  """`count` indices spread over 0 .. total - 1."""
-  return np.linspace(0, total - 1, count).astype(np.int32)
 
 
 def versions() -> dict[str, str]:

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from rad_jax.data.training_set import evenly
 from rad_jax.diffusion import process, samplers
 from rad_jax.diffusion.process import Level
 from rad_jax.evaluation import measures
-from rad_jax.evaluation.subject import Result, Subject, evenly, whole_batches
+from rad_jax.evaluation.subject import Result, Subject, whole_batches
 from rad_jax.training import build
 
 

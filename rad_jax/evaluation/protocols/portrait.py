@@ -23,10 +23,11 @@ import numpy as np
 
 from rad_jax.config import is_synthetic
 from rad_jax.data import examples, synthetic
+from rad_jax.data.training_set import evenly
 from rad_jax.diffusion import process, samplers
 from rad_jax.evaluation import purify
 from rad_jax.evaluation.protocols import attack
-from rad_jax.evaluation.subject import Result, Subject, evenly, whole_batches
+from rad_jax.evaluation.subject import Result, Subject, whole_batches
 from rad_jax.training import build
 
 _STATES = 26
