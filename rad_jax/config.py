@@ -15,7 +15,6 @@ from rad_jax.data import corruptions, synthetic
 ConfigDict: TypeAlias = ml_collections.ConfigDict
 
 
-EXTRACTORS = ("pca", "random_conv", "inception", "dinov2")
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpm_solver")
 # Of --mode=evaluate; what each measures stands in evaluation.evaluate.
 PROTOCOLS = (

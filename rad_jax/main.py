@@ -184,10 +184,12 @@ def _study(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def _export(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.evaluation import sampling
-  from rad_jax.training import pretrained
+  from rad_jax.interop import pretrained
 
   model = sampling.newest_model(config, workdir)
-  folder = pretrained.export(model.params, config, workdir / "diffusers")
+  folder = pretrained.export(
+    model.params, workdir / "diffusers", configs.flatten(config.to_dict())
+  )
   which = "moving average" if config.sampling.ema else "raw weights"
   print(f"exported: {folder} ({which} of step {model.step})")
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from rad_jax.config import (
-  EXTRACTORS,
   PROTOCOLS,
   SAMPLERS,
   ConfigDict,
@@ -15,6 +14,7 @@ from rad_jax.config import (
 )
 from rad_jax.data import corruptions, folder
 from rad_jax.diffusion import parametrisation, schedules
+from rad_jax.features.extractors import EXTRACTORS
 from rad_jax.robustness import attacks, objectives, radius
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from rad_jax import config as configs
 from rad_jax.config import ConfigDict
+from rad_jax.interop import pretrained
 from rad_jax.training import (
   build,
   checkpoints,
@@ -23,7 +24,6 @@ from rad_jax.training import (
   health,
   hosts,
   metrics,
-  pretrained,
   sharding,
 )
 from rad_jax.training.meter import Meter
@@ -404,7 +404,7 @@ def start_from(
   if pretrained.is_foreign(source):
     params = jax.tree.map(
       lambda array, like: jax.device_put(array, like.sharding),
-      pretrained.load(source, config, state.params),
+      pretrained.load(source, state.params, configs.flatten(config.to_dict())),
       state.params,
     )
   else:
