@@ -169,7 +169,7 @@ def _export(config: ConfigDict, workdir: pathlib.Path) -> None:
 
   model = sampling.newest_model(runs.build(config), workdir)
   folder = pretrained.export(
-    model.params, config.to_dict(), workdir / "diffusers"
+    model.params, workdir / "diffusers", configs.flatten(config.to_dict())
   )
   which = "moving average" if config.sampling.ema else "raw weights"
   print(f"exported: {folder} ({which} of step {model.step})")

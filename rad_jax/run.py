@@ -72,7 +72,7 @@ class Run(NamedTuple):
   is_synthetic: bool
   open_training_set: Callable[[], TrainingSet]
   corrupt: Callable[[Array, Array], Array]
-  prepare: step.Prepare
+  prepare: prepare.Prepare
   initial_state: Callable[[], states.State]
   train_step: Callable[[bool], step.Step]
   monitor: step.Step
@@ -243,7 +243,7 @@ def _train_step(
   config: ConfigDict,
   method: Method,
   optimizer: optax.GradientTransformation,
-  make_batch: step.Prepare,
+  make_batch: prepare.Prepare,
   timetable: passes.Timetable,
 ) -> Callable[[bool], step.Step]:
   fields = config.regulariser
@@ -309,7 +309,7 @@ def _opener(config: ConfigDict) -> Callable[[], TrainingSet]:
     num_examples=data.num_examples,
     path=data.path,
     split=data.split,
-    data_dir=data.data_dir or None,
+    data_dir=data.data_dir,
     loading=data.loading,
     crop_size=data.crop_size,
     image_size=data.image_size,

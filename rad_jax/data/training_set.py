@@ -75,6 +75,15 @@ def open_training_set(
   return _in_memory(x_0)
 
 
+def example_shape(
+  name: str, image_size: int, num_channels: int
+) -> tuple[int, ...]:
+  """The shape of one example, as the network sees it."""
+  if name in synthetic.WORLDS:
+    return synthetic.WORLDS[name]().mean.shape
+  return (image_size, image_size, num_channels)
+
+
 def _in_memory(x_0: np.ndarray) -> TrainingSet:
   return TrainingSet(lambda indices: x_0[indices], len(x_0), x_0)
 

@@ -1,7 +1,7 @@
 """Sample quality from features: FID, KID, IS, precision, recall, and kin.
 
 Pure NumPy in float64, on features [n, k] of samples and of a clean reference;
-`rad_jax.evaluation.features` makes them. The measures get their known names
+`rad_jax.features.extractors` makes them. The measures get their known names
 with Inception's features only: of others they are distances in those.
 
 FID and the Inception Score are biased in n: compare at equal n only. KID is

@@ -20,9 +20,9 @@ import scipy.stats
 from sklearn.neighbors import NearestNeighbors
 
 from rad_jax.data import examples, subspace
-from rad_jax.evaluation import features
 from rad_jax.evaluation.protocols import quality
 from rad_jax.evaluation.subject import Result, Subject
+from rad_jax.features import extractors
 from rad_jax.training import build
 
 _RATIO = 1 / 3
@@ -36,7 +36,7 @@ def measure(subject: Subject) -> Result:
   extractor = quality.make_extractor(subject, train)
 
   def of(images: np.ndarray) -> np.ndarray:
-    return features.extract_all(extractor, images).features
+    return extractors.extract_all(extractor, images).features
 
   samples = subject.samples()
   train_features = quality.reference_features(subject, extractor, train)

@@ -16,8 +16,9 @@ import numpy as np
 import scipy.special
 
 from rad_jax.config import ConfigDict, ConfigError, is_synthetic
-from rad_jax.evaluation import features, quality
+from rad_jax.evaluation import quality
 from rad_jax.evaluation.subject import Result, Subject, versions
+from rad_jax.features import extractors
 
 _SUBSET = 1000
 # Names of Frechet's distance whose numbers can be held against published ones.
@@ -29,12 +30,12 @@ def measure(subject: Subject) -> Result:
   clean = subject.clean(subject.config.evaluation.num_reference)
   extractor = make_extractor(subject, clean)
   reference = reference_features(subject, extractor, clean)
-  found = features.extract_all(extractor, subject.samples())
+  found = extractors.extract_all(extractor, subject.samples())
   return Result(measures(extractor.name, found, reference), {})
 
 
 def measures(
-  name: str, found: features.Features, reference: np.ndarray
+  name: str, found: extractors.Features, reference: np.ndarray
 ) -> dict[str, float]:
   """All measures of samples' features, by the extractor of that name."""
   distance = _DISTANCES.get(name, "feature_frechet")
@@ -45,10 +46,10 @@ def measures(
   )
 
 
-def make_extractor(subject: Subject, clean: np.ndarray) -> features.Extractor:
-  """The config's extractor; clean references [n, ...] as features.make's."""
+def make_extractor(subject: Subject, clean: np.ndarray) -> extractors.Extractor:
+  """The config's extractor; clean references [n, ...] as extractors.make's."""
   fields = subject.config.evaluation
-  return features.make(
+  return extractors.make(
     fields.extractor,
     clean,
     fields.extractor_dims,
@@ -84,7 +85,7 @@ def scores(logits: np.ndarray) -> dict[str, float]:
 
 
 def reference_features(
-  subject: Subject, extractor: features.Extractor, clean: np.ndarray
+  subject: Subject, extractor: extractors.Extractor, clean: np.ndarray
 ) -> np.ndarray:
   """Features of the clean references, [n, ...] -> [n, k], cached.
 
@@ -106,7 +107,7 @@ def reference_features(
     with np.load(path) as saved:
       refuse_other(path, json.loads(str(saved["identity"])), identity)
       return saved["features"]
-  found = features.extract_all(extractor, clean).features
+  found = extractors.extract_all(extractor, clean).features
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open("wb") as file:
     np.savez(
