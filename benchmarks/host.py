@@ -14,10 +14,12 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import settings, timing
+from rad_jax import run as runs
 from rad_jax.config import is_synthetic
 from rad_jax.data import batches, folder, images, sources
+from rad_jax.data.training_set import TrainingSet
 from rad_jax.evaluation import quality
-from rad_jax.training import build, checkpoints, loop, sharding
+from rad_jax.training import checkpoints, loop, sharding
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -156,7 +158,7 @@ def _dispatched(name, objective, dtype, count, loading):
     x_0 = x_0.astype(np.float32) / 128 - 1
   mesh = sharding.device_mesh()
   stream = loop.dispatched_batches(
-    config, build.TrainingSet(lambda i: x_0[i], len(x_0), x_0), 0, mesh
+    config, TrainingSet(lambda i: x_0[i], len(x_0), x_0), 0, mesh
   )
   everywhere = sharding.replicated(mesh)
   state = jax.jit(runs.build(config).initial_state, out_shardings=everywhere)()

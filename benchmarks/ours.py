@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rad_jax import run as runs
 from rad_jax.config import ConfigDict, is_synthetic
-from rad_jax.training import build, chips
+from rad_jax.training import chips
 
 
 def batch(config: ConfigDict) -> dict[str, jax.Array]:

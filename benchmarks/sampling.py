@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import ours, settings, timing
-from rad_jax.training import build, chips
+from rad_jax import run as runs
+from rad_jax.evaluation import sampling
+from rad_jax.training import chips
 
 
 def rows(
@@ -18,7 +20,8 @@ def rows(
   config = settings.load(name, "ddpm", dtype, batch_size)
   config.sampling.update(sampler="ddim", num_steps=num_steps)
   draw = jax.jit(
-    build.sampler(config), compiler_options=chips.compiler_options()
+    sampling.sampler(runs.build(config)),
+    compiler_options=chips.compiler_options(),
   )
   params = jax.jit(lambda: runs.build(config).initial_state().params)()
   index = jnp.arange(config.train.batch_size)
@@ -30,7 +33,7 @@ def rows(
     rounds,
   )
   seconds = float(np.median(times["sampling"]))
-  evaluations = build.evaluations(config, num_steps)
+  evaluations = sampling.evaluations(runs.build(config), num_steps)
   return [
     {
       "benchmark": "sampling",

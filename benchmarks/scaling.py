@@ -18,8 +18,10 @@ import jax
 from jax.experimental import topologies
 
 from benchmarks import ours, settings, train
+from rad_jax import run as runs
 from rad_jax.config import ConfigDict
-from rad_jax.training import build, cost, loop, sharding
+from rad_jax.training import loop, passes, sharding
+from rad_jax.training.state import num_parameters
 
 # Assumed: the share of the peak that a chip reaches, and of its time that can
 # hide an all-reduce: gradients are there from the backward pass on.
@@ -241,8 +243,9 @@ def main() -> None:
     )
   )
   config = settings.load("cifar10", "robust_adv", "float32")
-  shapes = jax.eval_shape(runs.build(config).initial_state)
-  parameters, flops = num_parameters(shapes), cost.pass_flops(config)
+  run = runs.build(config)
+  parameters = num_parameters(jax.eval_shape(run.initial_state))
+  flops = passes.flops(run.network, run.initial_state, run.example_shape)
   print(f"\nCIFAR-10's network: {parameters:,} parameters, {flops:.4g} FLOP")
   for title, local_batch in (
     ("64 examples on each chip", lambda n: 64),

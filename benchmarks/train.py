@@ -7,8 +7,10 @@ import jax
 import numpy as np
 
 from benchmarks import ours, settings, timing
+from rad_jax import run as runs
 from rad_jax.config import ConfigDict
-from rad_jax.training import build, chips, cost
+from rad_jax.training import chips, passes
+from rad_jax.training.state import num_parameters
 
 OBJECTIVES = ("ddpm", "robust_ran", "robust_adv")
 CHEAP: dict[str, dict[str, object]] = {
@@ -100,6 +102,7 @@ def _row(
 ) -> dict:
   *kind, objective = who.split(", ", 1) if who.startswith("torch") else [who]
   config = configs[objective]
+  run = runs.build(config)
   seconds = float(np.median(times[who]))
   row = {
     "benchmark": "train",
@@ -113,15 +116,12 @@ def _row(
     "examples_per_second": config.train.batch_size / seconds,
     # What it costs over its own library's DDPM, and what it needs at least.
     "over_ddpm": timing.ratio(times, who, ", ".join([*kind, "ddpm"])),
-    "passes_over_ddpm": runs.build(config).step_passes / 3,
+    "passes_over_ddpm": run.step_passes / 3,
     "over_rad_jax": timing.ratio(times, who, objective),
   }
   if config.model.name == "unet":
-    flops = (
-      runs.build(config).step_passes
-      * config.train.batch_size
-      * cost.pass_flops(config)
-    )
+    flops = run.step_passes * config.train.batch_size
+    flops *= passes.flops(run.network, run.initial_state, run.example_shape)
     row["tflops_per_second"] = flops / seconds / 1e12
     peak = chips.peak_flops(jax.devices()[0])
     if peak and dtype == "bfloat16":

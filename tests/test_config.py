@@ -1,7 +1,12 @@
 """The configuration: its files, its checks, and what binds a run."""
 
 import json
+import os
 import pathlib
+import re
+import shlex
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +14,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from rad_jax import config as configs
 from rad_jax import checks
-from rad_jax.training import build
+from rad_jax import config as configs
+from rad_jax import run as runs
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -169,12 +174,13 @@ BAD = [
   ("objective.omega", 0.5),
   ("objective.omega", inf),
   ("objective.beta_role", "power"),
-  ("objective.beta_law", "normal"),
   ("objective.radius_units", "pixels"),
   ("attack.name", "cw"),
   ("attack.norm", "l1"),
   ("attack.goal", "loss"),
   ("attack.dtype", "float16"),
+  ("model.dtype", "float16"),
+  ("data.flip", 1),
   ("attack.num_steps", -2),
   ("attack.step_size", 0.0),
   ("attack.step_size", 2.5),
@@ -223,7 +229,6 @@ BAD = [
   ("evaluation.num_samples", 1),
   ("evaluation.subspace_rank", 0),
   ("evaluation.frechet_dims", 0),
-  ("evaluation.protocols", ("truth", "fid")),
   ("evaluation.samplers", ("dpm",)),
   ("evaluation.extractor", "vgg"),
   ("evaluation.attack_norm", "l1"),
@@ -482,7 +487,6 @@ def test_flatten():
     ("model.unet.channel_multipliers", (1, 2)),
     ("objective.name", "ddpm"),
     ("objective.lam", 1.0),
-    ("objective.beta_law", "uniform"),
     ("diffusion.process", "edm"),
     ("diffusion.prediction", "v"),
     ("diffusion.weighting", "min_snr"),
@@ -497,7 +501,7 @@ def test_conflict_names_the_field_and_both_values(path, value):
   saved = configs.default().to_dict()
   old = configs.flatten(saved)[path]
   new = configs.flatten({"": value})[""]
-  found = configs.conflicts(saved, with_field(path, value))
+  found = configs.conflicts(saved, with_field(path, value).to_dict())
   assert found == [f"{path}: {old} -> {new}"]
 
 
@@ -523,7 +527,7 @@ def test_conflict_names_the_field_and_both_values(path, value):
 )
 def test_no_conflict(path, value):
   saved = configs.default().to_dict()
-  assert configs.conflicts(saved, with_field(path, value)) == []
+  assert configs.conflicts(saved, with_field(path, value).to_dict()) == []
 
 
 def test_conflict_with_a_field_of_another_version():
@@ -531,10 +535,87 @@ def test_conflict_with_a_field_of_another_version():
   saved = configs.default().to_dict()
   saved["objective"]["gamma"] = 2
   del saved["data"]["flip"]
-  assert configs.conflicts(saved, configs.default()) == [
+  assert configs.conflicts(saved, configs.default().to_dict()) == [
     "objective.gamma: 2 -> unset"
   ]
-  assert configs.conflicts(saved, with_field("data.flip", False)) == [
+  assert configs.conflicts(saved, with_field("data.flip", False).to_dict()) == [
     "data.flip: True -> False",
     "objective.gamma: 2 -> unset",
   ]
+
+
+# ---- What is said of the fields ----
+
+
+def shown(config, source="x.py", overridden=()):
+  """Path -> (value as given on a command line, origin)."""
+  found = {}
+  for line in configs.show(config, source, overridden).splitlines():
+    if line.startswith("--config."):
+      given, _, origin = line.rpartition("  (")
+      (flag,) = shlex.split(given)
+      path, _, value = flag.removeprefix("--config.").partition("=")
+      found[path] = value, origin.removesuffix(")")
+  return found
+
+
+def test_every_field_is_shown_in_order_and_explained():
+  assert list(shown(configs.default())) == list(
+    configs.flatten(configs.default().to_dict())
+  )
+  for path, field in configs.fields():
+    assert re.fullmatch(r"[A-Z0-9(\"-].*[.:;)]", field.doc), path
+
+
+def test_defaults_keep_their_own_rules():
+  for path, field in configs.fields():
+    if field.rule:
+      assert field.rule.allows(field.default), path
+
+
+def test_a_field_is_shown_with_its_range():
+  said = configs.show(configs.default(), "x.py")
+  assert "Share of dirty training examples. (in [0, 1])" in said
+  assert "one of bfloat16, float32" in said
+
+
+def test_origin_of_a_value():
+  config = configs.default()
+  config.train.num_steps = 7  # by the file
+  config.seed = 3  # by the command line
+  config.objective.lam = configs.default().objective.lam  # and that in vain
+  found = shown(config, "x.py", ["seed", "objective.lam"])
+  assert found["train.num_steps"] == ("7", "x.py")
+  assert found["seed"] == ("3", "command line")
+  assert found["objective.lam"] == ("0.3", "command line")
+  assert found["train.batch_size"] == ("128", "default")
+  assert found["train.init_from"] == ("", "default")
+  assert found["model.unet.channel_multipliers"][0] == "(1, 2, 2, 2)"
+
+
+def test_page_of_fields_is_that_of_the_table():
+  made = subprocess.run(
+    [sys.executable, "-c", "import fields; print(fields.page(), end='')"],
+    cwd=ROOT / "docs" / "assets",
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout
+  assert (ROOT / "docs" / "fields.md").read_text() == made, (
+    "run: python docs/assets/fields.py"
+  )
+
+
+@pytest.mark.parametrize(
+  "interval, inside, outside",
+  [
+    ("[0, 1]", (0, 0.5, 1), (-0.1, 1.1, nan)),
+    ("[0, 1)", (0, 0.5), (-0.1, 1, nan)),
+    ("(0, 2]", (0.1, 2), (0, 2.1)),
+  ],
+)
+def test_interval(interval, inside, outside):
+  allows = configs.within(interval).allows
+  assert all(map(allows, inside))
+  assert not any(map(allows, outside))

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rad_jax import config as configs
 from rad_jax import checks
-from rad_jax.training import build, chips, cost
+from rad_jax import config as configs
+from rad_jax import run as runs
+from rad_jax.experiments import cost
+from rad_jax.training import chips
+from rad_jax.training.state import num_parameters
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -17,10 +17,7 @@ from rad_jax import run as runs
 from rad_jax.data import batches
 from rad_jax.experiments import sweep
 from rad_jax.training import (
-  budget,
-  build,
   dispatch,
-  health,
   hosts,
   loop,
   metrics,

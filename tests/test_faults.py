@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 
 from rad_jax.training import (
-  build,
   checkpoints,
-  health,
   hosts,
   loop,
   metrics,

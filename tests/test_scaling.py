@@ -17,7 +17,8 @@ COUNT = """
 import json
 
 from benchmarks import scaling, settings
-from rad_jax.training import build
+from rad_jax import run as runs
+from rad_jax.training.state import num_parameters
 import jax
 
 found = {}

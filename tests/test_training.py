@@ -29,8 +29,8 @@ from rad_jax.training import (
   optimizers,
   watch,
 )
-from rad_jax.training import workdir as folders
 from rad_jax.training import step as steps
+from rad_jax.training import workdir as folders
 from rad_jax.training.state import State, initial_state
 
 EMA_DECAY = 0.6
