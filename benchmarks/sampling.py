@@ -19,11 +19,11 @@ def rows(
   """
   config = settings.load(name, "ddpm", dtype, batch_size)
   config.sampling.update(sampler="ddim", num_steps=num_steps)
+  run = runs.build(config)
   draw = jax.jit(
-    sampling.sampler(runs.build(config)),
-    compiler_options=chips.compiler_options(),
+    sampling.sampler(run), compiler_options=chips.compiler_options()
   )
-  params = jax.jit(lambda: runs.build(config).initial_state().params)()
+  params = jax.jit(lambda: run.initial_state().params)()
   index = jnp.arange(config.train.batch_size)
   times = timing.interleaved(
     {
@@ -33,7 +33,7 @@ def rows(
     rounds,
   )
   seconds = float(np.median(times["sampling"]))
-  evaluations = sampling.evaluations(runs.build(config), num_steps)
+  evaluations = sampling.evaluations(run, num_steps)
   return [
     {
       "benchmark": "sampling",

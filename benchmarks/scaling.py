@@ -201,13 +201,13 @@ def efficiency_table(
     "|---|---|" + "---|" * len(counts),
   ]
   for name, chip in CHIPS.items():
-    for method, passes, size in _METHODS:
+    for method, count, size in _METHODS:
       cells = []
       for n in counts:
         if n > chip.largest:
           cells.append("")
           continue
-        flops = passes * pass_flops * local_batch(n)
+        flops = count * pass_flops * local_batch(n)
         exchanged = size * parameters
         without, hidden = (
           efficiency(chip, n, flops, exchanged, MFU, overlap)

@@ -94,3 +94,11 @@ def config_of(**fields: object) -> ConfigDict:
     FIELDS | {k.replace("__", "."): v for k, v in fields.items()}
   )
   return config
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """For processes, which take no Run: its functions cannot be pickled."""
+  from rad_jax import run
+  from rad_jax.training import loop
+
+  loop.train(run.build(config), workdir)

@@ -16,12 +16,7 @@ from rad_jax import config as configs
 from rad_jax import run as runs
 from rad_jax.data import batches
 from rad_jax.experiments import sweep
-from rad_jax.training import (
-  dispatch,
-  hosts,
-  loop,
-  metrics,
-)
+from rad_jax.training import dispatch, hosts, loop, metrics, passes, watch
 
 FIELDS = dict(
   train__num_steps=20, train__log_every_steps=8, checkpoint__every_steps=8
@@ -174,9 +169,9 @@ import jax, sys, faulty
 from rad_jax import run as runs
 from rad_jax.training import dispatch, loop, sharding
 config = faulty.config_of(data__loading="device", train__steps_per_dispatch=4)
-mesh = sharding.device_mesh()
+mesh, run = sharding.device_mesh(), runs.build(config)
 batch = next(
-  loop.dispatched_batches(runs.build(config), runs.build(config).open_training_set(), 0, mesh)
+  loop.dispatched_batches(run, run.open_training_set(), 0, mesh)
 )
 print({
   name: (x.shape, x.addressable_shards[0].data.shape)

@@ -14,12 +14,15 @@ import jax
 import numpy as np
 import pytest
 
+from rad_jax import run as runs
 from rad_jax.training import (
   checkpoints,
   hosts,
   loop,
   metrics,
+  optimizers,
   sharding,
+  watch,
 )
 
 
@@ -134,7 +137,7 @@ def test_killed_at_twenty_moments_ends_in_the_same_bits(tmp_path, monkeypatch):
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(["rad_jax.training.loop"])
   for kill in range(20):
-    process = context.Process(target=loop.train, args=(config, workdir))
+    process = context.Process(target=faulty.train, args=(config, workdir))
     process.start()
     if kill % 5:  # amid steps and savings, else at any time from the start on
       wait_for(lambda: max(saved_steps(workdir), default=0) > reached[-1])
@@ -290,9 +293,10 @@ def test_spike_takes_the_run_back_past_its_data(monkeypatch, tmp_path, caplog):
   assert int(state.step) == 12
   # By hand: the steps 11 and 12 from the parameters of step 8.
   expected = restored_at(tmp_path, config, 8)._replace(step=np.int32(10))
-  step = jax.jit(runs.build(config).train_step(True))
+  run = runs.build(config)
+  step = jax.jit(run.train_step(True))
   for batch in loop.training_batches(
-    runs.build(config), runs.build(config).open_training_set(), 10, slice(None)
+    run, run.open_training_set(), 10, slice(None)
   ):
     expected, _ = step(expected, batch)
   assert int(expected.step) == 12
