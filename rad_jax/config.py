@@ -288,8 +288,8 @@ def default() -> ConfigDict:
       },
       # --mode=study: runs for all combinations, of names in experiments.study.
       "study": {
-        # And "colour", a folder of images at data.path.
-        "worlds": ("oblique_plane", "three_gaussians", "digits"),
+        # Or "colour", a folder of images at data.path, or "butterflies".
+        "data": ("oblique_plane", "three_gaussians", "digits"),
         # p50-s0.1: 50% with noise of sigma 0.1.
         "corruptions": (
           "clean",
@@ -307,12 +307,15 @@ def default() -> ConfigDict:
           "robust_adv-lam3",
           "noise_aware",
         ),
+        # --mode=schemes: a table in experiments.schemes, on data and seeds:
+        # "demo", "cheap", "baselines" or "readings".
+        "schemes": "cheap",
         "seeds": 3,  # 0 to one below
         # Runs trained together at most.
         "group_size": 18,
         # A text of paragraphs that the report shows; "": none.
         "notes": "",
-        # Groups at the same time, each in a process of its own.
+        # Groups, or schemes, at the same time, each in a process of its own.
         "processes": 1,
       },
       "evaluation": {
