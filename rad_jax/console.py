@@ -16,7 +16,7 @@ import jax
 from absl import flags
 from absl import logging as absl_logging
 
-from rad_jax.data import builders, sources
+from rad_jax.data import builders
 from rad_jax.training import checkpoints, hosts, loop
 
 # The exit code of a run that was asked to stop and can go on: EX_TEMPFAIL.
@@ -150,7 +150,7 @@ def clear_errors(traceback: bool) -> Iterator[None]:
     if traceback:
       raise
     message = one_line(error)
-    if isinstance(error, sources.NotPrepared):
+    if isinstance(error, builders.NotPrepared):
       message += f". Prepare it with: {prepare_command(sys.argv)}"
     elif not type(error).__module__.startswith("rad_jax."):
       message += " (--traceback shows where)"

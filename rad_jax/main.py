@@ -23,7 +23,7 @@ from rad_jax import checks, console
 from rad_jax import config as configs
 from rad_jax import run as runs
 from rad_jax.config import ConfigDict
-from rad_jax.data import builders
+from rad_jax.data import builders, training_set
 from rad_jax.training import hosts, loop
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -169,7 +169,7 @@ def _export(config: ConfigDict, workdir: pathlib.Path) -> None:
 
   model = sampling.newest_model(runs.build(config), workdir)
   folder = pretrained.export(
-    model.params, config.to_dict(), workdir / "diffusers"
+    model.params, workdir / "diffusers", configs.flatten(config.to_dict())
   )
   which = "moving average" if config.sampling.ema else "raw weights"
   print(f"exported: {folder} ({which} of step {model.step})")
@@ -179,7 +179,7 @@ def _prepare_data(config: ConfigDict, workdir: pathlib.Path) -> None:
   del workdir
   if configs.is_synthetic(config):
     print(f"{config.data.name} is drawn on the fly: nothing to prepare")
-  elif not builders.needs_preparation(config.data.name):
+  elif not training_set.needs_preparation(config.data.name):
     print(f"{config.data.name} is read as it is: nothing to prepare")
   else:
     builders.prepare(config.data.name, config.data.data_dir or None)
