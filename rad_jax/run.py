@@ -49,7 +49,7 @@ class Run(NamedTuple):
   step_passes: forward passes of such a step; DDPM's are 3.
   example_shape: of one example, as the network sees it.
   is_synthetic: whether examples are points drawn on the fly, not images.
-  open_training_set: () -> the clean set, by index.
+  open_training_set: () -> the clean set, by index; or another, by keywords.
   corrupt: (index [b], x_0 [b, ...]) -> x_0 as the training set holds it.
   prepare: (batch, keys [b]) -> x_0 and its known noise, for the step.
   initial_state: () -> the state before the first step. Jit-able.
@@ -70,7 +70,7 @@ class Run(NamedTuple):
   step_passes: float
   example_shape: tuple[int, ...]
   is_synthetic: bool
-  open_training_set: Callable[[], TrainingSet]
+  open_training_set: Callable[..., TrainingSet]
   corrupt: Callable[[Array, Array], Array]
   prepare: prepare.Prepare
   initial_state: Callable[[], states.State]
