@@ -199,7 +199,7 @@ def compare(classify, purify_by: dict, x, y, effort: Effort) -> tuple:
 
 def markdown(rows: list, effort: Effort) -> str:
   """The rows as a Markdown table, and what they were taken from."""
-  from rad_jax.reports.comparison import LABELS
+  from rad_jax.reports import looks
 
   lines = [
     "| purifier | way back | clean | attack on classifier | adaptive attack |",
@@ -207,7 +207,7 @@ def markdown(rows: list, effort: Effort) -> str:
   ]
   for objective, way, *shares in rows:
     cells = ["" if share is None else f"{share:.3f}" for share in shares]
-    name = LABELS.get(objective, objective)
+    name = looks.of(objective).label
     lines.append("| " + " | ".join([name, way, *cells]) + " |")
   lines += [
     "",

@@ -178,7 +178,7 @@ def main() -> None:
   from rad_jax import validation
   from rad_jax.data import builders
   from rad_jax.experiments import sweep
-  from rad_jax.reports import frontier
+  from rad_jax.reports import experiment
 
   builders.prepare("digits", str(workdir / "data"))
   runs = study_runs(
@@ -193,7 +193,7 @@ def main() -> None:
   scratch = [run for run in runs if not run.config.train.init_from]
   sweep.run_all(scratch, workdir, arguments.processes)
   rows = sweep.run_all(runs, workdir, arguments.processes)
-  paths = frontier.write_study(rows, workdir, ACROSS[study], "support_rms")
+  paths = experiment.write(rows, workdir, "schemes", ACROSS[study])
   print(paths[0].read_text())
   for path in paths:
     print(path)

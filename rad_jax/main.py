@@ -161,25 +161,23 @@ def _hint(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.experiments import sweep
-  from rad_jax.reports import frontier
+  from rad_jax.reports import experiment
 
   runs = sweep.matched(sweep.grid(config), config.sweep.match, workdir)
   rows = sweep.run_all(runs, workdir, config.sweep.processes)
-  paths = frontier.write(rows, workdir)
+  paths = experiment.write(rows, workdir, "sweep")
   print(paths[0].read_text())
   _print_paths("swept", paths)
 
 
 def _study(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.experiments import study
-  from rad_jax.reports import study as study_report
+  from rad_jax.reports import experiment
 
   rows = study.run(config, workdir)
   notes = config.study.notes
-  paths = study_report.write(
-    rows, workdir, pathlib.Path(notes) if notes else None
-  )
-  _print_report(paths)
+  told = pathlib.Path(notes) if notes else None
+  _print_report(experiment.write(rows, workdir, "study", notes=told))
 
 
 def _export(config: ConfigDict, workdir: pathlib.Path) -> None:

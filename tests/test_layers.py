@@ -20,7 +20,7 @@ ALLOWED = {
   "training": _PURE | {"config"},
   "evaluation": _PURE | {"config", "training"},
   "experiments": _PURE | {"config", "validation", "training", "evaluation"},
-  "reports": {"data"},
+  "reports": {"data", "files"},
   "main": _PURE
   | {"config", "validation", "fields"}
   | {"training", "evaluation", "experiments", "reports"},
