@@ -6,11 +6,13 @@ import pathlib
 
 import numpy as np
 import pytest
+from browser import assert_whole_and_fetches_nothing
 
+from rad_jax import checks
 from rad_jax import config as configs
-from rad_jax import validation
 from rad_jax.data import builders
 from rad_jax.experiments import engine, study, table
+from rad_jax.reports import experiment
 from rad_jax.training import together
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -40,7 +42,7 @@ def test_every_combination_is_a_run_and_no_two_are_the_same():
   prints = {table.fingerprint(run.config.to_dict()) for run in runs}
   assert len(prints) == len(runs)
   for run in runs:
-    validation.validate(run.config)
+    checks.validate(run.config)
     assert run.labels["seed"] == run.config.seed
     assert run.labels["objective"] == run.config.objective.name
     assert run.labels["lam"] in (None, run.config.objective.lam)
@@ -161,3 +163,52 @@ def test_what_is_done_is_not_done_again(done, monkeypatch):
   config, workdir, rows = done
   monkeypatch.setattr(engine, "run_group", lambda job, workdir: pytest.fail())
   assert study.run(config, workdir) == rows
+
+
+# ---- Its report ----
+
+
+@pytest.fixture(scope="module")
+def written(done):
+  """The paths of its report."""
+  _, workdir, rows = done
+  return experiment.write(rows, workdir, "study")
+
+
+def test_report_has_its_files(written):
+  names = {path.name for path in written}
+  for name in (
+    "report.html",
+    "order.csv",
+    "cells.csv",
+    "errors.png",
+    "oblique_plane-fields.png",
+    "oblique_plane-trajectories-3d.png",
+    "digits-images.png",
+    "digits-support_psnr_db.md",
+  ):
+    assert name in names
+  assert "oblique_plane-support_psnr_db.md" not in names
+
+
+def test_notes_stand_in_the_report(done, tmp_path):
+  _, workdir, rows = done
+  notes = tmp_path / "notes.txt"
+  notes.write_text("First, a\nlong line.\n\nSecond <b>.\n")
+  path = experiment.write(rows, workdir, "study", notes=notes)[0]
+  text = path.read_text()
+  assert "First, a long line." in text
+  assert "Second &lt;b&gt;." in text
+
+
+def test_report_in_a_browser(written, tmp_path):
+  page = written[0]
+  pictures = [path for path in page.parent.iterdir() if path.suffix == ".png"]
+  assert_whole_and_fetches_nothing({page: len(pictures)}, tmp_path / "profile")
+
+
+def test_runs_whose_folders_are_gone_are_named(done, tmp_path):
+  _, _, rows = done
+  with pytest.raises(ValueError, match="lacks 4 of 4 runs.*rows.jsonl"):
+    experiment.write(rows, tmp_path, "study")
+  assert not (tmp_path / "report").exists()
