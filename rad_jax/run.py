@@ -155,7 +155,7 @@ def record(values: Mapping[str, Any], name: str = "record") -> Any:
 
 def _network(config: ConfigDict, dtype: str = "") -> Network:
   model = config.model
-  make: Callable[..., Network] = {"mlp": mlp, "unet": unet}[model.name]
+  make = mlp if model.name == "mlp" else unet
   return make(**model[model.name], dtype=dtype or model.dtype)
 
 
