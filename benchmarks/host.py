@@ -18,7 +18,7 @@ from rad_jax import run as runs
 from rad_jax.config import is_synthetic
 from rad_jax.data import batches, folder, images, sources
 from rad_jax.data.training_set import TrainingSet
-from rad_jax.evaluation import quality
+from rad_jax.evaluation import feature_measures
 from rad_jax.training import checkpoints, loop, sharding
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -213,10 +213,10 @@ def statistics_rows(rounds: int, examples: int = 5000) -> list[dict]:
   generator = np.random.default_rng(0)
   x, y = generator.standard_normal((2, examples, 2048), np.float32)
   measures = {
-    "frechet": lambda: quality.fid(x, y),
-    "kid": lambda: quality.kid(x, y),
-    "precision, recall": lambda: quality.precision_recall(x, y),
-    "density, coverage": lambda: quality.density_coverage(x, y),
+    "frechet": lambda: feature_measures.fid(x, y),
+    "kid": lambda: feature_measures.kid(x, y),
+    "precision, recall": lambda: feature_measures.precision_recall(x, y),
+    "density, coverage": lambda: feature_measures.density_coverage(x, y),
   }
   times = timing.interleaved(measures, rounds, 0.0)
   return [

@@ -28,7 +28,7 @@ def write_json(path: pathlib.Path, tree: Any) -> None:
   write_text(path, json.dumps(tree, indent=2) + "\n")
 
 
-def write_npz(path: pathlib.Path, **arrays: Any) -> None:
+def write_npz(path: pathlib.Path, /, **arrays: Any) -> None:
   """Replaces `path` by the named arrays, compressed."""
   write(path, lambda file: np.savez_compressed(file, **arrays))
 

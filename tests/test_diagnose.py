@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from rad_jax import config as configs
+from rad_jax import run as runs
 from rad_jax.diffusion import schedules
 from rad_jax.diffusion.process import per_example
 from rad_jax.evaluation import diagnose
 from rad_jax.reports import curves
 from rad_jax.robustness import noising
-from rad_jax.training import build, checkpoints, loop
+from rad_jax.training import checkpoints, loop
 
 SHAPE = (2, 4)
 # Sigmas other than 1: a shift of w, not sigma w, is found out.
@@ -205,7 +206,7 @@ def test_estimates_that_are_not_finite_are_refused():
 # A run.
 
 
-def _config(**fields):
+def _run(**fields):
   config = configs.default()
   config.data.name = "oblique_plane"
   config.model.name = "mlp"
@@ -214,15 +215,15 @@ def _config(**fields):
     {name.replace("__", "."): value for name, value in fields.items()}
   )
   config.diagnose.update(num_levels=3, num_examples=20, power_iterations=3)
-  return config
+  return runs.build(config)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
-  config = _config()
-  loop.train(config, workdir)
-  return config, workdir, diagnose.diagnose(config, workdir)
+  run = _run()
+  loop.train(run, workdir)
+  return run, workdir, diagnose.diagnose(run, workdir)
 
 
 LEVEL = {
@@ -240,11 +241,11 @@ LEVEL = {
 
 
 def test_a_run_is_diagnosed(run):
-  config, workdir, result = run
+  built, workdir, result = run
   assert result == json.loads((workdir / "diagnosis.json").read_text())
   assert (result["step"], result["objective"]) == (20, "robust_adv")
   assert result["num_examples"] == 20  # in batches of 16, one filled up
-  grid = build.process(config).grid(3)
+  grid = built.process.grid(3)
   for n, level in enumerate(result["levels"]):
     assert set(level) == LEVEL
     assert level["alpha"] == pytest.approx(float(grid.alpha[n]))
@@ -259,18 +260,18 @@ def test_a_run_is_diagnosed(run):
 def test_a_diagnosis_is_of_the_averaged_parameters_at_clean_states(run):
   # By hand, at one level. Bugs: raw parameters, dirty examples, the filling
   # counted twice, one key for all levels.
-  config, workdir, result = run
+  built, workdir, result = run
   with checkpoints.open_manager(workdir) as manager:
     state = checkpoints.restore(
       manager,
-      jax.eval_shape(lambda: build.state(config)),
+      jax.eval_shape(built.initial_state),
       jax.sharding.SingleDeviceSharding(jax.devices()[0]),
     )
-  training_set = build.training_set(config)
+  training_set = built.open_training_set()
   place = np.arange(20)
   x_0 = training_set.fetch(np.linspace(0, 511, 20).astype(int))
-  n, grid = 1, build.process(config).grid(3)
-  measured = jax.jit(diagnose.make_measure(config))(
+  n, grid = 1, built.process.grid(3)
+  measured = jax.jit(diagnose.make_measure(built))(
     state.ema_params, x_0, place, jax.tree.map(lambda v: v[n], grid), n
   )
   expected = diagnose.summary(
@@ -281,12 +282,12 @@ def test_a_diagnosis_is_of_the_averaged_parameters_at_clean_states(run):
 
 
 def test_levels_and_examples_have_noise_of_their_own(run):
-  config, _, _ = run
-  grid = build.process(config).grid(3)
-  params = build.state(config).params
+  built, _, _ = run
+  grid = built.process.grid(3)
+  params = built.initial_state().params
   x_0 = np.zeros((6, 3), np.float32)
   level = jax.tree.map(lambda v: v[1], grid)
-  measure = jax.jit(diagnose.make_measure(config))
+  measure = jax.jit(diagnose.make_measure(built))
   first, again, other = (
     measure(params, x_0, np.arange(6), level, n).random.w for n in (0, 0, 1)
   )
@@ -295,13 +296,13 @@ def test_levels_and_examples_have_noise_of_their_own(run):
 
 
 def test_one_compile_serves_all_levels(run, monkeypatch):
-  config, workdir, _ = run
+  built, workdir, _ = run
   traced = []
   measure = diagnose.measure
   monkeypatch.setattr(
     diagnose, "measure", lambda *args: traced.append(1) or measure(*args)
   )
-  diagnose.diagnose(config, workdir)
+  diagnose.diagnose(built, workdir)
   assert len(traced) == 1
 
 
@@ -319,13 +320,13 @@ def test_one_compile_serves_all_levels(run, monkeypatch):
   ],
 )
 def test_a_model_trained_in_any_way_is_diagnosed(fields, tmp_path):
-  config = _config(**fields, train__num_steps=2)
-  loop.train(config, tmp_path)
-  result = diagnose.diagnose(config, tmp_path)
-  assert result["process"] == config.diffusion.process
+  run = _run(**fields, train__num_steps=2)
+  loop.train(run, tmp_path)
+  result = diagnose.diagnose(run, tmp_path)
+  assert result["process"] == run.config["diffusion"]["process"]
   told = [level["invariance_random"] is not None for level in result["levels"]]
   assert told[1:] == [True, True]
-  assert told[0] is (config.objective.beta_role == "additive")
+  assert told[0] is (run.objective.beta_role == "additive")
   table, picture = curves.write_diagnosis(tmp_path)
   assert picture.read_bytes().startswith(b"\x89PNG")
   rows = table.read_text().splitlines()
@@ -350,10 +351,10 @@ def test_the_figure_shows_all_levels(run):
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
   with pytest.raises(checkpoints.CheckpointError, match="train first"):
-    diagnose.diagnose(_config(), tmp_path)
+    diagnose.diagnose(_run(), tmp_path)
 
 
 def test_a_run_of_another_objective_is_refused(run):
   _, workdir, _ = run
   with pytest.raises(configs.ConfigError, match="objective.name"):
-    diagnose.diagnose(_config(objective__name="ddpm"), workdir)
+    diagnose.diagnose(_run(objective__name="ddpm"), workdir)

@@ -10,17 +10,18 @@ import pytest
 import scipy.stats
 from PIL import Image
 
+from rad_jax import checks
 from rad_jax import config as configs
-from rad_jax import validation
+from rad_jax import run as runs
 from rad_jax.data import subspace, synthetic
 from rad_jax.diffusion import samplers, schedules
 from rad_jax.evaluation import (
   evaluate,
   measures,
   purify,
+  reference,
   sampling,
   subject,
-  truth,
 )
 from rad_jax.evaluation.protocols import (
   attack,
@@ -28,10 +29,10 @@ from rad_jax.evaluation.protocols import (
   memorisation,
   quality,
 )
-from rad_jax.training import build, loop
+from rad_jax.training import loop
 
 # Without the slowest.
-RUN = tuple(name for name in configs.PROTOCOLS if name != "attack")
+RUN = tuple(name for name in evaluate.PROTOCOLS if name != "attack")
 
 
 def make_config(world="oblique_plane", **evaluation):
@@ -50,27 +51,32 @@ def make_config(world="oblique_plane", **evaluation):
       **evaluation,
     }
   )
-  validation.validate(config)
+  checks.validate(config)
   return config
+
+
+def make_run(world="oblique_plane", **evaluation):
+  return runs.build(make_config(world, **evaluation))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
-  loop.train(make_config(), workdir)
+  loop.train(make_run(), workdir)
   return workdir
 
 
 @pytest.fixture(scope="module")
 def result(run):
-  return evaluate.evaluate(make_config(), run)
+  return evaluate.evaluate(make_run(), run)
 
 
 # The file.
 
 
-def test_protocols_are_those_of_the_config():
-  assert tuple(evaluate.PROTOCOLS) == configs.PROTOCOLS
+def test_unknown_protocols_are_refused(tmp_path):
+  with pytest.raises(configs.ConfigError, match=r"protocols=.*among truth, q"):
+    evaluate.evaluate(make_run(protocols=("truth", "fid")), tmp_path)
 
 
 def test_file_says_what_it_is_of(run, result):
@@ -96,13 +102,14 @@ def test_what_is_done_is_kept_and_the_rest_goes_on(run, result, monkeypatch):
     raise AssertionError("measured again")
 
   with monkeypatch.context() as patch:
-    for name in configs.PROTOCOLS:
+    for name in evaluate.PROTOCOLS:
       patch.setitem(evaluate.PROTOCOLS, name, fail)
-    assert evaluate.evaluate(make_config(), run) == json.loads(before)
+    assert evaluate.evaluate(make_run(), run) == json.loads(before)
   assert (run / "evaluation.json").read_bytes() == before
   # Interrupted in the third protocol: the first two stay.
-  raw = make_config()
-  raw.sampling.ema = False
+  config = make_config()
+  config.sampling.ema = False
+  raw = runs.build(config)
   with monkeypatch.context() as patch:
     patch.setitem(evaluate.PROTOCOLS, "reconstruction", fail)
     with pytest.raises(AssertionError, match="measured again"):
@@ -117,16 +124,18 @@ def test_what_is_done_is_kept_and_the_rest_goes_on(run, result, monkeypatch):
   assert list(whole["protocols"]) == list(RUN)
   assert whole["parameters"] != result["parameters"]
   # Another setting: all is measured anew.
-  assert evaluate.evaluate(make_config(), run)["measures"] == pytest.approx(
+  assert evaluate.evaluate(make_run(), run)["measures"] == pytest.approx(
     result["measures"]
   )
 
 
 def test_samples_are_drawn_once(run, monkeypatch):
-  model = sampling.newest_model(make_config(), run)
+  model = sampling.newest_model(make_run(), run)
   first = sampling.draw(model, 20)
   with monkeypatch.context() as patch:
-    patch.setattr(build, "sampler", lambda *args: lambda params, index: 1 / 0)
+    patch.setattr(
+      sampling, "sampler", lambda *args: lambda params, index: 1 / 0
+    )
     np.testing.assert_array_equal(sampling.draw(model, 32)[:20], first)
     with pytest.raises(ZeroDivisionError):  # Of other parameters.
       sampling.draw(model._replace(digest="another"), 20)
@@ -172,12 +181,12 @@ def test_worlds_denoise_far_from_their_support():
 def test_a_finite_sets_posterior_mean_is_the_weighted_mean():
   generator = np.random.default_rng(0)
   x_0, x_t = generator.normal(size=(7, 4)), generator.normal(size=(600, 4))
-  found = truth.empirical_mean(x_0, x_t, 0.7, 0.5)
+  found = reference.empirical_mean(x_0, x_t, 0.7, 0.5)
   for i in (0, 499, 500, 599):
     weight = np.exp(-np.sum((x_t[i] - 0.7 * x_0) ** 2, axis=1) / (2 * 0.25))
     np.testing.assert_allclose(found[i], weight @ x_0 / weight.sum())
   np.testing.assert_allclose(
-    truth.empirical_mean(x_0, 0.7 * x_0, 0.7, 1e-3), x_0
+    reference.empirical_mean(x_0, 0.7 * x_0, 0.7, 1e-3), x_0
   )
 
 
@@ -201,11 +210,11 @@ def test_mode_shares():
 
 
 @pytest.fixture
-def exact(run, monkeypatch):
+def exact(run):
   """A subject whose network is exact for three_gaussians."""
   world = synthetic.three_gaussians()
 
-  def predict(params, x_t, level, dropout_key):
+  def predict(params, x_t, level, dropout_key=None):
     a, s = level.alpha[:, None], level.sigma[:, None]
     variance = (a * 0.05) ** 2 + s**2
     offset = x_t[:, None] - a[..., None] * world.modes[None]
@@ -213,13 +222,17 @@ def exact(run, monkeypatch):
     share = jax.nn.softmax(logits)[..., None]
     return s * jnp.sum(share * offset, axis=1) / variance
 
-  monkeypatch.setattr(build, "predictor", lambda config: predict)
   config = make_config("three_gaussians")
   config.sampling.num_steps = 100
   config.evaluation.update(num_levels=6, num_level_examples=200)
-  model = sampling.newest_model(make_config(), run)._replace(config=config)
-  training_set = build.training_set(config)
-  return subject.Subject(model, training_set, truth.of_world(world))
+  built = _with_predictor(runs.build(config), predict)
+  model = sampling.newest_model(make_run(), run)._replace(run=built)
+  training_set = built.open_training_set()
+  return subject.Subject(model, training_set, reference.of_world(world))
+
+
+def _with_predictor(run, predict):
+  return run._replace(method=run.method._replace(predictor=predict))
 
 
 def test_the_exact_network_has_the_exact_score(exact):
@@ -228,11 +241,10 @@ def test_the_exact_network_has_the_exact_score(exact):
   assert max(found.curves["score_error"]) < 1e-3
 
 
-def test_score_error_is_the_root_of_the_mean_square(exact, monkeypatch):
-  predict = build.predictor(exact.config)
-  off = lambda *arguments: predict(*arguments) + 0.5
-  monkeypatch.setattr(build, "predictor", lambda config: off)
-  found = levels.score(exact)
+def test_score_error_is_the_root_of_the_mean_square(exact):
+  predict = exact.run.method.predictor
+  run = _with_predictor(exact.run, lambda *args: predict(*args) + 0.5)
+  found = levels.score(exact._replace(model=exact.model._replace(run=run)))
   np.testing.assert_allclose(found.curves["score_error"], 0.5, rtol=1e-3)
 
 
@@ -241,7 +253,7 @@ def test_reconstruction_by_the_exact_network(exact):
   rms = curves["reconstruction_rms"]
   # From noise alone it is another point of the data, from little noise the
   # example itself; between, the mode is kept.
-  spread = np.sqrt(2 * np.trace(exact.truth.covariance) / 2)
+  spread = np.sqrt(2 * np.trace(exact.reference.covariance) / 2)
   assert rms[0] == pytest.approx(spread, rel=0.15)
   assert rms[-1] < 0.02
   assert sorted(rms, reverse=True) == pytest.approx(rms, abs=0.05)
@@ -309,11 +321,13 @@ def test_steps_are_counted_in_network_evaluations(result):
 
 
 def test_attacks_are_stronger_the_more_they_know(run):
-  config = make_config(
-    attack_budgets=(0.0, 0.3), attack_steps=3, num_attack_samples=64
+  built = make_run(
+    attack_budgets=(0.0, 0.3),
+    attack_steps=3,
+    num_attack_samples=64,
+    transfer_from=str(run),
   )
-  config.evaluation.transfer_from = str(run)
-  found = attack.measure(subject.open_subject(config, run)).curves
+  found = attack.measure(subject.open_subject(built, run)).curves
   moved = dict(
     zip(
       zip(found["attack"], found["budget"], strict=True),
@@ -337,12 +351,14 @@ def test_attacks_are_stronger_the_more_they_know(run):
 def test_transfer_moves_the_run_by_what_was_made_for_another(run, tmp_path):
   other = make_config()
   other.seed = 1
-  loop.train(other, tmp_path)
-  config = make_config(
-    attack_budgets=(0.0, 0.3), attack_steps=3, num_attack_samples=64
+  loop.train(runs.build(other), tmp_path)
+  built = make_run(
+    attack_budgets=(0.0, 0.3),
+    attack_steps=3,
+    num_attack_samples=64,
+    transfer_from=str(tmp_path),
   )
-  config.evaluation.transfer_from = str(tmp_path)
-  opened = subject.open_subject(config, run)
+  opened = subject.open_subject(built, run)
   plain, joint, transfer = (
     attack.sampler(opened, kind) for kind in (None, "joint", "transfer")
   )
@@ -402,9 +418,10 @@ def test_held_out_images_are_projected_as_the_training_set_is(run, tmp_path):
     linear_rank=2,
   )
   config.evaluation.held_out = "test"
-  model = sampling.newest_model(make_config(), run)._replace(config=config)
-  world = truth.of_world(synthetic.three_gaussians())
-  opened = subject.Subject(model, build.training_set(config), world)
+  built = runs.build(config)
+  model = sampling.newest_model(make_run(), run)._replace(run=built)
+  world = reference.of_world(synthetic.three_gaussians())
+  opened = subject.Subject(model, built.open_training_set(), world)
   train = opened.clean(12)
   plane = subspace.fit(pixels["train"] / 127.5 - 1, 2)
   expected = subspace.project(plane, pixels["test"][:4, ..., None] / 127.5 - 1)
@@ -417,23 +434,23 @@ def test_held_out_images_are_projected_as_the_training_set_is(run, tmp_path):
 
 def test_references_of_something_else_are_refused(run, tmp_path):
   path = tmp_path / "references.npz"
-  config = make_config(reference=str(path))
-  first = quality.measure(subject.open_subject(config, run))
+  built = make_run(reference=str(path))
+  first = quality.measure(subject.open_subject(built, run))
   assert path.exists()
-  again = quality.measure(subject.open_subject(config, run))
+  again = quality.measure(subject.open_subject(built, run))
   assert again == first
-  config.evaluation.num_reference = 32
+  fewer = make_run(reference=str(path), num_reference=32)
   with pytest.raises(configs.ConfigError, match="count: 64 there, 32 here"):
-    quality.measure(subject.open_subject(config, run))
+    quality.measure(subject.open_subject(fewer, run))
 
 
 def test_fid_without_weights_says_what_to_fetch(run):
   config = make_config()
   config.evaluation.extractor = "inception"
   with pytest.raises(ValueError, match=r"pt_inception.*inception_weights"):
-    quality.measure(subject.open_subject(config, run))
+    quality.measure(subject.open_subject(runs.build(config), run))
   with pytest.raises(configs.ConfigError, match="pca for oblique_plane"):
-    validation.validate(config)
+    checks.validate(config)
 
 
 # Purification.
@@ -441,7 +458,7 @@ def test_fid_without_weights_says_what_to_fetch(run):
 
 def test_purify_mode(run, result, tmp_path):
   config = make_config()
-  folder = purify.purify(config, run)
+  folder = purify.purify(runs.build(config), run)
   with np.load(folder / "samples.npz") as saved:
     assert saved["x_0"].shape == (32, 3)
   said = json.loads((folder / "purification.json").read_text())
@@ -460,7 +477,7 @@ def test_purify_mode(run, result, tmp_path):
     np.savez(path, **content)
     config.purify.input = str(path)
     with pytest.raises(configs.ConfigError, match=message):
-      purify.purify(config, run)
+      purify.purify(runs.build(config), run)
   config.purify.input = str(tmp_path / "missing.npz")
   with pytest.raises(configs.ConfigError, match="cannot be read"):
-    purify.purify(config, run)
+    purify.purify(runs.build(config), run)

@@ -9,6 +9,7 @@ import pytest
 import scipy.optimize
 
 from rad_jax import config as configs
+from rad_jax import run as runs
 from rad_jax.diffusion import process, samplers, schedules
 from rad_jax.evaluation import hint
 from rad_jax.reports import curves
@@ -166,12 +167,12 @@ def config():
   return config.lock()
 
 
-def _with(config, **fields):
+def _run(config, **fields):
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict(
     {name.replace("__", "."): value for name, value in fields.items()}
   )
-  return config
+  return runs.build(config)
 
 
 @pytest.mark.parametrize(
@@ -187,13 +188,13 @@ def _with(config, **fields):
   ],
 )
 def test_law_of_w_is_the_attacks(config, fields, expected):
-  assert hint.law_of_w(_with(config, **fields)) == expected
+  assert hint.law_of_w(_run(config, **fields)) == expected
 
 
 def test_hint_tells_what_the_closed_form_does(config, tmp_path):
   # Bugs: q for q^2, the lambda of another row, inverse_std's lambda left out.
-  config = _with(config, objective__lambda_t="inverse_std")
-  result = hint.hint(config, tmp_path / "new")
+  run = _run(config, objective__lambda_t="inverse_std")
+  result = hint.hint(run, tmp_path / "new")
   assert result == json.loads((tmp_path / "new" / "hint.json").read_text())
   assert [row["lam"] for row in result["rows"]] == [0, 0.1, 0.3, 1, 2, 3, 10]
   assert [row["own"] for row in result["rows"]] == [False] * 4 + [True, 0, 0]
@@ -211,7 +212,7 @@ def test_hint_tells_what_the_closed_form_does(config, tmp_path):
 
 
 def test_halving_is_none_where_no_lambda_halves(config, tmp_path):
-  result = hint.hint(_with(config, sampling__num_steps=5), tmp_path)
+  result = hint.hint(_run(config, sampling__num_steps=5), tmp_path)
   halved = [lam is not None for lam in result["halving"]]
   plain = np.array(result["rows"][0]["ratios"])
   np.testing.assert_array_equal(halved, plain >= 0.5)
@@ -220,13 +221,14 @@ def test_halving_is_none_where_no_lambda_halves(config, tmp_path):
 
 def test_hint_says_where_it_does_not_apply(config, tmp_path):
   for name, applies in [("invariance", False), ("robust_ran", True)]:
-    result = hint.hint(_with(config, objective__name=name), tmp_path)
+    result = hint.hint(_run(config, objective__name=name), tmp_path)
     assert result["applies"] is applies
     assert ("does not ask" in curves.hint_table(result)) is not applies
 
 
 def test_curves_hold_every_reading_once(config):
-  found = hint.curves(config, hint.law_of_w(config))
+  run = runs.build(config)
+  found = hint.curves(run, hint.law_of_w(run))
   readings = found["readings"]
   assert len(readings) == 10
   own = [one for one in readings if one["own"]]
@@ -252,7 +254,7 @@ def test_curves_hold_every_reading_once(config):
 
 
 def test_mean_shift_is_in_state_units(config):
-  edm = _with(
+  edm = _run(
     config,
     diffusion__process="edm",
     objective__name="robust_ran",
@@ -267,7 +269,7 @@ def test_mean_shift_is_in_state_units(config):
 
 @pytest.mark.parametrize("process_name", ["ddpm", "edm", "flow"])
 def test_hint_is_written_for_people(config, tmp_path, process_name):
-  hint.hint(_with(config, diffusion__process=process_name), tmp_path)
+  hint.hint(_run(config, diffusion__process=process_name), tmp_path)
   table, picture = curves.write_hint(tmp_path)
   text = table.read_text()
   assert (table.name, picture.name) == ("hint.md", "radius.png")
@@ -280,7 +282,7 @@ def test_hint_is_written_for_people(config, tmp_path, process_name):
 
 
 def test_radius_figure_has_a_line_for_each_reading(config, tmp_path):
-  figure = curves.radius_figure(hint.hint(config, tmp_path))
+  figure = curves.radius_figure(hint.hint(runs.build(config), tmp_path))
   # Constant lambda once, and five radii: all of inverse_std's.
   assert [len(axis.lines) for axis in figure.axes] == [5, 6, 5]
   for axis in figure.axes:

@@ -14,7 +14,7 @@ from rad_jax.data import (
   synthetic,
   training_set,
 )
-from rad_jax.evaluation import measures, truth
+from rad_jax.evaluation import measures, reference
 from rad_jax.evaluation.protocols import truth as truth_protocol
 
 WORLDS = {name: make() for name, make in synthetic.WORLDS.items()}
@@ -394,7 +394,7 @@ def test_spread_ratio_by_hand():
 
 def test_truth_of_a_world_is_its_own():
   world = WORLDS["oblique_plane"]
-  known = truth.of_world(world)
+  known = reference.of_world(world)
   x = _generator().normal(size=(50, 3))
   np.testing.assert_array_equal(known.project(x), world.project(x))
   np.testing.assert_array_equal(known.features(x), x)
@@ -408,7 +408,7 @@ def test_truth_of_images_of_a_known_rank():
   basis = np.linalg.qr(generator.normal(size=(4, 2)))[0].T
   coordinates = generator.normal(size=(200, 2)) * np.array([0.5, 0.2])
   x_0 = (coordinates @ basis + 0.1).reshape(200, 2, 2, 1)
-  known = truth.of_images(x_0, rank=2, frechet_dims=3)
+  known = reference.of_images(x_0, rank=2, frechet_dims=3)
   flat = x_0.reshape(200, 4)
   np.testing.assert_allclose(known.project(flat), flat, atol=1e-8)
   normal = scipy.linalg.null_space(basis)[:, 0]
@@ -434,8 +434,8 @@ def test_truth_of_images_of_a_known_rank():
 
 def test_truth_of_stored_images_is_in_model_units():
   images = _generator(4).integers(0, 256, (30, 2, 2, 1)).astype(np.uint8)
-  stored = truth.of_images(images, rank=2, frechet_dims=50)
-  scaled = truth.of_images(examples.to_model_range(images), 2, 4)
+  stored = reference.of_images(images, rank=2, frechet_dims=50)
+  scaled = reference.of_images(examples.to_model_range(images), 2, 4)
   x = _generator().uniform(-1, 1, (10, 4)).astype(np.float32)
   np.testing.assert_allclose(stored.project(x), scaled.project(x), atol=1e-5)
   np.testing.assert_allclose(stored.covariance, scaled.covariance, atol=1e-5)
@@ -447,7 +447,7 @@ def test_clean_images_have_the_spread_of_the_truth():
   """Where the subspace holds a part of the variance only, too."""
   x_0 = np.random.default_rng(0).uniform(-1, 1, (200, 4, 4, 1))
   x_0 = x_0.astype(np.float32)
-  clean = truth.of_images(x_0, rank=3, frechet_dims=8)
+  clean = reference.of_images(x_0, rank=3, frechet_dims=8)
   found = truth_protocol.compare(x_0, clean, images=True)
   np.testing.assert_allclose(found["spread_ratio"], 1, rtol=1e-5)
   np.testing.assert_allclose(found["frechet"], 0, atol=1e-6)

@@ -180,12 +180,17 @@ def measure(
     power_iterations: of `lipschitz`.
   """
   keys = jax.vmap(lambda k: jax.random.split(k, 4))(keys)
-  uniform = attacks.BALLS["linf"].uniform(
-    keys[:, 0], radius, noised.x_t.shape[1:]
-  )
-  adversarial = lambda goal, keys: errors(
-    eps_fn, noised, adversarial_w(goal, eps_fn, noised, keys, radius)
-  )
+  shape = noised.x_t.shape[1:]
+  pgd = attacks.ATTACKS["pgd"]
+  objective = objectives.OBJECTIVES["robust_adv"]
+
+  def adversarial(name: str, keys: Keys) -> Errors:
+    eps_hat = eps_fn(noised.x_t)
+    goal = objectives.goal(name, objective, eps_fn, eps_hat, noised)
+    w = attacks.maximise(pgd, goal, keys, radius, shape)
+    return errors(eps_fn, noised, w)
+
+  uniform = attacks.BALLS[pgd.norm].uniform(keys[:, 0], radius, shape)
   return Measured(
     radius=radius,
     random=errors(eps_fn, noised, uniform),
@@ -193,29 +198,6 @@ def measure(
     most_moved=adversarial("J", keys[:, 2]),
     lipschitz=lipschitz(eps_fn, noised, keys[:, 3], power_iterations),
   )
-
-
-def adversarial_w(
-  goal: str, eps_fn: EpsFn, noised: Noised, keys: Keys, radius: Scalars
-) -> Batch:
-  """PGD-10's w in the linf ball, against the equivariance objective.
-
-  Args:
-    goal: a name in robustness.objectives.GOALS.
-    eps_fn, noised, keys, radius: as for `measure`.
-
-  Returns:
-    [b, ...], noise units.
-  """
-  raised = objectives.goal(
-    goal,
-    objectives.OBJECTIVES["robust_adv"],
-    eps_fn,
-    eps_fn(noised.x_t),
-    noised,
-  )
-  shape = noised.x_t.shape[1:]
-  return attacks.maximise(attacks.ATTACKS["pgd"], raised, keys, radius, shape)
 
 
 def errors(eps_fn: EpsFn, noised: Noised, w: Batch) -> Errors:
@@ -236,15 +218,8 @@ def lipschitz(
   """The largest singular value of each example's Jacobian of eps_hat by w.
 
   By power iteration on the Jacobian's transpose times itself, from a random
-  direction: it comes from below, and gets closer with each iteration.
-
-  Args:
-    eps_fn, noised: as for `measure`.
-    keys: one an example, [b].
-    power_iterations: 0 or more; 0 is the gain along the random direction.
-
-  Returns:
-    [b], noise units out by noise units in.
+  direction, by one key an example: it comes from below, and gets closer with
+  each iteration; 0 iterations give the gain along that direction.
   """
   still = jnp.zeros_like(noised.x_t)
   estimate = lambda w: eps_fn(processes.shifted(noised.x_t, noised.sigma, w))
@@ -261,11 +236,7 @@ def lipschitz(
 
 
 def summary(level: Level, measured: Measured) -> dict[str, float | None]:
-  """One level's line of the diagnosis.
-
-  Args:
-    level: with scalar fields.
-    measured: of all examples, [n].
+  """One level's line: of a level with scalar fields and all examples, [n].
 
   Raises:
     FloatingPointError: a measure is not finite.
@@ -274,23 +245,21 @@ def summary(level: Level, measured: Measured) -> dict[str, float | None]:
   radius = float(np.mean(measured.radius))
   told = sigma_t * radius >= _LEAST_MOVE
 
-  def relative(error, w) -> float | None:
-    return float(np.sqrt(np.mean(error) / np.mean(w))) if told else None
+  def relative(kind: str, errors: Errors) -> float | None:
+    error = np.mean(getattr(errors, kind))
+    return float(np.sqrt(error / np.mean(errors.w))) if told else None
 
-  random, residual, moved = (
-    measured.random,
-    measured.least_equivariant,
-    measured.most_moved,
-  )
   found = {
     "alpha": float(level.alpha),
     "sigma": float(level.sigma),
     "sigma_t": sigma_t,
     "radius": radius,
-    "equivariance_random": relative(random.equivariance, random.w),
-    "equivariance_adversarial": relative(residual.equivariance, residual.w),
-    "invariance_random": relative(random.invariance, random.w),
-    "invariance_adversarial": relative(moved.invariance, moved.w),
+    "equivariance_random": relative("equivariance", measured.random),
+    "equivariance_adversarial": relative(
+      "equivariance", measured.least_equivariant
+    ),
+    "invariance_random": relative("invariance", measured.random),
+    "invariance_adversarial": relative("invariance", measured.most_moved),
     "lipschitz_mean": float(np.mean(measured.lipschitz)),
     "lipschitz_max": float(np.max(measured.lipschitz)),
   }

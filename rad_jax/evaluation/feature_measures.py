@@ -27,36 +27,15 @@ class Estimate(NamedTuple):
   std: float
 
 
-class PrecisionRecall(NamedTuple):
-  """Both in [0, 1]."""
-
-  precision: float
-  recall: float
-
-
-class DensityCoverage(NamedTuple):
-  """Density is 0 or more, about 1 for equal laws; coverage is in [0, 1]."""
-
-  density: float
-  coverage: float
-
-
 class Balls(NamedTuple):
   """Samples in the balls round reference rows, to their k-th neighbours.
 
-  holding: how many balls hold each sample, [n].
+  holding: how many balls hold each sample, int [n].
   covered: whether each ball holds any sample, [m].
   """
 
   holding: np.ndarray
   covered: np.ndarray
-
-
-class Interval(NamedTuple):
-  """A bootstrap interval."""
-
-  low: float
-  high: float
 
 
 def moments(
@@ -92,36 +71,11 @@ def fid(x: np.ndarray, reference: np.ndarray) -> float:
   return measures.frechet_distance(*moments(x), *moments(reference))
 
 
-def fid_interval(
-  x: np.ndarray,
-  reference: np.ndarray,
-  num_resamples: int = 100,
-  level: float = 0.95,
-  seed: int = 0,
-) -> Interval:
-  """Bootstrap interval of `fid` over the samples, the reference held fixed.
-
-  Resampled rows repeat, which adds FID's bias a second time; so the interval
-  is moved by the resamples' mean excess. Each resample takes O(n k^2 + k^3):
-  about half a minute of CPU time at k = 2048 (measured), well below a second
-  at k = 64. Arguments as for `fid` and `bootstrap`.
-  """
-  there = moments(reference)
-  distance = lambda rows: measures.frechet_distance(*moments(rows), *there)
-  values = _resampled(distance, x, num_resamples, seed)
-  low, high = _interval(values, level)
-  excess = float(np.mean(values)) - distance(x)
-  return Interval(low - excess, high - excess)
-
-
 def polynomial_mmd(x: np.ndarray, y: np.ndarray) -> float:
-  """Unbiased squared MMD under the kernel (x.y / k + 1)^3.
+  """Unbiased squared MMD of x [n, k] and y [m, k], kernel (x.y / k + 1)^3.
 
   The kernel of KID (Binkowski et al. 2018, arXiv 1801.01401, section 3); the
-  estimator is Gretton et al. 2012, Eq. 3, and may be below 0.
-
-  Args:
-    x, y: features [n, k] and [m, k], two rows at least.
+  estimator is Gretton et al. 2012, Eq. 3, and may be below 0. n, m >= 2.
   """
   x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
 
@@ -143,19 +97,13 @@ def kid(
   num_subsets: int = 100,
   seed: int = 0,
 ) -> Estimate:
-  """Kernel Inception Distance: `polynomial_mmd` over random subsets.
+  """Kernel Inception Distance: `polynomial_mmd` over random subsets of rows.
 
   Subsets are drawn without repeats inside, but overlap each other: the
   standard deviation is that of a subset, not of the mean.
 
-  Args:
-    x, reference: features [n, k] and [m, k].
-    subset_size: rows drawn of each, 2 to min(n, m).
-    num_subsets: at least 1.
-    seed: of the draw.
-
   Raises:
-    ValueError: subset_size is out of its range.
+    ValueError: subset_size is not in 2 .. min(n, m).
   """
   if not 2 <= subset_size <= min(len(x), len(reference)):
     raise ValueError(
@@ -174,14 +122,11 @@ def kid(
 def inception_score(probabilities: np.ndarray, splits: int = 10) -> Estimate:
   """exp(mean KL(p(y|x), p(y))), by splits (Salimans et al. 2016, section 4).
 
-  1 where all predictions are alike, at most the number of classes.
-
-  Args:
-    probabilities: p(y|x), [n, classes], rows in an order without meaning.
-    splits: into how many runs of rows, 1 to n.
+  1 where all predictions are alike, at most the number of classes. The rows
+  of probabilities, p(y|x) [n, classes], are in an order without meaning.
 
   Raises:
-    ValueError: splits is out of its range.
+    ValueError: splits is not in 1 .. n.
   """
   if not 1 <= splits <= len(probabilities):
     raise ValueError(f"no {splits} splits of {len(probabilities)} rows")
@@ -201,58 +146,47 @@ def _estimate(values: list[float]) -> Estimate:
 
 def precision_recall(
   x: np.ndarray, reference: np.ndarray, k: int = 3
-) -> PrecisionRecall:
+) -> tuple[float, float]:
   """Improved precision and recall (Kynkaanniemi et al. 2019, 1904.06991).
 
   Precision: the part of samples within some reference row's ball, which
   reaches to its k-th nearest other reference row. Recall: the same with the
-  roles exchanged. Arguments and errors as for `balls`, in both roles.
+  roles exchanged. Raises as `balls`, in both roles.
   """
-  return PrecisionRecall(
-    precision=float(np.mean(balls(x, reference, k).holding > 0)),
-    recall=float(np.mean(balls(reference, x, k).holding > 0)),
-  )
+  precision = np.mean(balls(x, reference, k).holding > 0)
+  recall = np.mean(balls(reference, x, k).holding > 0)
+  return float(precision), float(recall)
 
 
 def density_coverage(
   x: np.ndarray, reference: np.ndarray, k: int = 5
-) -> DensityCoverage:
+) -> tuple[float, float]:
   """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, Eqs. 4 and 5).
 
-  Density: reference balls that hold a sample, over k, averaged over samples.
-  Coverage: the part of reference balls that hold any sample. Arguments and
-  errors as for `balls`.
+  Density: reference balls that hold a sample, over k, averaged over samples:
+  0 or more, about 1 for equal laws. Coverage: the part of reference balls
+  that hold any sample. Raises as `balls`.
   """
   found = balls(x, reference, k)
-  return DensityCoverage(
-    density=float(np.mean(found.holding) / k),
-    coverage=float(np.mean(found.covered)),
-  )
+  return float(np.mean(found.holding) / k), float(np.mean(found.covered))
 
 
 def balls(x: np.ndarray, reference: np.ndarray, k: int) -> Balls:
-  """Which samples lie in the balls to reference rows' k-th neighbours.
+  """Which samples x [n, d] lie in the balls round reference rows [m, d].
 
-  Precision, density and coverage are means of these, so intervals of them are
+  A ball reaches to the row's k-th nearest other row. Precision, density and
+  coverage are means of these, so intervals of them are
   `bootstrap(np.mean, balls(x, reference, k).holding > 0)` and the like.
   O(m (n + m)) distances, `_CHUNK` rows of them in memory.
 
-  Args:
-    x, reference: features [n, k] and [m, k].
-    k: neighbours, a row not counted as its own, 1 to m - 1.
-
   Raises:
-    ValueError: k is out of its range.
+    ValueError: k is not in 1 .. m - 1.
   """
   if not 1 <= k < len(reference):
     raise ValueError(f"{len(reference)} rows have no {k}-th neighbours")
   # The nearest, number 0, is the row itself.
-  radii = np.concatenate(
-    [
-      np.partition(distances, k, axis=1)[:, k]
-      for distances in _squared_distances(reference, reference)
-    ]
-  )
+  within = _squared_distances(reference, reference)
+  radii = np.concatenate([np.partition(d, k, axis=1)[:, k] for d in within])
   holding, covered = [], np.zeros(len(reference), bool)
   for distances in _squared_distances(x, reference):
     inside = distances <= radii
@@ -262,7 +196,7 @@ def balls(x: np.ndarray, reference: np.ndarray, k: int) -> Balls:
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
-  """[up to _CHUNK, m] at a time, between the rows of x and of y [m, k]."""
+  """[up to _CHUNK, m] at a time, between the rows of x and of y [m, d]."""
   x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
   centre = y.mean(axis=0)  # Far from 0 the terms would cancel each other.
   x, y = x - centre, y - centre
@@ -279,36 +213,22 @@ def bootstrap(
   num_resamples: int = 1000,
   level: float = 0.95,
   seed: int = 0,
-) -> Interval:
-  """Percentile interval of a statistic of x [n, ...] over resampled rows.
+) -> tuple[float, float]:
+  """Percentile interval (Efron 1979) of a statistic of x's rows, resampled.
 
-  (Efron 1979.) Not for statistics of neighbours, which repeated rows spoil:
-  take those of `balls`, row by row; for FID there is `fid_interval`. SciPy's
-  bootstrap draws the same rows, but resamples columns apart and rounds the
-  quantiles differently.
+  Not for statistics of neighbours, which repeated rows spoil: take those of
+  `balls`, row by row. SciPy's bootstrap draws the same rows, but resamples
+  columns apart and rounds the quantiles differently.
 
   Args:
-    statistic: rows [n, ...] -> a number, called num_resamples times.
+    statistic: rows [n, ...] -> a number.
     x: the rows, taken to be independent.
-    num_resamples: at least 1; 1000 or more for level 0.95's ends.
+    num_resamples: 1000 or more for level 0.95's ends.
     level: how much lies inside, in (0, 1).
     seed: of the draw.
   """
-  return _interval(_resampled(statistic, x, num_resamples, seed), level)
-
-
-def _resampled(
-  statistic: Callable[[np.ndarray], float],
-  x: np.ndarray,
-  num_resamples: int,
-  seed: int,
-) -> np.ndarray:
-  """The statistic of n rows of x drawn with repeats, [num_resamples]."""
   generator = np.random.default_rng(seed)
   draw = lambda: x[generator.integers(len(x), size=len(x))]
-  return np.array([statistic(draw()) for _ in range(num_resamples)])
-
-
-def _interval(values: np.ndarray, level: float) -> Interval:
+  values = [statistic(draw()) for _ in range(num_resamples)]
   low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-  return Interval(float(low), float(high))
+  return float(low), float(high)

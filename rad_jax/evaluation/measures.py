@@ -43,10 +43,7 @@ def support_rms(
 def support_psnr(
   x: np.ndarray, project: Callable[[np.ndarray], np.ndarray]
 ) -> float:
-  """PSNR in dB of x [n, d] against its nearest points of the support.
-
-  10 log10(4 / mean squared offset per element): the range [-1, 1] has peak 2.
-  """
+  """PSNR in dB of x [n, d] in [-1, 1] (peak 2) against its nearest points."""
   offset = np.asarray(x - project(x), np.float64)
   with np.errstate(divide="ignore"):
     return float(10 * np.log10(4 / np.mean(np.square(offset))))

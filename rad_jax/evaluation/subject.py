@@ -50,10 +50,7 @@ class Subject(NamedTuple):
     return clean_examples(self.training_set, count)
 
   def first(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first training examples, clean and as the run saw them.
-
-    Float32 in model units; at most `count`, by example index.
-    """
+    """At most `count` first examples, clean and as the run saw them."""
     count = min(count, self.training_set.num_examples)
     index = np.arange(count, dtype=np.int32)
     clean = examples.to_model_range(self.training_set.fetch(index))
@@ -110,9 +107,9 @@ def clean_examples(training_set: TrainingSet, count: int) -> np.ndarray:
   return examples.to_model_range(training_set.fetch(index))
 
 
-def of_rows(rows: list[dict[str, Any]]) -> Result:
-  """A table's rows as curves, a list for each column."""
-  return Result({}, {name: [row[name] for row in rows] for name in rows[0]})
+def columns(rows: list[dict[str, Any]]) -> dict[str, list]:
+  """A table's rows as curves."""
+  return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def versions() -> dict[str, str]:

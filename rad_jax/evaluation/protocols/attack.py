@@ -27,7 +27,7 @@ from rad_jax.diffusion import samplers
 from rad_jax.diffusion.process import Level
 from rad_jax.evaluation import sampling
 from rad_jax.evaluation.protocols import truth
-from rad_jax.evaluation.subject import Result, Subject, of_rows
+from rad_jax.evaluation.subject import Result, Subject, columns
 from rad_jax.robustness import attacks, trajectory
 from rad_jax.run import Run
 from rad_jax.training import workdir as workdirs
@@ -57,7 +57,7 @@ def measure(subject: Subject) -> Result:
           **truth.distances(subject, x_0),
         }
       )
-  return of_rows(rows)
+  return Result({}, columns(rows))
 
 
 def sampler(
@@ -68,7 +68,7 @@ def sampler(
   evaluation.num_attack_samples of them, [n, ...]. One compilation.
   """
   run = subject.run
-  grid = _levels(run)
+  grid, places = _levels(run), _places(run)
   surrogate = _surrogate_params(subject) if kind == "transfer" else None
   index = np.arange(run.evaluation.num_attack_samples, dtype=np.int32)
 
@@ -76,7 +76,7 @@ def sampler(
     chain = sampling.chain(run, params, index, grid, sampling.update(run))
     if kind is None:
       return samplers.reverse(*chain)
-    budget = trajectory.budget_at(radius, _places(run), len(grid.sigma))
+    budget = trajectory.budget_at(radius, places, len(grid.sigma))
     victim = chain
     if surrogate is not None:
       victim = chain._replace(eps_fn=sampling.eps_fn(run, surrogate))
@@ -110,29 +110,23 @@ def _num_queries(run: Run, kind: str) -> int:
   """Forward and backward evaluations that an attack takes for a sample."""
   if kind in ("random", "transfer"):
     return 0
+  attack = _attack(run)
   evaluations = sampling.evaluations(run, len(_levels(run).sigma))
   if kind == "greedy":
-    queries = trajectory.greedy_queries(
-      _attack(run), evaluations, len(_places(run))
-    )
+    num_attacked = len(_places(run))
+    queries = trajectory.greedy_queries(attack, evaluations, num_attacked)
   else:
     draws = _DRAWS if kind == "expected" else 1
-    queries = trajectory.joint_queries(_attack(run), evaluations, draws)
+    queries = trajectory.joint_queries(attack, evaluations, draws)
   return queries.forward + queries.backward
 
 
 def _surrogate_params(subject: Subject) -> Any:
-  """The newest parameters of evaluation.transfer_from's run.
-
-  Raises: as `training.workdir.parameters_of_run`.
-  """
-  params, _ = workdirs.parameters_of_run(
-    pathlib.Path(subject.run.evaluation.transfer_from),
-    subject.run,
-    subject.model.mesh,
-    "evaluation.transfer_from",
-  )
-  return params
+  field = "evaluation.transfer_from"
+  source = pathlib.Path(subject.run.evaluation.transfer_from)
+  return workdirs.parameters_of_run(
+    source, subject.run, subject.model.mesh, field
+  )[0]
 
 
 def _attack(run: Run) -> attacks.Attack:

@@ -14,7 +14,7 @@ from rad_jax.data.training_set import evenly
 from rad_jax.diffusion import process, samplers
 from rad_jax.diffusion.process import Level
 from rad_jax.evaluation import measures, purify, sampling
-from rad_jax.evaluation.subject import Result, Subject
+from rad_jax.evaluation.subject import Result, Subject, columns
 
 
 def reconstruction(subject: Subject) -> Result:
@@ -25,22 +25,20 @@ def reconstruction(subject: Subject) -> Result:
   reconstruction_support_rms, distance from the true support. Measures: their
   means over the levels.
   """
-  x_0, grid, places = _setting(subject)
-  curves = _curves(grid, places)
-  for place in places:
-    levels = jax.tree.map(lambda column, n=place: column[n:], grid)
+  x_0, grid = _clean(subject), sampling.levels(subject.run)
+
+  def row(place: int) -> dict[str, float]:
+    levels = jax.tree.map(lambda column: column[place:], grid)
     back = purify.there_and_back(subject, x_0, levels, samplers.ddim(0.0))
     rms = float(np.sqrt(np.mean(np.square(back - x_0, dtype=np.float64))))
-    flat = back.reshape(len(back), -1)
-    _append(
-      curves,
-      reconstruction_rms=rms,
-      reconstruction_psnr_db=float(-20 * np.log10(rms / 2)),
-      reconstruction_support_rms=measures.support_rms(
-        flat, subject.reference.project
-      ),
-    )
-  return _with_means(curves)
+    flat, project = back.reshape(len(back), -1), subject.reference.project
+    return {
+      "reconstruction_rms": rms,
+      "reconstruction_psnr_db": float(-20 * np.log10(rms / 2)),
+      "reconstruction_support_rms": measures.support_rms(flat, project),
+    }
+
+  return _by_level(subject, grid, row)
 
 
 def flow(subject: Subject) -> Result:
@@ -52,17 +50,25 @@ def flow(subject: Subject) -> Result:
   |x_t - alpha m| for the clean data's mean m; estimate_to_centroid, |x_0_hat -
   m|: near 0 where the estimate is the mean of all data.
   """
-  run = subject.run
-  x_0, grid, places = _setting(subject)
+  grid = sampling.levels(subject.run)
+  places = _places(subject, grid)
+  path = paths(subject, grid, len(_clean(subject)))
+  mean = subject.reference.examples.mean(axis=0).astype(np.float64)
+  found, curves = flow_measures(path, grid, mean, places)
+  return Result(found, _sigma_t(subject, grid) | curves)
+
+
+def paths(subject: Subject, grid: Level, count: int) -> samplers.Path:
+  """The deterministic flow from the noise of samples 0 .. count - 1."""
 
   def follow(params, index):
-    chain = sampling.chain(run, params, index, grid, samplers.ddim(0.0))
-    return samplers.path(*chain)
+    step = samplers.ddim(0.0)
+    return samplers.path(
+      *sampling.chain(subject.run, params, index, grid, step)
+    )
 
-  index = np.arange(len(x_0), dtype=np.int32)
-  path = subject.over_devices(follow, index, axis=1)
-  mean = subject.reference.examples.mean(axis=0).astype(np.float64)
-  return Result(*flow_measures(path, grid, mean, places))
+  index = np.arange(count, dtype=np.int32)
+  return subject.over_devices(follow, index, axis=1)
 
 
 def flow_measures(
@@ -83,18 +89,14 @@ def flow_measures(
   states = np.concatenate([states, estimates[-1:]])
   length = np.linalg.norm(np.diff(states, axis=0), axis=-1).sum(axis=0)
   chord = np.linalg.norm(states[-1] - states[0], axis=-1)
-  curves = _curves(grid, places)
-  for n in places:
-    alpha = float(grid.alpha[n])
-    _append(
-      curves,
-      state_to_centroid=_rms_norm(states[n] - alpha * mean),
-      estimate_to_centroid=_rms_norm(estimates[n] - mean),
-    )
+  centroid = np.asarray(grid.alpha, np.float64)[:, None] * mean
   return {
     "path_length": float(length.mean()),
     "path_straightness": float((chord / length).mean()),
-  }, curves
+  }, {
+    "state_to_centroid": [_rms_norm(states[n] - centroid[n]) for n in places],
+    "estimate_to_centroid": [_rms_norm(estimates[n] - mean) for n in places],
+  }
 
 
 def score(subject: Subject) -> Result:
@@ -106,12 +108,13 @@ def score(subject: Subject) -> Result:
   minus the exact one, which is sigma times the error of the score. Measure:
   its mean over the levels.
   """
-  x_0, grid, places = _setting(subject)
-  keys = samplers.sample_keys(subject.run.keys.sampling, jnp.arange(len(x_0)))
+  x_0, grid = _clean(subject), sampling.levels(subject.run)
+  index = jnp.arange(len(x_0))
+  keys = samplers.sample_keys(subject.run.keys.sampling, index)
   eps = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(keys)
   estimate = noise_estimate(subject, grid)
-  curves = _curves(grid, places)
-  for place in places:
+
+  def row(place: int) -> dict[str, float]:
     level = _at(grid, place, len(x_0))
     x_t = np.asarray(process.diffuse(level, jnp.asarray(x_0), eps))
     alpha, sigma = float(grid.alpha[place]), float(grid.sigma[place])
@@ -119,8 +122,9 @@ def score(subject: Subject) -> Result:
     x_0_hat = subject.reference.denoise(flat, alpha, sigma)
     exact = (flat - alpha * x_0_hat) / sigma
     error = estimate(x_t, place).reshape(flat.shape) - exact
-    _append(curves, score_error=float(np.sqrt(np.mean(error**2))))
-  return _with_means(curves)
+    return {"score_error": float(np.sqrt(np.mean(error**2)))}
+
+  return _by_level(subject, grid, row)
 
 
 def noise_estimate(
@@ -140,34 +144,28 @@ def _at(grid: Level, place: int, count: int) -> Level:
   return jax.tree.map(lambda column: jnp.full(count, column[place]), grid)
 
 
-def _setting(subject: Subject) -> tuple[np.ndarray, Level, np.ndarray]:
-  """Clean examples; the sampler's levels; which are shown, falling."""
-  fields = subject.run.evaluation
-  grid = sampling.levels(subject.run)
+def _clean(subject: Subject) -> np.ndarray:
+  return subject.clean(subject.run.evaluation.num_level_examples)
+
+
+def _places(subject: Subject, grid: Level) -> np.ndarray:
+  """Indices of the levels shown, from the most noise to the least."""
   total = len(grid.sigma)
-  return (
-    subject.clean(fields.num_level_examples),
-    grid,
-    evenly(total, min(fields.num_levels, total)),
-  )
+  return evenly(total, min(subject.run.evaluation.num_levels, total))
 
 
-def _curves(grid: Level, places: np.ndarray) -> dict[str, list]:
-  return {"sigma_t": np.asarray(process.unit_sigma(grid))[places].tolist()}
+def _sigma_t(subject: Subject, grid: Level) -> dict[str, list]:
+  sigma_t = np.asarray(process.unit_sigma(grid))
+  return {"sigma_t": sigma_t[_places(subject, grid)].tolist()}
 
 
-def _append(curves: dict[str, list], **values: float) -> None:
-  for name, value in values.items():
-    curves.setdefault(name, []).append(value)
-
-
-def _with_means(curves: dict[str, list]) -> Result:
-  means = {
-    name: float(np.mean(values))
-    for name, values in curves.items()
-    if name != "sigma_t"
-  }
-  return Result(means, curves)
+def _by_level(
+  subject: Subject, grid: Level, row: Callable[[int], dict[str, float]]
+) -> Result:
+  """Curves of a row for each level shown; their means as measures."""
+  curves = columns([row(place) for place in _places(subject, grid)])
+  means = {name: float(np.mean(values)) for name, values in curves.items()}
+  return Result(means, _sigma_t(subject, grid) | curves)
 
 
 def _rms_norm(x: np.ndarray) -> float:

@@ -16,13 +16,12 @@ examples as the run saw them, and purified, what --mode=purify makes of them;
 clean, what they were.
 """
 
-import jax.numpy as jnp
 import numpy as np
 
 from rad_jax import files
 from rad_jax.data import synthetic
 from rad_jax.data.training_set import evenly
-from rad_jax.diffusion import process, samplers
+from rad_jax.diffusion import process
 from rad_jax.evaluation import purify, sampling
 from rad_jax.evaluation.protocols import attack, levels
 from rad_jax.evaluation.subject import Result, Subject
@@ -45,17 +44,11 @@ def measure(subject: Subject) -> Result:
 
 def flow(subject: Subject) -> dict[str, np.ndarray]:
   """path and path_sigma_t."""
-  run, grid = subject.run, sampling.levels(subject.run)
+  grid = sampling.levels(subject.run)
   places = evenly(len(grid.sigma), min(_STATES, len(grid.sigma)))
-
-  def follow(params, index):
-    chain = sampling.chain(run, params, index, grid, samplers.ddim(0.0))
-    path = samplers.path(*chain)
-    return jnp.concatenate([path.x_t[places], path.x_0_hat[-1:]])
-
-  index = np.arange(_PATHS, dtype=np.int32)
+  path = levels.paths(subject, grid, _PATHS)
   return {
-    "path": subject.over_devices(follow, index, axis=1),
+    "path": np.concatenate([path.x_t[places], path.x_0_hat[-1:]]),
     "path_sigma_t": np.asarray(process.unit_sigma(grid))[places],
   }
 

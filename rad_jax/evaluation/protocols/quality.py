@@ -54,21 +54,21 @@ def measures(
   x = found.features
   size = min(_SUBSET, len(x), len(reference))
   kid = feature_measures.kid(x, reference, subset_size=size)
-  both = feature_measures.precision_recall(x, reference)
-  spread = feature_measures.density_coverage(x, reference)
+  precision, recall = feature_measures.precision_recall(x, reference)
+  density, coverage = feature_measures.density_coverage(x, reference)
   holding = feature_measures.balls(x, reference, 3).holding > 0
-  precision = feature_measures.bootstrap(np.mean, holding)
+  low, high = feature_measures.bootstrap(np.mean, holding)
   scores = _scores(found.logits) if found.logits is not None else {}
   return {
     _DISTANCES.get(name, "feature_frechet"): feature_measures.fid(x, reference),
     "kid": kid.mean,
     "kid_std": kid.std,
-    "precision": both.precision,
-    "precision_low": precision.low,
-    "precision_high": precision.high,
-    "recall": both.recall,
-    "density": spread.density,
-    "coverage": spread.coverage,
+    "precision": precision,
+    "precision_low": low,
+    "precision_high": high,
+    "recall": recall,
+    "density": density,
+    "coverage": coverage,
     **scores,
   }
 

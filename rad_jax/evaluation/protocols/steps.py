@@ -5,13 +5,14 @@ sampler, num_steps, evaluations (of the network, for one sample), support_rms
 and frechet (protocol truth's). Samples that are not finite have None.
 """
 
+import itertools
 import logging
 from typing import Any
 
 from rad_jax.evaluation import sampling
 from rad_jax.evaluation.protocols import truth
 from rad_jax.evaluation.sampling import NonFiniteSamples
-from rad_jax.evaluation.subject import Result, Subject, of_rows
+from rad_jax.evaluation.subject import Result, Subject, columns
 
 _LOG = logging.getLogger("rad_jax")
 
@@ -19,13 +20,8 @@ _LOG = logging.getLogger("rad_jax")
 def measure(subject: Subject) -> Result:
   """Every sampler at every number of steps."""
   fields = subject.run.evaluation
-  return of_rows(
-    [
-      _row(subject, name, num_steps)
-      for name in fields.samplers
-      for num_steps in fields.step_counts
-    ]
-  )
+  pairs = itertools.product(fields.samplers, fields.step_counts)
+  return Result({}, columns([_row(subject, *pair) for pair in pairs]))
 
 
 def _row(subject: Subject, name: str, num_steps: int) -> dict[str, Any]:
