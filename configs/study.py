@@ -1,17 +1,17 @@
-"""The paper's controlled study: three worlds, six corruptions, six methods.
+"""The paper's controlled study: three data sets, six corruptions, six methods.
 
   python -m rad_jax.main --config=configs/digits.py --mode=prepare_data
   python -m rad_jax.main --config=configs/study.py --mode=study
 
-A world of colour images, projected on their principal components, from any
-folder of images:
+Colour images, projected on their principal components, from any folder of
+images:
 
   python -m rad_jax.main --config=configs/study.py --mode=study \
-    --config.study.worlds="('colour',)" --config.data.path=DIR
+    --config.study.data="('colour',)" --config.data.path=DIR
 
-Interrupted, it goes on where it was. Worlds, corruptions and methods are
+Interrupted, it goes on where it was. Data, corruptions and methods are
 names in rad_jax/experiments/study.py; all other fields are those of every
-run. Expected: docs/study/report.html; 306 runs.
+run. Expected: 306 runs; docs/study.md has their numbers.
 """
 
 from rad_jax import config as schema
@@ -39,7 +39,7 @@ def get_config(variant: str = ""):
   config.study.processes = 2
   if variant:
     config.study.update(
-      worlds=("oblique_plane", "digits"),
+      data=("oblique_plane", "digits"),
       corruptions=("clean", "p90-s0.2"),
       seeds=2,
     )
