@@ -17,9 +17,9 @@ subspace is known. clip_x_0 is off: noised and projected images leave [-1, 1].
 as they are.
 
 Expected: the butterflies were not run here. On a folder of 3,534 colour images
-(emoji), with all else as here: support_rms 6.00 (DDPM 10.00), support_psnr_db 25.3
-(20.9), spread_ratio 0.83 (0.81), frechet 36.2 (40.8), one seed; 5 minutes (DDPM
-3.5) on 2 CPU cores.
+(emoji), with all else as here: support_rms 6.00 (DDPM 10.00), support_psnr_db
+25.3 (20.9), spread_ratio 0.83 (0.81), frechet 36.2 (40.8), one seed; 5 minutes
+(DDPM 3.5) on 2 CPU cores.
 """
 
 from rad_jax import config as schema
