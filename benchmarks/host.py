@@ -14,10 +14,12 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import settings, timing
+from rad_jax import run as runs
 from rad_jax.config import is_synthetic
 from rad_jax.data import batches, folder, images, sources
+from rad_jax.data.training_set import TrainingSet
 from rad_jax.evaluation import quality
-from rad_jax.training import build, checkpoints, loop, sharding
+from rad_jax.training import checkpoints, loop, sharding
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -90,9 +92,9 @@ def waiting_rows(name: str, dtype: str, batch_size: int, steps: int) -> list:
   )
   mesh = sharding.device_mesh()
   everywhere = sharding.replicated(mesh)
-  state = jax.jit(lambda: build.state(config), out_shardings=everywhere)()
+  state = jax.jit(runs.build(config).initial_state, out_shardings=everywhere)()
   batch = sharding.place(next(stream), mesh)
-  step = loop.compile_step(config, state, batch, mesh)
+  step = loop.compile_step(runs.build(config), state, batch, mesh)
   state, metrics = step(state, batch)
   jax.block_until_ready(metrics)
   waited, started = 0.0, time.perf_counter()
@@ -150,17 +152,17 @@ def _dispatched(name, objective, dtype, count, loading):
   config = settings.load(name, objective, dtype)
   config.data.loading = loading
   config.train.update(num_steps=10**9, steps_per_dispatch=count)
-  shape = (10_000, *build.example_shape(config))
+  shape = (10_000, *runs.build(config).example_shape)
   x_0 = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   if is_synthetic(config):
     x_0 = x_0.astype(np.float32) / 128 - 1
   mesh = sharding.device_mesh()
   stream = loop.dispatched_batches(
-    config, build.TrainingSet(lambda i: x_0[i], len(x_0), x_0), 0, mesh
+    config, TrainingSet(lambda i: x_0[i], len(x_0), x_0), 0, mesh
   )
   everywhere = sharding.replicated(mesh)
-  state = jax.jit(lambda: build.state(config), out_shardings=everywhere)()
-  step = loop.compile_step(config, state, next(stream), mesh)
+  state = jax.jit(runs.build(config).initial_state, out_shardings=everywhere)()
+  step = loop.compile_step(runs.build(config), state, next(stream), mesh)
 
   def run() -> Callable[[], object]:
     nonlocal state
@@ -174,7 +176,7 @@ def _dispatched(name, objective, dtype, count, loading):
 def checkpoint_rows(name: str, rounds: int) -> list[dict]:
   """Saving and restoring a setting's whole state."""
   config = settings.load(name, "ddpm", "float32")
-  state = jax.jit(lambda: build.state(config))()
+  state = jax.jit(runs.build(config).initial_state)()
   size = sum(x.nbytes for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
   everywhere = sharding.replicated(sharding.device_mesh())
   seconds: dict[str, list[float]] = {"blocked": [], "saved": [], "restored": []}

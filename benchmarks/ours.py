@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rad_jax import run as runs
 from rad_jax.config import ConfigDict, is_synthetic
-from rad_jax.training import build, chips
+from rad_jax.training import chips
 
 
 def batch(config: ConfigDict) -> dict[str, jax.Array]:
   """A batch of noise in the place of data, on the device."""
   generator = np.random.default_rng(0)
-  shape = (config.train.batch_size, *build.example_shape(config))
+  shape = (config.train.batch_size, *runs.build(config).example_shape)
   if is_synthetic(config):
     x_0 = generator.standard_normal(shape, np.float32)
   else:
@@ -25,10 +26,10 @@ def batch(config: ConfigDict) -> dict[str, jax.Array]:
 def step(config: ConfigDict) -> Callable[[], object]:
   """The training step, jitted, with its state donated."""
   fed = batch(config)
-  state = jax.jit(lambda: build.state(config))()
+  state = jax.jit(runs.build(config).initial_state)()
   compiled = (
     jax.jit(
-      build.train_step(config),
+      runs.build(config).train_step(True),
       donate_argnums=0,
       compiler_options=chips.compiler_options(),
     )
@@ -47,9 +48,9 @@ def step(config: ConfigDict) -> Callable[[], object]:
 def forward(config: ConfigDict, batch_size: int) -> Callable[[], object]:
   """One pass of the network, without dropout."""
   predict = jax.jit(
-    build.network(config).apply, compiler_options=chips.compiler_options()
+    runs.build(config).network.apply, compiler_options=chips.compiler_options()
   )
-  params = jax.jit(lambda: build.state(config).params)()
-  x_t = jnp.ones((batch_size, *build.example_shape(config)))
+  params = jax.jit(lambda: runs.build(config).initial_state().params)()
+  x_t = jnp.ones((batch_size, *runs.build(config).example_shape))
   t = jnp.full((batch_size,), 500)
   return lambda: jax.block_until_ready(predict(params, x_t, t))

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import ours, settings, timing
-from rad_jax.training import build, chips
+from rad_jax import run as runs
+from rad_jax.evaluation import sampling
+from rad_jax.training import chips
 
 
 def rows(
@@ -17,10 +19,11 @@ def rows(
   """
   config = settings.load(name, "ddpm", dtype, batch_size)
   config.sampling.update(sampler="ddim", num_steps=num_steps)
+  run = runs.build(config)
   draw = jax.jit(
-    build.sampler(config), compiler_options=chips.compiler_options()
+    sampling.sampler(run), compiler_options=chips.compiler_options()
   )
-  params = jax.jit(lambda: build.state(config).params)()
+  params = jax.jit(lambda: run.initial_state().params)()
   index = jnp.arange(config.train.batch_size)
   times = timing.interleaved(
     {
@@ -30,7 +33,7 @@ def rows(
     rounds,
   )
   seconds = float(np.median(times["sampling"]))
-  evaluations = build.evaluations(config, num_steps)
+  evaluations = sampling.evaluations(run, num_steps)
   return [
     {
       "benchmark": "sampling",

@@ -18,8 +18,10 @@ import jax
 from jax.experimental import topologies
 
 from benchmarks import ours, settings, train
+from rad_jax import run as runs
 from rad_jax.config import ConfigDict
-from rad_jax.training import build, cost, loop, sharding
+from rad_jax.training import loop, passes, sharding
+from rad_jax.training.state import num_parameters
 
 # Assumed: the share of the peak that a chip reaches, and of its time that can
 # hide an all-reduce: gradients are there from the backward pass on.
@@ -105,11 +107,11 @@ def compiled(
 ) -> jax.stages.Compiled:
   """The training step, compiled for some devices; None: all there are."""
   mesh = sharding.device_mesh(config.train.fsdp, devices)
-  state = jax.eval_shape(lambda: build.state(config))
+  state = jax.eval_shape(runs.build(config).initial_state)
   batch = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), ours.batch(config)
   )
-  return loop.compile_step(config, state, batch, mesh)
+  return loop.compile_step(runs.build(config), state, batch, mesh)
 
 
 def slice_of_tpus(topology: str) -> list[jax.Device]:
@@ -199,13 +201,13 @@ def efficiency_table(
     "|---|---|" + "---|" * len(counts),
   ]
   for name, chip in CHIPS.items():
-    for method, passes, size in _METHODS:
+    for method, count, size in _METHODS:
       cells = []
       for n in counts:
         if n > chip.largest:
           cells.append("")
           continue
-        flops = passes * pass_flops * local_batch(n)
+        flops = count * pass_flops * local_batch(n)
         exchanged = size * parameters
         without, hidden = (
           efficiency(chip, n, flops, exchanged, MFU, overlap)
@@ -241,8 +243,9 @@ def main() -> None:
     )
   )
   config = settings.load("cifar10", "robust_adv", "float32")
-  shapes = jax.eval_shape(lambda: build.state(config))
-  parameters, flops = build.num_parameters(shapes), cost.pass_flops(config)
+  run = runs.build(config)
+  parameters = num_parameters(jax.eval_shape(run.initial_state))
+  flops = passes.flops(run.network, run.initial_state, run.example_shape)
   print(f"\nCIFAR-10's network: {parameters:,} parameters, {flops:.4g} FLOP")
   for title, local_batch in (
     ("64 examples on each chip", lambda n: 64),

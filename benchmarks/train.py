@@ -7,8 +7,10 @@ import jax
 import numpy as np
 
 from benchmarks import ours, settings, timing
+from rad_jax import run as runs
 from rad_jax.config import ConfigDict
-from rad_jax.training import build, chips, cost
+from rad_jax.training import chips, passes
+from rad_jax.training.state import num_parameters
 
 OBJECTIVES = ("ddpm", "robust_ran", "robust_adv")
 CHEAP: dict[str, dict[str, object]] = {
@@ -70,7 +72,7 @@ def _peers(
   config = configs["ddpm"]
   for kind in peers:
     model = peer.network(config).train()
-    expected = build.num_parameters(_state(config))
+    expected = num_parameters(_state(config))
     if peer.num_parameters(model) != expected:
       raise AssertionError(
         f"the peer has {peer.num_parameters(model):,} parameters and ours"
@@ -88,7 +90,7 @@ def _peers(
 
 
 def _state(config: ConfigDict):
-  return jax.eval_shape(lambda: build.state(config))
+  return jax.eval_shape(runs.build(config).initial_state)
 
 
 def _row(
@@ -100,6 +102,7 @@ def _row(
 ) -> dict:
   *kind, objective = who.split(", ", 1) if who.startswith("torch") else [who]
   config = configs[objective]
+  run = runs.build(config)
   seconds = float(np.median(times[who]))
   row = {
     "benchmark": "train",
@@ -113,13 +116,12 @@ def _row(
     "examples_per_second": config.train.batch_size / seconds,
     # What it costs over its own library's DDPM, and what it needs at least.
     "over_ddpm": timing.ratio(times, who, ", ".join([*kind, "ddpm"])),
-    "passes_over_ddpm": build.passes(config) / 3,
+    "passes_over_ddpm": run.step_passes / 3,
     "over_rad_jax": timing.ratio(times, who, objective),
   }
   if config.model.name == "unet":
-    flops = (
-      build.passes(config) * config.train.batch_size * cost.pass_flops(config)
-    )
+    flops = run.step_passes * config.train.batch_size
+    flops *= passes.flops(run.network, run.initial_state, run.example_shape)
     row["tflops_per_second"] = flops / seconds / 1e12
     peak = chips.peak_flops(jax.devices()[0])
     if peak and dtype == "bfloat16":

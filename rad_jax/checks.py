@@ -88,7 +88,7 @@ def _data(config: ConfigDict) -> Iterator[Check]:
 def _corruption(config: ConfigDict) -> Iterator[Check]:
   kind, sigma = config.data.corruption.kind, config.data.corruption.sigma
   if config.data.corruption.severity == 0:
-    strongest = corruptions.STRONGEST.get(kind, sigma)
+    strongest = corruptions.CORRUPTIONS[kind].strongest
     yield (
       "data.corruption.sigma",
       sigma <= strongest,
@@ -101,7 +101,7 @@ def _corruption(config: ConfigDict) -> Iterator[Check]:
     )
   yield (
     "data.corruption.kind",
-    not (is_synthetic(config) and kind in corruptions.OF_IMAGES),
+    not (is_synthetic(config) and corruptions.CORRUPTIONS[kind].of_images),
     f"another for {config.data.name}: {kind} needs images",
   )
   is_noise = kind == "gaussian" or config.data.corruption.fraction == 0

@@ -482,6 +482,9 @@ FIELDS: dict[str, Any] = {
       ("oblique_plane", "three_gaussians", "digits"),
       "Names in experiments.study; colour is a folder of images at data.path.",
     ),
+    "schemes": Field(
+      "cheap", "A table in experiments.schemes, of --mode=schemes."
+    ),
     "corruptions": Field(
       ("clean", "p50-s0.1", "p50-s0.2", "p90-s0.1", "p90-s0.2", "outliers"),
       "p50-s0.1: 50% with noise of sigma 0.1.",
@@ -501,7 +504,9 @@ FIELDS: dict[str, Any] = {
     "group_size": Field(18, "Runs trained together at most.", COUNT),
     "notes": Field("", 'A text of paragraphs for the report; "": none.'),
     "processes": Field(
-      1, "Groups at the same time, each in a process of its own.", COUNT
+      1,
+      "Groups, or schemes, at the same time, each in a process of its own.",
+      COUNT,
     ),
   },
   "evaluation": {

@@ -16,7 +16,7 @@ import jax
 from absl import flags
 from absl import logging as absl_logging
 
-from rad_jax.data import builders, sources
+from rad_jax.data import builders
 from rad_jax.training import checkpoints, hosts, loop
 
 # The exit code of a run that was asked to stop and can go on: EX_TEMPFAIL.
@@ -43,7 +43,7 @@ def help_text(version: str, modes: Mapping[str, tuple[str, str]]) -> str:
     modes: by name, what each does and an example of its flags.
   """
   lines = "\n".join(
-    f"  {name:13} {says:22} {example}"
+    f"  {name:15} {says:20} {example}"
     for name, (says, example) in modes.items()
   )
   known = textwrap.indent(
@@ -53,7 +53,7 @@ def help_text(version: str, modes: Mapping[str, tuple[str, str]]) -> str:
 
   python -m rad_jax.main --config=configs/digits.py --mode=train
 
---mode=         does                   for example
+--mode=           does                 for example
 {lines}
 
 --config=FILE[:smoke]    yours, or one of these; :smoke takes seconds:
@@ -150,7 +150,7 @@ def clear_errors(traceback: bool) -> Iterator[None]:
     if traceback:
       raise
     message = one_line(error)
-    if isinstance(error, sources.NotPrepared):
+    if isinstance(error, builders.NotPrepared):
       message += f". Prepare it with: {prepare_command(sys.argv)}"
     elif not type(error).__module__.startswith("rad_jax."):
       message += " (--traceback shows where)"

@@ -23,7 +23,7 @@ from rad_jax import checks, console
 from rad_jax import config as configs
 from rad_jax import run as runs
 from rad_jax.config import ConfigDict
-from rad_jax.data import builders
+from rad_jax.data import builders, training_set
 from rad_jax.training import hosts, loop
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -142,25 +142,51 @@ def _hint(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.experiments import sweep
-  from rad_jax.reports import frontier
 
-  runs = sweep.matched(sweep.grid(config), config.sweep.match, workdir)
-  rows = sweep.run_all(runs, workdir, config.sweep.processes)
-  paths = frontier.write(rows, workdir)
-  print(paths[0].read_text())
-  _print_paths("swept", paths)
+  _report_rows(sweep.run(config, workdir), workdir, "sweep")
 
 
 def _study(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.experiments import study
-  from rad_jax.reports import study as study_report
 
+  notes = pathlib.Path(config.study.notes) if config.study.notes else None
   rows = study.run(config, workdir)
-  notes = config.study.notes
-  paths = study_report.write(
-    rows, workdir, pathlib.Path(notes) if notes else None
-  )
-  _print_report(paths)
+  _report_rows(rows, workdir, "study", notes=notes)
+
+
+def _schemes(config: ConfigDict, workdir: pathlib.Path) -> None:
+  from rad_jax.experiments import schemes
+
+  name = config.study.schemes
+  rows = schemes.run(config, workdir, name)
+  _report_rows(rows, workdir, "schemes", across=schemes.ACROSS[name])
+
+
+def _demo(config: ConfigDict, workdir: pathlib.Path) -> None:
+  from rad_jax.experiments import schemes
+
+  _report_rows(schemes.run(config, workdir, "demo"), workdir, "demo")
+
+
+def _purified_digits(config: ConfigDict, workdir: pathlib.Path) -> None:
+  from rad_jax.experiments import purified_digits
+
+  for row in purified_digits.run(config, workdir):
+    shares = [f"{name} {row[name]:.3f}" for name in list(row)[2:]]
+    print(f"{row['method']} {row['way']}: {', '.join(shares)}")
+
+
+def _report_rows(
+  rows: list[dict[str, Any]], workdir: pathlib.Path, view: str, **options: Any
+) -> None:
+  from rad_jax.reports import experiment
+
+  paths = experiment.write(rows, workdir, view, **options)
+  if paths[0].suffix == ".html":
+    _print_report(paths)
+    return
+  print(paths[0].read_text())
+  _print_paths("written", paths)
 
 
 def _export(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -169,7 +195,7 @@ def _export(config: ConfigDict, workdir: pathlib.Path) -> None:
 
   model = sampling.newest_model(runs.build(config), workdir)
   folder = pretrained.export(
-    model.params, config.to_dict(), workdir / "diffusers"
+    model.params, workdir / "diffusers", configs.flatten(config.to_dict())
   )
   which = "moving average" if config.sampling.ema else "raw weights"
   print(f"exported: {folder} ({which} of step {model.step})")
@@ -179,7 +205,7 @@ def _prepare_data(config: ConfigDict, workdir: pathlib.Path) -> None:
   del workdir
   if configs.is_synthetic(config):
     print(f"{config.data.name} is drawn on the fly: nothing to prepare")
-  elif not builders.needs_preparation(config.data.name):
+  elif not training_set.needs_preparation(config.data.name):
     print(f"{config.data.name} is read as it is: nothing to prepare")
   else:
     builders.prepare(config.data.name, config.data.data_dir or None)
@@ -234,6 +260,11 @@ MODES = {
   "hint": Mode("choose lambda", "--config.objective.lam=1.0", _hint),
   "sweep": Mode("a grid of runs", '--config.sweep.lam="(0.3, 3.0)"', _sweep),
   "study": Mode("data x methods", "--config=configs/study.py:smoke", _study),
+  "schemes": Mode("side by side", "--config.study.schemes=cheap", _schemes),
+  "demo": Mode("the effect", "--config=configs/demo.py", _demo),
+  "purified_digits": Mode(
+    "against attacks", "--config=configs/demo.py", _purified_digits
+  ),
   "report": Mode("runs as one page", "--workdir=runs/ddpm,runs/adv", None),
   "export": Mode("to diffusers", "--config=configs/cifar10.py", _export),
   "prepare_data": Mode(
@@ -244,8 +275,8 @@ MODES = {
   ),
 }
 _MODE = flags.DEFINE_enum("mode", "train", [*MODES], "What to do.")
-# What their configs stand for is validated run by run, or not run at all.
-_UNCHECKED = ("study", "show_config")
+# Their config is the base of runs, each of which is validated; or is not run.
+_UNCHECKED = ("study", "schemes", "demo", "purified_digits", "show_config")
 
 
 def main(argv: list[str]) -> None:

@@ -49,7 +49,7 @@ class Run(NamedTuple):
   step_passes: forward passes of such a step; DDPM's are 3.
   example_shape: of one example, as the network sees it.
   is_synthetic: whether examples are points drawn on the fly, not images.
-  open_training_set: () -> the clean set, by index.
+  open_training_set: () -> the clean set, by index; or another, by keywords.
   corrupt: (index [b], x_0 [b, ...]) -> x_0 as the training set holds it.
   prepare: (batch, keys [b]) -> x_0 and its known noise, for the step.
   initial_state: () -> the state before the first step. Jit-able.
@@ -70,9 +70,9 @@ class Run(NamedTuple):
   step_passes: float
   example_shape: tuple[int, ...]
   is_synthetic: bool
-  open_training_set: Callable[[], TrainingSet]
+  open_training_set: Callable[..., TrainingSet]
   corrupt: Callable[[Array, Array], Array]
-  prepare: step.Prepare
+  prepare: prepare.Prepare
   initial_state: Callable[[], states.State]
   train_step: Callable[[bool], step.Step]
   monitor: step.Step
@@ -243,7 +243,7 @@ def _train_step(
   config: ConfigDict,
   method: Method,
   optimizer: optax.GradientTransformation,
-  make_batch: step.Prepare,
+  make_batch: prepare.Prepare,
   timetable: passes.Timetable,
 ) -> Callable[[bool], step.Step]:
   fields = config.regulariser
@@ -258,7 +258,11 @@ def _train_step(
     "skip_non_finite": config.train.max_skipped > 0,
   }
   on = common | {
-    "ramp": radius.ramp(timetable.first_step, fields.warmup_steps),
+    "ramp": partial(
+      radius.ramp,
+      first_step=timetable.first_step,
+      warmup_steps=fields.warmup_steps,
+    ),
     "regularised": (share.numerator, share.denominator),
   }
   pieces = config.train.micro_batches
@@ -305,7 +309,7 @@ def _opener(config: ConfigDict) -> Callable[[], TrainingSet]:
     num_examples=data.num_examples,
     path=data.path,
     split=data.split,
-    data_dir=data.data_dir or None,
+    data_dir=data.data_dir,
     loading=data.loading,
     crop_size=data.crop_size,
     image_size=data.image_size,

@@ -71,19 +71,19 @@ def values_of(workdir: pathlib.Path) -> list[dict]:
 
 def poisoned(monkeypatch, step: int, factor: float) -> None:
   """The batch of a step is times a factor."""
-  from rad_jax.training import build
+  from rad_jax.training import loop
 
-  honest = build.training_batches
+  honest = loop.training_batches
 
-  def batches(config, training_set, first_step, rows):
+  def batches(run, training_set, first_step, rows):
     for done, batch in enumerate(
-      honest(config, training_set, first_step, rows), first_step + 1
+      honest(run, training_set, first_step, rows), first_step + 1
     ):
       if done == step:
         batch = batch | {"x_0": batch["x_0"] * np.float32(factor)}
       yield batch
 
-  monkeypatch.setattr(build, "training_batches", batches)
+  monkeypatch.setattr(loop, "training_batches", batches)
 
 
 def config_of(**fields: object) -> ConfigDict:
@@ -94,3 +94,11 @@ def config_of(**fields: object) -> ConfigDict:
     FIELDS | {k.replace("__", "."): v for k, v in fields.items()}
   )
   return config
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """For processes, which take no Run: its functions cannot be pickled."""
+  from rad_jax import run
+  from rad_jax.training import loop
+
+  loop.train(run.build(config), workdir)

@@ -5,13 +5,17 @@ import time
 import numpy as np
 import pytest
 
-from rad_jax.data import batches, sources
+from rad_jax.data import batches, images, sources
 
 DATA = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
 
 
 def _fetch(indices):
   return DATA[indices]
+
+
+def _source(stack):
+  return sources.Source("images", list(stack), lambda image: image)
 
 
 def _run(first_step, last_step, batch_size=8, seed=0, **kwargs):
@@ -118,8 +122,9 @@ def test_only_this_process_rows_are_fetched():
 
 
 def test_failure_reaches_the_caller_after_the_good_batches():
-  records = [{"image": b"not an image"}]
-  source = sources.TfdsSource("lsun/bedroom", "train", records, 3)
+  source = sources.Source(
+    "lsun", [b"not an image"], lambda file: images.decode(file, 3)
+  )
   bad_step = 4
   bad = batches.example_indices(0, bad_step, 8, 50)
 
@@ -129,17 +134,19 @@ def test_failure_reaches_the_caller_after_the_good_batches():
   found = batches.batches(fetch, 0, 0, 20, 8, 50)
   for _ in range(bad_step):
     next(found)
-  with pytest.raises(sources.ExampleError, match="'lsun/bedroom'.*example 0"):
+  with pytest.raises(
+    sources.ExampleError, match="lsun: example 0 cannot be decoded"
+  ):
     next(found)
 
 
 def test_fetch_from_stacks_transformed_images():
-  images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), np.uint8)
+  stack = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), np.uint8)
   fetch = batches.fetch_from(
-    sources.reader(images, lambda image: image[:, 1:5])
+    sources.reader(_source(stack), lambda image: image[:, 1:5])
   )
   indices = np.array([4, 0, 1, 4], np.int32)
-  np.testing.assert_array_equal(fetch(indices), images[indices][:, :, 1:5])
+  np.testing.assert_array_equal(fetch(indices), stack[indices][:, :, 1:5])
 
 
 def test_fetch_from_names_an_example_that_does_not_fit():
@@ -147,7 +154,7 @@ def test_fetch_from_names_an_example_that_does_not_fit():
     raise ValueError("crop_size 9 exceeds the image")
 
   fetch = batches.fetch_from(
-    sources.reader(np.zeros((5, 4, 4, 3), np.uint8), transform)
+    sources.reader(_source(np.zeros((5, 4, 4, 3), np.uint8)), transform)
   )
   with pytest.raises(sources.ExampleError, match="example 2: crop_size 9"):
     fetch(np.array([2], np.int32))
@@ -161,14 +168,14 @@ def _undecodable(bad):
       raise ValueError("damaged")
     return image
 
-  images = np.broadcast_to(
+  stack = np.broadcast_to(
     np.arange(6, dtype=np.uint8)[:, None, None, None], (6, 2, 2, 1)
   )
-  return images, transform
+  return _source(stack), transform
 
 
 @pytest.mark.parametrize("bad, expected", [({2}, 3), ({2, 3}, 4), ({2, 5}, 3)])
-def test_next_image_stands_in_for_one_that_cannot_be_read(
+def test_next_image_takes_the_place_of_one_that_cannot_be_read(
   bad, expected, caplog
 ):
   source, transform = _undecodable(bad)
@@ -206,6 +213,5 @@ def test_one_unreadable_image_too_many(limit):
 
 
 def test_empty_source_is_named():
-  source = sources.TfdsSource("cifar10", "train[:0]", [], 3)
-  with pytest.raises(ValueError, match="'cifar10', split 'train.:0.' is empty"):
-    sources.reader(source, lambda image: image)
+  with pytest.raises(ValueError, match="images is empty"):
+    sources.reader(_source([]), lambda image: image)

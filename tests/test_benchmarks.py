@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import settings, table, timing
-from rad_jax import validation
+from rad_jax import checks
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,7 +98,7 @@ device 1 x cpu, jax 0.9
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_settings_are_configs(name, dtype):
   config = settings.load(name, "robust_adv", dtype)
-  validation.validate(config)
+  checks.validate(config)
   assert config.objective.name == "robust_adv"
   assert config.model.dtype == dtype
   assert settings.load(name, "ddpm", dtype, 12).train.batch_size == 12

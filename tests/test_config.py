@@ -1,7 +1,12 @@
 """The configuration: its files, its checks, and what binds a run."""
 
 import json
+import os
 import pathlib
+import re
+import shlex
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +14,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from rad_jax import checks
 from rad_jax import config as configs
-from rad_jax import validation
-from rad_jax.training import build
+from rad_jax import run as runs
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -45,7 +50,7 @@ def with_field(path, value, **others):
 class TestFiles:
   def test_is_valid_and_locked(self, path, variant):
     config = load(f"{path}{variant}")
-    validation.validate(config)
+    checks.validate(config)
     assert config.is_locked
     with pytest.raises(AttributeError, match="num_steps"):
       config.train.num_stps = 3
@@ -66,16 +71,18 @@ class TestFiles:
 def test_smoke_is_small_and_its_step_fits_its_data(path):
   config = load(f"{path}:smoke")
   assert config.train.num_steps <= 20
-  state = jax.eval_shape(lambda: build.state(config))
+  state = jax.eval_shape(runs.build(config).initial_state)
   assert sum(x.size for x in jax.tree.leaves(state.params)) < 1e5
   batch = {
     "x_0": jnp.zeros(
-      (config.train.batch_size, *build.example_shape(config)),
+      (config.train.batch_size, *runs.build(config).example_shape),
       jnp.float32 if configs.is_synthetic(config) else jnp.uint8,
     ),
     "index": jnp.zeros((config.train.batch_size,), jnp.int32),
   }
-  after, metrics = jax.eval_shape(build.train_step(config), state, batch)
+  after, metrics = jax.eval_shape(
+    runs.build(config).train_step(True), state, batch
+  )
   assert [x.dtype for x in jax.tree.leaves(after)] == (
     [x.dtype for x in jax.tree.leaves(state)]
   )
@@ -114,7 +121,7 @@ def test_unknown_variant():
 
 
 def test_default_is_valid():
-  validation.validate(configs.default())
+  checks.validate(configs.default())
 
 
 BAD = [
@@ -167,12 +174,13 @@ BAD = [
   ("objective.omega", 0.5),
   ("objective.omega", inf),
   ("objective.beta_role", "power"),
-  ("objective.beta_law", "normal"),
   ("objective.radius_units", "pixels"),
   ("attack.name", "cw"),
   ("attack.norm", "l1"),
   ("attack.goal", "loss"),
   ("attack.dtype", "float16"),
+  ("model.dtype", "float16"),
+  ("data.flip", 1),
   ("attack.num_steps", -2),
   ("attack.step_size", 0.0),
   ("attack.step_size", 2.5),
@@ -221,7 +229,6 @@ BAD = [
   ("evaluation.num_samples", 1),
   ("evaluation.subspace_rank", 0),
   ("evaluation.frechet_dims", 0),
-  ("evaluation.protocols", ("truth", "fid")),
   ("evaluation.samplers", ("dpm",)),
   ("evaluation.extractor", "vgg"),
   ("evaluation.attack_norm", "l1"),
@@ -236,40 +243,40 @@ BAD = [
 @pytest.mark.parametrize("path, value", BAD)
 def test_bad_value_is_named(path, value):
   with pytest.raises(configs.ConfigError) as error:
-    validation.validate(with_field(path, value))
+    checks.validate(with_field(path, value))
   assert f"config.{path}={value!r}: it must be " in str(error.value)
 
 
 def test_unet_takes_no_points():
   config = with_field("data.name", "oblique_plane")
   with pytest.raises(configs.ConfigError, match=r"model\.name='unet'.*mlp"):
-    validation.validate(config)
+    checks.validate(config)
 
 
 def test_unet_must_be_able_to_halve_the_image():
   config = with_field("data.image_size", 36)
   with pytest.raises(configs.ConfigError) as error:
-    validation.validate(config)
+    checks.validate(config)
   message = str(error.value)
   assert "config.model.unet.channel_multipliers=(1, 2, 2, 2)" in message
   assert "data.image_size 36" in message
-  validation.validate(with_field("data.image_size", 36, model__name="mlp"))
+  checks.validate(with_field("data.image_size", 36, model__name="mlp"))
 
 
 def test_projection_needs_the_whole_set():
   config = with_field("data.linear_rank", 16, data__loading="stream")
   with pytest.raises(configs.ConfigError, match=r"data\.linear_rank=16.*strea"):
-    validation.validate(config)
+    checks.validate(config)
 
 
 @pytest.mark.parametrize("path", ["train.batch_size", "sampling.batch_size"])
 def test_batches_are_split_evenly_over_the_devices(path):
   config = with_field(path, 6)
   training = path == "train.batch_size"
-  validation.validate(config, 2, training)
-  validation.validate(config, 4, not training)
+  checks.validate(config, 2, training)
+  checks.validate(config, 4, not training)
   with pytest.raises(configs.ConfigError) as error:
-    validation.validate(config, 4, training)
+    checks.validate(config, 4, training)
   assert f"config.{path}=6: it must be a multiple" in str(error.value)
   assert str(error.value).endswith("devices, 4")
 
@@ -307,7 +314,7 @@ def test_batches_are_split_evenly_over_the_devices(path):
   ],
 )
 def test_ends_of_a_range_are_allowed(path, value):
-  validation.validate(with_field(path, value))
+  checks.validate(with_field(path, value))
 
 
 NOISE_AWARE = {
@@ -430,7 +437,7 @@ IMPOSSIBLE = {
 def test_impossible_combination_is_named(name):
   path, value, others, expected = IMPOSSIBLE[name]
   with pytest.raises(configs.ConfigError) as error:
-    validation.validate(with_field(path, value, **others))
+    checks.validate(with_field(path, value, **others))
   assert f"config.{path}={value!r}: it must be " in str(error.value)
   assert expected in str(error.value)
   assert "\n" not in str(error.value)
@@ -462,7 +469,7 @@ def test_impossible_combination_is_named(name):
   ],
 )
 def test_possible_combination(path, value, others):
-  validation.validate(with_field(path, value, **others))
+  checks.validate(with_field(path, value, **others))
 
 
 def test_flatten():
@@ -480,7 +487,6 @@ def test_flatten():
     ("model.unet.channel_multipliers", (1, 2)),
     ("objective.name", "ddpm"),
     ("objective.lam", 1.0),
-    ("objective.beta_law", "uniform"),
     ("diffusion.process", "edm"),
     ("diffusion.prediction", "v"),
     ("diffusion.weighting", "min_snr"),
@@ -495,7 +501,7 @@ def test_conflict_names_the_field_and_both_values(path, value):
   saved = configs.default().to_dict()
   old = configs.flatten(saved)[path]
   new = configs.flatten({"": value})[""]
-  found = configs.conflicts(saved, with_field(path, value))
+  found = configs.conflicts(saved, with_field(path, value).to_dict())
   assert found == [f"{path}: {old} -> {new}"]
 
 
@@ -521,7 +527,7 @@ def test_conflict_names_the_field_and_both_values(path, value):
 )
 def test_no_conflict(path, value):
   saved = configs.default().to_dict()
-  assert configs.conflicts(saved, with_field(path, value)) == []
+  assert configs.conflicts(saved, with_field(path, value).to_dict()) == []
 
 
 def test_conflict_with_a_field_of_another_version():
@@ -529,10 +535,87 @@ def test_conflict_with_a_field_of_another_version():
   saved = configs.default().to_dict()
   saved["objective"]["gamma"] = 2
   del saved["data"]["flip"]
-  assert configs.conflicts(saved, configs.default()) == [
+  assert configs.conflicts(saved, configs.default().to_dict()) == [
     "objective.gamma: 2 -> unset"
   ]
-  assert configs.conflicts(saved, with_field("data.flip", False)) == [
+  assert configs.conflicts(saved, with_field("data.flip", False).to_dict()) == [
     "data.flip: True -> False",
     "objective.gamma: 2 -> unset",
   ]
+
+
+# ---- What is said of the fields ----
+
+
+def shown(config, source="x.py", overridden=()):
+  """Path -> (value as given on a command line, origin)."""
+  found = {}
+  for line in configs.show(config, source, overridden).splitlines():
+    if line.startswith("--config."):
+      given, _, origin = line.rpartition("  (")
+      (flag,) = shlex.split(given)
+      path, _, value = flag.removeprefix("--config.").partition("=")
+      found[path] = value, origin.removesuffix(")")
+  return found
+
+
+def test_every_field_is_shown_in_order_and_explained():
+  assert list(shown(configs.default())) == list(
+    configs.flatten(configs.default().to_dict())
+  )
+  for path, field in configs.fields():
+    assert re.fullmatch(r"[A-Z0-9(\"-].*[.:;)]", field.doc), path
+
+
+def test_defaults_keep_their_own_rules():
+  for path, field in configs.fields():
+    if field.rule:
+      assert field.rule.allows(field.default), path
+
+
+def test_a_field_is_shown_with_its_range():
+  said = configs.show(configs.default(), "x.py")
+  assert "Share of dirty training examples. (in [0, 1])" in said
+  assert "one of bfloat16, float32" in said
+
+
+def test_origin_of_a_value():
+  config = configs.default()
+  config.train.num_steps = 7  # by the file
+  config.seed = 3  # by the command line
+  config.objective.lam = configs.default().objective.lam  # and that in vain
+  found = shown(config, "x.py", ["seed", "objective.lam"])
+  assert found["train.num_steps"] == ("7", "x.py")
+  assert found["seed"] == ("3", "command line")
+  assert found["objective.lam"] == ("0.3", "command line")
+  assert found["train.batch_size"] == ("128", "default")
+  assert found["train.init_from"] == ("", "default")
+  assert found["model.unet.channel_multipliers"][0] == "(1, 2, 2, 2)"
+
+
+def test_page_of_fields_is_that_of_the_table():
+  made = subprocess.run(
+    [sys.executable, "-c", "import fields; print(fields.page(), end='')"],
+    cwd=ROOT / "docs" / "assets",
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout
+  assert (ROOT / "docs" / "fields.md").read_text() == made, (
+    "run: python docs/assets/fields.py"
+  )
+
+
+@pytest.mark.parametrize(
+  "interval, inside, outside",
+  [
+    ("[0, 1]", (0, 0.5, 1), (-0.1, 1.1, nan)),
+    ("[0, 1)", (0, 0.5), (-0.1, 1, nan)),
+    ("(0, 2]", (0.1, 2), (0, 2.1)),
+  ],
+)
+def test_interval(interval, inside, outside):
+  allows = configs.within(interval).allows
+  assert all(map(allows, inside))
+  assert not any(map(allows, outside))

@@ -1,4 +1,4 @@
-"""--mode=study: its cells, its groups, and its report's verdicts."""
+"""--mode=study: its cells and its groups, from end to end."""
 
 import importlib.util
 import json
@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from browser import assert_whole_and_fetches_nothing
 
+from rad_jax import checks
 from rad_jax import config as configs
-from rad_jax import validation
 from rad_jax.data import builders
-from rad_jax.experiments import study, sweep
-from rad_jax.reports import methods
-from rad_jax.reports import study as report
+from rad_jax.experiments import engine, study, table
+from rad_jax.reports import experiment
 from rad_jax.training import together
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -36,17 +35,17 @@ def study_config(variant="", **fields):
 
 def test_every_combination_is_a_run_and_no_two_are_the_same():
   config = study_config()
-  runs = study.cells(config)
-  # 3 worlds, 3 seeds; 6 methods under 6 corruptions, noise_aware under 4.
+  runs = study.entries(config)
+  # 3 data sets, 3 seeds; 6 methods under 6 corruptions, noise_aware under 4.
   assert len(runs) == 3 * 3 * (5 * 6 + 4)
   assert len({run.name for run in runs}) == len(runs)
-  prints = {sweep.fingerprint(run.config.to_dict()) for run in runs}
+  prints = {table.fingerprint(run.config.to_dict()) for run in runs}
   assert len(prints) == len(runs)
   for run in runs:
-    validation.validate(run.config)
+    checks.validate(run.config)
     assert run.labels["seed"] == run.config.seed
     assert run.labels["objective"] == run.config.objective.name
-    assert run.labels["lam"] == run.config.objective.lam
+    assert run.labels["lam"] in (None, run.config.objective.lam)
     portrayed = "portrait" in run.config.evaluation.protocols
     assert portrayed == (run.config.seed == 0)
 
@@ -54,7 +53,7 @@ def test_every_combination_is_a_run_and_no_two_are_the_same():
 def test_cells_are_what_they_are_called():
   (run,) = [
     run
-    for run in study.cells(study_config())
+    for run in study.entries(study_config())
     if run.name == "digits-p50-s0.1-robust_adv-lam1-seed2"
   ]
   corruption = run.config.data.corruption
@@ -63,13 +62,13 @@ def test_cells_are_what_they_are_called():
   assert (run.config.data.name, run.config.data.linear_rank) == ("digits", 16)
 
 
-@pytest.mark.parametrize("axis", ["worlds", "corruptions", "methods"])
+@pytest.mark.parametrize("axis", ["data", "corruptions", "methods"])
 @pytest.mark.parametrize("names", [("moon",), ()])
 def test_unknown_or_no_names_are_refused(axis, names):
   config = study_config()
   config.study[axis] = names
   with pytest.raises(configs.ConfigError, match=f"study.{axis}.*one|some"):
-    study.cells(config)
+    study.entries(config)
 
 
 def test_a_study_without_a_cell_is_refused():
@@ -77,29 +76,29 @@ def test_a_study_without_a_cell_is_refused():
     study__methods=("noise_aware",), study__corruptions=("clean", "outliers")
   )
   with pytest.raises(configs.ConfigError, match="no cell.*noise_aware"):
-    study.cells(config)
+    study.entries(config)
 
 
-def test_a_world_of_images_needs_their_folder():
-  config = study_config(study__worlds=("colour",))
+def test_a_set_of_images_needs_their_folder():
+  config = study_config(study__data=("colour",))
   with pytest.raises(configs.ConfigError, match="colour.*data.path"):
-    study.cells(config)
+    study.entries(config)
   config.data.path = "somewhere"
-  assert study.cells(config)[0].config.data.path == "somewhere"
-  config.study.worlds = ("oblique_plane",)
-  assert study.cells(config)[0].config.data.path == ""
+  assert study.entries(config)[0].config.data.path == "somewhere"
+  config.study.data = ("oblique_plane",)
+  assert study.entries(config)[0].config.data.path == ""
 
 
 def test_groups_hold_one_program_each_and_every_run_once():
-  runs = study.cells(study_config())
-  groups = study.groups(runs, 10)
+  runs = study.entries(study_config())
+  groups = engine.groups(runs, 10)
   assert sorted(run.name for group in groups for run in group) == sorted(
     run.name for run in runs
   )
   for group in groups:
     assert 1 <= len(group) <= 10
     together.refuse([run.config for run in group])
-  whole = study.groups(runs, 1000)
+  whole = engine.groups(runs, 1000)
   programs = {together.program(group[0].config) for group in whole}
   assert len(programs) == len(whole) == 3 * 5  # adv's lambdas are one
 
@@ -109,7 +108,7 @@ def test_groups_hold_one_program_each_and_every_run_once():
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-  """A tiny study, its rows and its report's paths."""
+  """A tiny study and its rows."""
   workdir = tmp_path_factory.mktemp("study")
   builders.prepare("digits", str(workdir / "data"))
   config = study_config(
@@ -120,36 +119,25 @@ def done(tmp_path_factory):
     study__processes=1,
     study__seeds=1,
   )
-  rows = study.run(config, workdir)
-  return config, workdir, rows, report.write(rows, workdir)
+  return config, workdir, study.run(config, workdir)
 
 
 def test_study_runs_whole(done):
-  _, workdir, rows, paths = done
+  _, workdir, rows = done
   assert len(rows) == 2 * 2
   for row in rows:
     assert np.isfinite(row["support_rms"])
+    assert row["run"] == (
+      f"{row['data']}-{row['corruption']}-{row['method']}-seed{row['seed']}"
+    )
     folder = workdir / "runs" / row["run"]
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation["measures"]["support_rms"] == row["support_rms"]
     assert evaluation["objective"] == row["objective"]
-  names = {path.name for path in paths}
-  for name in (
-    "report.html",
-    "order.csv",
-    "cells.csv",
-    "errors.png",
-    "oblique_plane-fields.png",
-    "oblique_plane-trajectories-3d.png",
-    "digits-images.png",
-    "digits-support_psnr_db.md",
-  ):
-    assert name in names
-  assert "oblique_plane-support_psnr_db.md" not in names
 
 
 def test_portrait_begins_in_noise_and_ends_in_samples(done):
-  _, workdir, _, _ = done
+  _, workdir, _ = done
   folder = workdir / "runs" / "oblique_plane-clean-ddpm-seed0"
   with np.load(folder / "portrait.npz") as saved:
     portrait = dict(saved)
@@ -172,117 +160,55 @@ def test_portrait_begins_in_noise_and_ends_in_samples(done):
 
 
 def test_what_is_done_is_not_done_again(done, monkeypatch):
-  config, workdir, rows, _ = done
-  monkeypatch.setattr(study, "run_group", lambda job, workdir: pytest.fail())
+  config, workdir, rows = done
+  monkeypatch.setattr(engine, "run_group", lambda job, workdir: pytest.fail())
   assert study.run(config, workdir) == rows
 
 
+# ---- Its report ----
+
+
+@pytest.fixture(scope="module")
+def written(done):
+  """The paths of its report."""
+  _, workdir, rows = done
+  return experiment.write(rows, workdir, "study")
+
+
+def test_report_has_its_files(written):
+  names = {path.name for path in written}
+  for name in (
+    "report.html",
+    "order.csv",
+    "cells.csv",
+    "errors.png",
+    "oblique_plane-fields.png",
+    "oblique_plane-trajectories-3d.png",
+    "digits-images.png",
+    "digits-support_psnr_db.md",
+  ):
+    assert name in names
+  assert "oblique_plane-support_psnr_db.md" not in names
+
+
 def test_notes_stand_in_the_report(done, tmp_path):
-  _, workdir, rows, _ = done
+  _, workdir, rows = done
   notes = tmp_path / "notes.txt"
   notes.write_text("First, a\nlong line.\n\nSecond <b>.\n")
-  path = report.write(rows, workdir, notes)[0]
+  path = experiment.write(rows, workdir, "study", notes=notes)[0]
   text = path.read_text()
   assert "First, a long line." in text
   assert "Second &lt;b&gt;." in text
 
 
-def test_report_in_a_browser(done, tmp_path):
-  page = done[3][0]
+def test_report_in_a_browser(written, tmp_path):
+  page = written[0]
   pictures = [path for path in page.parent.iterdir() if path.suffix == ".png"]
   assert_whole_and_fetches_nothing({page: len(pictures)}, tmp_path / "profile")
 
 
-def test_committed_report_in_a_browser(tmp_path):
-  page = ROOT / "docs" / "report" / "report.html"
-  pictures = page.read_text().count("<svg")
-  assert_whole_and_fetches_nothing({page: pictures}, tmp_path / "profile")
-
-
 def test_runs_whose_folders_are_gone_are_named(done, tmp_path):
-  _, _, rows, _ = done
-  with pytest.raises(ValueError, match="lacks 4 of 4 runs.*sweep.jsonl"):
-    report.write(rows, tmp_path)
+  _, _, rows = done
+  with pytest.raises(ValueError, match="lacks 4 of 4 runs.*rows.jsonl"):
+    experiment.write(rows, tmp_path, "study")
   assert not (tmp_path / "report").exists()
-
-
-# ---- Verdicts ----
-
-
-def rows_of(**errors):
-  """Rows of one cell: support_rms of the seeds, by method."""
-  objectives = {"robust_adv_lam3": ("robust_adv", 3.0)}
-  return [
-    {
-      "run": f"{method}{seed}",
-      "world": "plane",
-      "corruption": "p90-s0.2",
-      "method": method,
-      "objective": objectives.get(method, (method, 3.0))[0],
-      "lam": 3.0,
-      "seed": seed,
-      "support_rms": value,
-    }
-    for method, values in errors.items()
-    for seed, value in enumerate(values)
-  ]
-
-
-@pytest.mark.parametrize(
-  "smaller, larger, expected",
-  [
-    ([1.0, 1.1], [2.0, 2.1], "yes"),
-    ([2.0, 2.1], [1.0, 1.1], "no"),
-    ([1.0, 2.0], [1.1, 2.1], "unclear"),
-    # Means 2 and 3, standard error sqrt(1/3 + 1/3) = 0.82: 1 < 1.63.
-    ([1.0, 2.0, 3.0], [2.0, 3.0, 4.0], "unclear"),
-    # Means 2 and 4: 2 > 1.63.
-    ([1.0, 2.0, 3.0], [3.0, 4.0, 5.0], "yes"),
-    ([1.0], [2.0], "yes"),
-  ],
-)
-def test_verdict(smaller, larger, expected):
-  assert report.verdict(np.array(smaller), np.array(larger)) == expected
-
-
-def test_order_is_read_off_the_errors():
-  rows = rows_of(
-    ddpm=[3.0, 3.1],
-    invariance=[2.0, 2.1],
-    robust_ran=[2.5, 2.6],
-    robust_adv_lam3=[1.0, 1.1],
-  )
-  table = report.order_table(report.gather(rows, pathlib.Path("none")))
-  assert table.rows == [["plane, p90-s0.2", "yes", "yes", "no"]]
-  lines = report.outcome(table)
-  assert lines[0].endswith("in 1 of 1 cells.")
-  assert lines[2].endswith("in 0 of 1 cells; not in plane, p90-s0.2 (no).")
-
-
-def test_best_of_a_column_is_bold_by_what_is_better():
-  rows = rows_of(ddpm=[3.0], robust_ran=[1.0], noise_aware=[2.0])
-  for row, spread in zip(rows, [0.5, 1.2, 0.9], strict=True):
-    row["spread_ratio"] = spread
-  gathered = report.gather(rows, pathlib.Path("none"))
-  error = report.measure_table(gathered, "plane", "support_rms")
-  spread = report.measure_table(gathered, "plane", "spread_ratio")
-  assert [error.rows[i][0] for i, _ in error.best] == ["Robust_ran"]
-  assert [spread.rows[i][0] for i, _ in spread.best] == ["noise-aware"]
-  assert report.measure_table(gathered, "plane", "score_error") is None
-
-
-def test_first_seed_is_the_one_that_is_shown():
-  """It alone has a portrait."""
-  rows = rows_of(ddpm=[3.0, 1.0, 2.0])[::-1]
-  gathered = report.gather(rows, pathlib.Path("none"))
-  assert report._run(gathered, "plane", "ddpm").name == "ddpm0"
-
-
-def test_two_lambdas_share_a_colour_and_are_told_apart():
-  rows = rows_of(robust_adv_lam3=[1.0])
-  rows += [row | {"method": "robust_adv-lam1", "lam": 1.0} for row in rows]
-  looks = report.gather(rows, pathlib.Path("none")).looks
-  one, other = looks["robust_adv-lam1"], looks["robust_adv_lam3"]
-  assert one.colour == other.colour == methods.of("robust_adv").colour
-  assert one.label != other.label
-  assert (one.marker, one.dashes) != (other.marker, other.dashes)

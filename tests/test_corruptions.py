@@ -17,7 +17,9 @@ from rad_jax.training import build
 KINDS = sorted(corruptions.CORRUPTIONS)
 RANDOM = ("gaussian", "mask", "outlier", "salt_and_pepper")
 # A moderate strength of each, in its own unit.
-MODERATE = {kind: corruptions.SEVERITIES[kind][-1] for kind in KINDS}
+MODERATE = {
+  kind: corruptions.CORRUPTIONS[kind].severities[-1] for kind in KINDS
+}
 
 
 def _key(seed=0):
@@ -37,7 +39,8 @@ def _images(n, shape=(16, 12, 3)):
 
 
 def _apply(kind, x_0, strength, seed=0):
-  return np.asarray(corruptions.CORRUPTIONS[kind](_key(seed), x_0, strength))
+  apply = corruptions.CORRUPTIONS[kind].apply
+  return np.asarray(apply(_key(seed), x_0, strength))
 
 
 # All kinds.
@@ -80,9 +83,9 @@ def test_examples_are_hit_each_in_its_own_way(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_severities_rise(kind):
-  ladder = corruptions.SEVERITIES[kind]
+  _, ladder, strongest, _ = corruptions.CORRUPTIONS[kind]
   assert len(ladder) == 5 and list(ladder) == sorted(set(ladder))
-  assert 0 < ladder[0] and ladder[-1] <= corruptions.STRONGEST.get(kind, 9)
+  assert 0 < ladder[0] and ladder[-1] <= strongest
   x_0 = _images(16, (24, 24, 3))
   index = jnp.arange(16)
   dirty = [
@@ -272,7 +275,7 @@ def test_severity_stands_for_its_strength(kind):
     validation.validate(config)
     return np.asarray(build.corruption(config)(index, x_0))
 
-  ladder = corruptions.SEVERITIES[kind]
+  ladder = corruptions.CORRUPTIONS[kind].severities
   by_severity = dirty(severity=4)
   np.testing.assert_array_equal(by_severity, dirty(sigma=ladder[3]))
   assert np.any(by_severity != dirty(severity=5))

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from rad_jax import checks
 from rad_jax import config as configs
-from rad_jax import validation
-from rad_jax.training import build, chips, cost
+from rad_jax import run as runs
+from rad_jax.experiments import cost
+from rad_jax.training import chips
+from rad_jax.training.state import num_parameters
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -37,20 +40,20 @@ def flops(function, *arguments) -> float:
 def step_flops(objective: str) -> float:
   config = shallow_config(objective)
   # Draws cost the same whatever the objective and are slow to compile.
-  state = jax.eval_shape(lambda: build.state(config))
+  state = jax.eval_shape(runs.build(config).initial_state)
   batch = {
     "x_0": jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8),
     "index": jax.ShapeDtypeStruct((1,), jnp.int32),
   }
-  return flops(build.train_step(config), state, batch)
+  return flops(runs.build(config).train_step(True), state, batch)
 
 
 def test_cost_of_the_objectives():
   """Random 6F and FGSM 8F against DDPM's 3F: 2 and 2.67 in passes."""
   config = shallow_config("ddpm")
   one_pass = flops(
-    build.network(config).apply,
-    jax.eval_shape(lambda: build.state(config)).params,
+    runs.build(config).network.apply,
+    jax.eval_shape(runs.build(config).initial_state).params,
     jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32),
     jax.ShapeDtypeStruct((1,), jnp.int32),
   )
@@ -73,7 +76,7 @@ def wide_config(**fields):
   config.update_from_flattened_dict(
     {name.replace("__", "."): value for name, value in fields.items()}
   )
-  validation.validate(config)
+  checks.validate(config)
   return config
 
 
@@ -105,8 +108,8 @@ def test_robust_adv_beside_ddpm(robust_adv):
   assert (ddpm["passes"], on["passes"]) == (3, 8)
   assert 2.2 < on["flops"] / ddpm["flops"] < 2.8
   # Parameters, their average and Adam's two moments, in float32, at least.
-  state = jax.eval_shape(lambda: build.state(wide_config()))
-  assert 16 * build.num_parameters(state) < ddpm["memory"] < on["memory"]
+  state = jax.eval_shape(runs.build(wide_config()).initial_state)
+  assert 16 * num_parameters(state) < ddpm["memory"] < on["memory"]
 
 
 def test_ddpm_costs_what_ddpm_does(robust_adv):
@@ -165,8 +168,8 @@ def test_memory_is_a_line_over_the_batch(robust_adv):
   law = cost.memory(config, robust_adv["on"]["memory"])
   four = cost_of(train__batch_size=256)["on"]["memory"]
   assert law.fixed + 256 * law.per_example == pytest.approx(four, rel=0.1)
-  state = jax.eval_shape(lambda: build.state(config))
-  assert law.fixed > 16 * build.num_parameters(state)
+  state = jax.eval_shape(runs.build(config).initial_state)
+  assert law.fixed > 16 * num_parameters(state)
   limit = 2.5 * four
   largest = law.largest_batch(limit)
   assert law.fixed + largest * law.per_example <= limit
@@ -180,10 +183,10 @@ def test_forecast_is_of_the_whole_run(monkeypatch, robust_adv):
   parameters, run, time, memory = cost.forecast(
     wide_config(), robust_adv
   ).splitlines()
-  state = jax.eval_shape(lambda: build.state(wide_config()))
+  state = jax.eval_shape(runs.build(wide_config()).initial_state)
   assert parameters.split() == [
     "parameters:",
-    f"{build.num_parameters(state):,}",
+    f"{num_parameters(state):,}",
   ]
   assert "100 steps, 800 passes" in run
   assert "3 hours at the least" in time

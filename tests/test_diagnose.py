@@ -335,7 +335,7 @@ def test_a_model_trained_in_any_way_is_diagnosed(fields, tmp_path):
 
 def test_the_figure_shows_all_levels(run):
   _, _, result = run
-  figure = curves.diagnosis_figure(result)
+  figure = curves.diagnosis_figure({"run": result})
   assert len(figure.axes) == 3
   for axis, name in zip(
     figure.axes,

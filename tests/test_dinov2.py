@@ -9,8 +9,8 @@ import PIL.Image
 import pytest
 from safetensors.numpy import save_file
 
-from rad_jax.evaluation import features
-from rad_jax.models import dinov2, weights
+from rad_jax.features import dinov2, extractors
+from rad_jax.interop import weights
 
 WIDTH, DEPTH = 128, 2
 
@@ -259,7 +259,7 @@ def test_both_layouts_hold_the_same(gated, tmp_path):
 @pytest.mark.parametrize("path", ["", "no/such/file.pth"])
 def test_without_weights_the_error_says_what_to_fetch(path):
   with pytest.raises(weights.WeightsError) as error:
-    features.dinov2(path)
+    extractors.dinov2(path)
   for part in (
     "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/"
     "dinov2_vitl14_pretrain.pth",
@@ -330,9 +330,9 @@ def test_extractor_gives_the_networks_features_and_no_logits(tmp_path):
   path = tmp_path / "weights.safetensors"
   state = _metas()
   save_file(state, path)
-  extractor = features.dinov2(path)
+  extractor = extractors.dinov2(path)
   images = _images(224, 224)
-  found = features.extract_all(extractor, images)
+  found = extractors.extract_all(extractor, images)
   assert found.logits is None
   np.testing.assert_allclose(
     found.features,
@@ -342,9 +342,9 @@ def test_extractor_gives_the_networks_features_and_no_logits(tmp_path):
   # As saved images: rounded to 8 bits.
   units = images / np.float32(127.5) - 1 - np.float32(0.4 / 127.5)
   np.testing.assert_allclose(
-    features.extract_all(extractor, units).features, found.features, atol=1e-4
+    extractors.extract_all(extractor, units).features, found.features, atol=1e-4
   )
   state["norm.bias"] += 1
   save_file(state, path)
-  assert features.dinov2(str(path)).version != extractor.version
+  assert extractors.dinov2(str(path)).version != extractor.version
   assert extractor.version.startswith("dinov2-1-")

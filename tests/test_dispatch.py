@@ -11,19 +11,12 @@ import jax
 import numpy as np
 import pytest
 
+from rad_jax import checks
 from rad_jax import config as configs
-from rad_jax import validation
+from rad_jax import run as runs
 from rad_jax.data import batches
 from rad_jax.experiments import sweep
-from rad_jax.training import (
-  budget,
-  build,
-  dispatch,
-  health,
-  hosts,
-  loop,
-  metrics,
-)
+from rad_jax.training import dispatch, hosts, loop, metrics, passes, watch
 
 FIELDS = dict(
   train__num_steps=20, train__log_every_steps=8, checkpoint__every_steps=8
@@ -50,7 +43,7 @@ def assert_same_rows(workdir, other):
 @pytest.mark.parametrize("done", [0, 5, 19, 20])
 @pytest.mark.parametrize(
   "timetable",
-  [budget.Timetable(), budget.Timetable(7), budget.Timetable(4, every=3)],
+  [passes.Timetable(), passes.Timetable(7), passes.Timetable(4, every=3)],
 )
 def test_plan_has_every_step_once_and_keeps_to_the_beat(
   timetable, done, length
@@ -61,7 +54,7 @@ def test_plan_has_every_step_once_and_keeps_to_the_beat(
   assert ends >= {s for s in range(done + 1, 21) if s % length == 0}
   for part in parts:
     assert len(part.steps) <= length
-    on = {budget.is_on(timetable, s - 1) for s in part.steps}
+    on = {passes.is_on(timetable, s - 1) for s in part.steps}
     assert on == {part.regularised}
   # As few as there can be.
   for part, following in itertools.pairwise(parts):
@@ -73,7 +66,7 @@ def test_plan_has_every_step_once_and_keeps_to_the_beat(
 def one_by_one(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("one_by_one")
   config = faulty.config_of(attack__monitor_every_steps=8, **FIELDS)
-  return loop.train(config, workdir), workdir
+  return loop.train(runs.build(config), workdir), workdir
 
 
 @pytest.mark.parametrize("length, loading", [(8, "memory"), (1, "device")])
@@ -87,7 +80,7 @@ def test_run_does_not_depend_on_its_dispatches(
     attack__monitor_every_steps=0 if length > 1 else 8,
     **FIELDS,
   )
-  assert_close(loop.train(config, tmp_path), state)
+  assert_close(loop.train(runs.build(config), tmp_path), state)
   if length == 1:
     assert_same_rows(tmp_path, workdir)
   else:
@@ -105,7 +98,7 @@ def test_run_does_not_depend_on_its_dispatches(
 
 def test_switched_regulariser_and_the_set_on_the_device(tmp_path):
   fields = FIELDS | dict(regulariser__start=0.5, objective__lam=3.0)
-  alone = loop.train(faulty.config_of(**fields), tmp_path / "alone")
+  alone = loop.train(runs.build(faulty.config_of(**fields)), tmp_path / "alone")
   together = loop.train(
     faulty.config_of(
       train__steps_per_dispatch=4, data__loading="device", **fields
@@ -128,35 +121,31 @@ def test_interrupted_run_finds_back_to_the_beat(
     lambda: contextlib.nullcontext(lambda: next(answers)),
   )
   with pytest.raises(loop.Interrupted, match="step 3 of 20"):
-    loop.train(faulty.config_of(**FIELDS), tmp_path)
+    loop.train(runs.build(faulty.config_of(**FIELDS)), tmp_path)
   monkeypatch.undo()
   config = faulty.config_of(train__steps_per_dispatch=4, **FIELDS)
-  assert_close(loop.train(config, tmp_path), state)
+  assert_close(loop.train(runs.build(config), tmp_path), state)
   assert [row["step"] for row in metrics.read(tmp_path)] == [3, 8, 16, 20]
 
 
 def test_monitor_watches_the_first_step_of_a_dispatch(tmp_path, monkeypatch):
   seen = []
 
-  def monitor(config):
-    def watch(state, batch):
-      jax.debug.callback(
-        lambda *of: seen.append(tuple(map(int, of))),
-        state.step,
-        batch["index"][0],
-      )
-      return {"pgd_gain": 1.0 * batch["x_0"].shape[0]}
+  def monitor(state, batch):
+    jax.debug.callback(
+      lambda *of: seen.append(tuple(map(int, of))),
+      state.step,
+      batch["index"][0],
+    )
+    return {"pgd_gain": 1.0 * batch["x_0"].shape[0]}
 
-    return watch
-
-  monkeypatch.setattr(build, "monitor", monitor)
   config = faulty.config_of(
     train__steps_per_dispatch=4,
     data__loading="device",
     attack__monitor_every_steps=8,
     **FIELDS,
   )
-  loop.train(config, tmp_path)
+  loop.train(runs.build(config)._replace(monitor=monitor), tmp_path)
   jax.effects_barrier()
   assert sorted(seen) == [
     (step, batches.example_indices(config.seed, step, 16, 64)[0])
@@ -169,27 +158,28 @@ def test_monitor_watches_the_first_step_of_a_dispatch(tmp_path, monkeypatch):
 def test_bad_step_is_named_within_its_dispatch(tmp_path, monkeypatch):
   faulty.poisoned(monkeypatch, 6, np.nan)
   config = faulty.config_of(train__steps_per_dispatch=4, **FIELDS)
-  with pytest.raises(health.NonFiniteLoss, match="at step 6; no checkpoint"):
-    loop.train(config, tmp_path)
+  with pytest.raises(watch.NonFiniteLoss, match="at step 6; no checkpoint"):
+    loop.train(runs.build(config), tmp_path)
 
 
 def test_program_and_set_stay_on_the_devices():
   """Of 4 devices each has all examples, and its share of the indices."""
   code = """
 import jax, sys, faulty
-from rad_jax.training import build, dispatch, loop, sharding
+from rad_jax import run as runs
+from rad_jax.training import dispatch, loop, sharding
 config = faulty.config_of(data__loading="device", train__steps_per_dispatch=4)
-mesh = sharding.device_mesh()
+mesh, run = sharding.device_mesh(), runs.build(config)
 batch = next(
-  loop.dispatched_batches(config, build.training_set(config), 0, mesh)
+  loop.dispatched_batches(run, run.open_training_set(), 0, mesh)
 )
 print({
   name: (x.shape, x.addressable_shards[0].data.shape)
   for name, x in sorted(batch.items())
 })
-like = sharding.of_state(mesh, jax.eval_shape(lambda: build.state(config)))
-state = jax.jit(lambda: build.state(config), out_shardings=like)()
-program = loop.compile_step(config, state, batch, mesh)
+like = sharding.of_state(mesh, jax.eval_shape(runs.build(config).initial_state))
+state = jax.jit(runs.build(config).initial_state, out_shardings=like)()
+program = loop.compile_step(runs.build(config), state, batch, mesh)
 state, metrics = program(state, batch)
 print(int(state.step), metrics["loss"].shape, "all-gather" in program.as_text())
 """
@@ -224,7 +214,7 @@ print(int(state.step), metrics["loss"].shape, "all-gather" in program.as_text())
 def test_what_a_dispatch_cannot_be(fields, message):
   config = faulty.config_of(**FIELDS | fields)
   with pytest.raises(configs.ConfigError, match=message):
-    validation.validate(config)
+    checks.validate(config)
 
 
 def test_seconds_of_a_step_are_of_one_step(monkeypatch):

@@ -36,9 +36,15 @@ def test_code_runs():
 
 def test_demo_runs(tmp_path):
   """Whole, but for the length of its runs: table and figures are there."""
-  command = [sys.executable, "launch/demo.py", "--smoke", "--seeds=1"]
+  command = [sys.executable, "-m", "rad_jax.main", "--mode=demo"]
+  fields = [
+    "--config=configs/demo.py:smoke",
+    "--config.study.seeds=1",
+    "--config.study.processes=1",
+    f"--config.data.data_dir={tmp_path / 'data'}",
+  ]
   done = subprocess.run(
-    [*command, "--processes=1", f"--workdir={tmp_path}"],
+    [*command, *fields, f"--workdir={tmp_path}"],
     cwd=ROOT,
     capture_output=True,
     text=True,
@@ -51,3 +57,9 @@ def test_demo_runs(tmp_path):
       assert f"| {data} | {label} |" in table
     assert (tmp_path / f"samples_{data}.png").stat().st_size > 10_000
   assert (tmp_path / "errors.png").stat().st_size > 10_000
+
+
+def test_demo_script_runs_the_demo():
+  script = (ROOT / "launch" / "demo.sh").read_text()
+  assert "rad_jax.main" in script and "--mode=demo" in script
+  assert not list((ROOT / "launch").glob("*.py"))

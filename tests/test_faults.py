@@ -14,19 +14,21 @@ import jax
 import numpy as np
 import pytest
 
+from rad_jax import run as runs
 from rad_jax.training import (
-  build,
   checkpoints,
-  health,
   hosts,
   loop,
   metrics,
+  optimizers,
   sharding,
+  watch,
 )
 
 
 def state_of(workdir, config=None):
-  like = jax.eval_shape(lambda: build.state(config or faulty.config_of()))
+  run = runs.build(config or faulty.config_of())
+  like = jax.eval_shape(run.initial_state)
   with checkpoints.open_manager(workdir) as manager:
     return checkpoints.restore(
       manager, like, sharding.replicated(sharding.device_mesh())
@@ -51,7 +53,7 @@ def assert_same(a, b):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("unbroken")
-  return loop.train(faulty.config_of(), workdir), workdir
+  return loop.train(runs.build(faulty.config_of()), workdir), workdir
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def saved_steps(workdir):
 def test_killed_at_twenty_moments_ends_in_the_same_bits(tmp_path, monkeypatch):
   """SIGKILL, from start-up on; a checkpoint every third step."""
   config = faulty.config_of(train__num_steps=450, checkpoint__every_steps=3)
-  expected = loop.train(config, tmp_path / "unbroken")
+  expected = loop.train(runs.build(config), tmp_path / "unbroken")
   workdir, rng, reached = tmp_path / "broken", random.Random(0), [0]
   # A server that has imported all: its children start in no time, and load
   # what the first has compiled.
@@ -135,7 +137,7 @@ def test_killed_at_twenty_moments_ends_in_the_same_bits(tmp_path, monkeypatch):
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(["rad_jax.training.loop"])
   for kill in range(20):
-    process = context.Process(target=loop.train, args=(config, workdir))
+    process = context.Process(target=faulty.train, args=(config, workdir))
     process.start()
     if kill % 5:  # amid steps and savings, else at any time from the start on
       wait_for(lambda: max(saved_steps(workdir), default=0) > reached[-1])
@@ -147,7 +149,7 @@ def test_killed_at_twenty_moments_ends_in_the_same_bits(tmp_path, monkeypatch):
     reached.append(max(saved_steps(workdir), default=0))
   assert reached == sorted(reached), "a kill cost what was saved"
   assert 0 < reached[-1] < 450, "no kill fell amid the steps"
-  assert_same(loop.train(config, workdir), expected)
+  assert_same(loop.train(runs.build(config), workdir), expected)
   assert_same(state_of(workdir, config), expected)
   steps = [row["step"] for row in metrics.read(workdir)]
   assert steps == sorted(set(steps))
@@ -177,7 +179,7 @@ def test_older_whole_checkpoint_is_taken(damage, copied, unbroken, caplog):
   assert steps_in(copied) == [50, 55, 60]
   damage(largest(copied / "checkpoints" / "60"))
   caplog.set_level("WARNING", logger="rad_jax")
-  state = loop.train(faulty.config_of(), copied)
+  state = loop.train(runs.build(faulty.config_of()), copied)
   assert re.search(r"60 cannot be read \(.*step 55 is taken", caplog.text)
   assert_same(state, unbroken[0])
   assert steps_in(copied) == [50, 55, 60]
@@ -195,7 +197,7 @@ def test_all_checkpoints_are_damaged(copied):
   for step in steps_in(copied):
     truncate(largest(copied / "checkpoints" / str(step)))
   with pytest.raises(checkpoints.CheckpointError) as error:
-    loop.train(faulty.config_of(), copied)
+    loop.train(runs.build(faulty.config_of()), copied)
   assert "/60 cannot be read" in str(error.value)
   assert "nor can the 2 older" in str(error.value)
   assert "\n" not in str(error.value)
@@ -230,7 +232,7 @@ def test_checkpoint_of_another_structure_is_refused(copied):
   saved["model"]["mlp"]["depth"] = 2
   path.write_text(json.dumps(saved))
   with pytest.raises(checkpoints.CheckpointError, match="nor can the 2 older"):
-    loop.train(config, copied)
+    loop.train(runs.build(config), copied)
   assert steps_in(copied) == [50, 55, 60]
 
 
@@ -245,7 +247,7 @@ def test_bad_step_is_passed_over(monkeypatch, tmp_path):
     checkpoint__every_steps=1,
     checkpoint__keep=9,
   )
-  state = loop.train(config, tmp_path)
+  state = loop.train(runs.build(config), tmp_path)
   assert int(state.step) == 10
   (row,) = metrics.read(tmp_path)
   assert row["train/skipped"] == 1
@@ -259,7 +261,7 @@ def test_bad_step_is_passed_over(monkeypatch, tmp_path):
 
 
 def restored_at(workdir, config, step):
-  like = jax.eval_shape(lambda: build.state(config))
+  like = jax.eval_shape(runs.build(config).initial_state)
   with checkpoints.open_manager(workdir) as manager:
     return manager.restore(
       step, args=checkpoints.ocp.args.StandardRestore(like)
@@ -268,13 +270,13 @@ def restored_at(workdir, config, step):
 
 def test_too_many_bad_steps_stop_the_run(monkeypatch, tmp_path):
   monkeypatch.setattr(
-    build,
-    "learning_rate",
-    lambda config: lambda step: np.float32(1e30),
+    optimizers,
+    "learning_rate_schedule",
+    lambda *_: lambda step: np.float32(1e30),
   )
   config = faulty.config_of(train__max_skipped=3)
-  with pytest.raises(health.NonFiniteLoss, match="after 3 others were skipped"):
-    loop.train(config, tmp_path)
+  with pytest.raises(watch.NonFiniteLoss, match="after 3 others were skipped"):
+    loop.train(runs.build(config), tmp_path)
 
 
 def test_spike_takes_the_run_back_past_its_data(monkeypatch, tmp_path, caplog):
@@ -286,14 +288,15 @@ def test_spike_takes_the_run_back_past_its_data(monkeypatch, tmp_path, caplog):
     train__rollback_above=50.0,
     checkpoint__every_steps=4,
   )
-  state = loop.train(config, tmp_path)
+  state = loop.train(runs.build(config), tmp_path)
   assert "back to the parameters of step 8" in caplog.text
   assert int(state.step) == 12
   # By hand: the steps 11 and 12 from the parameters of step 8.
   expected = restored_at(tmp_path, config, 8)._replace(step=np.int32(10))
-  step = jax.jit(build.train_step(config))
-  for batch in build.training_batches(
-    config, build.training_set(config), 10, slice(None)
+  run = runs.build(config)
+  step = jax.jit(run.train_step(True))
+  for batch in loop.training_batches(
+    run, run.open_training_set(), 10, slice(None)
   ):
     expected, _ = step(expected, batch)
   assert int(expected.step) == 12
@@ -310,14 +313,14 @@ def test_spike_without_a_checkpoint_stops(monkeypatch, tmp_path):
     train__rollback_above=50.0,
     checkpoint__every_steps=50,
   )
-  with pytest.raises(health.LossSpike, match="no checkpoint was written yet"):
-    loop.train(config, tmp_path)
+  with pytest.raises(watch.LossSpike, match="no checkpoint was written yet"):
+    loop.train(runs.build(config), tmp_path)
 
 
 def test_debug_mode_raises_where_the_nan_arises(monkeypatch, tmp_path):
   faulty.poisoned(monkeypatch, 3, np.nan)
   with pytest.raises(FloatingPointError, match="nan"):
-    loop.train(faulty.config_of(train__debug=True), tmp_path)
+    loop.train(runs.build(faulty.config_of(train__debug=True)), tmp_path)
 
 
 # ---- What is seen of a run ----
@@ -363,4 +366,6 @@ def test_weights_and_biases_is_not_installed(monkeypatch, tmp_path):
 
   monkeypatch.setitem(sys.modules, "wandb", None)
   with pytest.raises(ValueError, match="pip install wandb"):
-    loop.train(faulty.config_of(train__wandb_project="dirt"), tmp_path)
+    loop.train(
+      runs.build(faulty.config_of(train__wandb_project="dirt")), tmp_path
+    )

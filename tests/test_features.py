@@ -10,10 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from rad_jax import config as configs
 from rad_jax.data import subspace
-from rad_jax.evaluation import features
-from rad_jax.models import inception, weights
+from rad_jax.features import extractors, inception
+from rad_jax.interop import weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -29,7 +28,7 @@ def _units(images):
 
 
 def _run(extractor, images):
-  return features.extract_all(extractor, images).features
+  return extractors.extract_all(extractor, images).features
 
 
 # Extractors.
@@ -39,7 +38,7 @@ def _run(extractor, images):
 def test_pca_is_the_subspaces_coordinates(shape):
   clean = np.random.default_rng(0).normal(size=(30, *shape)).astype(np.float32)
   x = clean[:7] + 1
-  found = _run(features.pca(clean, dims=3), x)
+  found = _run(extractors.pca(clean, dims=3), x)
   assert found.dtype == np.float32
   expected = subspace.coordinates(subspace.fit(clean, 3), x)
   np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -48,7 +47,7 @@ def test_pca_is_the_subspaces_coordinates(shape):
 @pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3), (5, 7, 1)])
 def test_random_conv_is_what_torch_computes(shape):
   torch = pytest.importorskip("torch")
-  extractor = features.random_conv(shape, seed=3)
+  extractor = extractors.random_conv(shape, seed=3)
   images = _images(shape=shape)
   x = torch.from_numpy(_units(images).transpose(0, 3, 1, 2).copy())
   expected = []
@@ -65,13 +64,13 @@ def test_random_conv_is_what_torch_computes(shape):
 
 def test_random_conv_is_its_seeds():
   images = _images()
-  make = lambda seed: features.random_conv((8, 8, 1), seed)
+  make = lambda seed: extractors.random_conv((8, 8, 1), seed)
   np.testing.assert_array_equal(_run(make(1), images), _run(make(1), images))
   assert not np.allclose(_run(make(1), images), _run(make(2), images))
   # A golden value: features of one version can be compared across machines.
   # Where the network is changed on purpose, change its version too.
   gradient = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 8, 8, 1)
-  found = _run(features.random_conv((8, 8, 1)), gradient)
+  found = _run(extractors.random_conv((8, 8, 1)), gradient)
   np.testing.assert_allclose(
     found[0, [0, 50, 200]], [0.0341769, 0.1011494, 0.0911579], rtol=1e-4
   )
@@ -80,12 +79,12 @@ def test_random_conv_is_its_seeds():
 @pytest.mark.parametrize("shape", [(3,), (3, 8, 1), (8, 8)])
 def test_random_conv_refuses_what_is_no_image(shape):
   with pytest.raises(ValueError, match="4x4 or more"):
-    features.random_conv(shape)
+    extractors.random_conv(shape)
 
 
 @pytest.mark.parametrize(
   "extractor",
-  [features.pca(_images(), 4), features.random_conv((8, 8, 1))],
+  [extractors.pca(_images(), 4), extractors.random_conv((8, 8, 1))],
   ids=lambda extractor: extractor.name,
 )
 def test_stored_images_have_the_features_of_their_units(extractor):
@@ -97,15 +96,15 @@ def test_stored_images_have_the_features_of_their_units(extractor):
 
 def test_versions_tell_apart_what_cannot_be_compared():
   versions = [
-    features.pca(_images(), 4).version,
-    features.pca(_images(), 5).version,
-    features.pca(_images(seed=1), 4).version,
-    features.random_conv((8, 8, 1)).version,
-    features.random_conv((8, 8, 3)).version,
-    features.random_conv((8, 8, 1), seed=1).version,
+    extractors.pca(_images(), 4).version,
+    extractors.pca(_images(), 5).version,
+    extractors.pca(_images(seed=1), 4).version,
+    extractors.random_conv((8, 8, 1)).version,
+    extractors.random_conv((8, 8, 3)).version,
+    extractors.random_conv((8, 8, 1), seed=1).version,
   ]
   assert len(set(versions)) == len(versions)
-  assert features.pca(_images(), 4).version == versions[0]
+  assert extractors.pca(_images(), 4).version == versions[0]
 
 
 @pytest.fixture
@@ -124,7 +123,7 @@ def shown_inception(monkeypatch):
     )
 
   monkeypatch.setattr(inception, "apply", apply)
-  return lambda path: features.inception(path)
+  return lambda path: extractors.inception(path)
 
 
 def test_inception_sees_samples_as_saved_images(shown_inception, tmp_path):
@@ -139,7 +138,7 @@ def test_inception_sees_samples_as_saved_images(shown_inception, tmp_path):
     np.testing.assert_array_equal(_run(extractor, x), flat)
   beyond = np.stack([np.full((8, 8, 1), v, np.float32) for v in (-1.5, 1.5)])
   assert _run(extractor, beyond)[:, 0].tolist() == [0, 255]
-  logits = features.extract_all(extractor, images).logits
+  logits = extractors.extract_all(extractor, images).logits
   np.testing.assert_array_equal(logits, flat[:, :3])
 
 
@@ -152,31 +151,27 @@ def test_inceptions_version_is_its_weights(shown_inception, tmp_path):
 # By name.
 
 
-def test_extractors_are_those_of_the_config():
-  assert tuple(features.EXTRACTORS) == configs.EXTRACTORS
-
-
 def test_extractors_are_made_by_name(tmp_path):
   clean = _images()
-  found = features.make("pca", clean, dims=4)
-  assert found.version == features.pca(clean, 4).version
-  found = features.make("random_conv", clean, dims=4, seed=2)
-  assert found.version == features.random_conv((8, 8, 1), 2).version
+  found = extractors.make("pca", clean, dims=4)
+  assert found.version == extractors.pca(clean, 4).version
+  found = extractors.make("random_conv", clean, dims=4, seed=2)
+  assert found.version == extractors.random_conv((8, 8, 1), 2).version
   with pytest.raises(weights.WeightsError, match=r"fetch pt_inception"):
-    features.make("inception", clean, dims=4)
+    extractors.make("inception", clean, dims=4)
   path = tmp_path / "missing.pth"
   with pytest.raises(weights.WeightsError, match=r"missing\.pth"):
-    features.make("inception", clean, dims=4, weights=path)
+    extractors.make("inception", clean, dims=4, weights=path)
   with pytest.raises(weights.WeightsError, match=r"missing\.pth.*dinov2_vit"):
-    features.make("dinov2", clean, dims=4, weights=path)
+    extractors.make("dinov2", clean, dims=4, weights=path)
   with pytest.raises(ValueError, match="one of pca, random_conv, inc"):
-    features.make("resnet", clean, dims=4)
+    extractors.make("resnet", clean, dims=4)
 
 
 def test_pca_by_name_has_no_more_dims_than_the_data():
-  assert features.make("pca", _images(5), 64).params.basis.shape == (5, 64)
+  assert extractors.make("pca", _images(5), 64).params.basis.shape == (5, 64)
   points = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-  assert features.make("pca", points, 64).params.basis.shape == (3, 3)
+  assert extractors.make("pca", points, 64).params.basis.shape == (3, 3)
 
 
 # Over a set.
@@ -184,7 +179,7 @@ def test_pca_by_name_has_no_more_dims_than_the_data():
 
 def test_batches_do_not_change_features():
   images = _images(23)
-  extractor = features.random_conv((8, 8, 1))
+  extractor = extractors.random_conv((8, 8, 1))
   whole = _run(extractor, images)
   assert len(whole) == 23
   for size in (1, 4, 22, 23, 100):
@@ -197,9 +192,9 @@ def test_one_compilation_serves_all_batches():
 
   def apply(params, x):
     shapes.append(x.shape)
-    return features.Features(x.reshape(len(x), -1), None)
+    return extractors.Features(x.reshape(len(x), -1), None)
 
-  extractor = features.Extractor("shown", "1", (), apply, batch_size=4)
+  extractor = extractors.Extractor("shown", "1", (), apply, batch_size=4)
   np.testing.assert_array_equal(
     _run(extractor, _images(10)), _images(10).reshape(10, -1)
   )
@@ -208,7 +203,7 @@ def test_one_compilation_serves_all_batches():
 
 def test_no_images_are_refused():
   with pytest.raises(ValueError, match="no images"):
-    _run(features.random_conv((8, 8, 1)), _images(0))
+    _run(extractors.random_conv((8, 8, 1)), _images(0))
 
 
 def test_products_are_taken_at_full_precision():
@@ -216,9 +211,9 @@ def test_products_are_taken_at_full_precision():
 
   def apply(params, x):
     precisions.append(jax.config.jax_default_matmul_precision)
-    return features.Features(x, None)
+    return extractors.Features(x, None)
 
-  _run(features.Extractor("shown", "1", (), apply, 4), np.ones((4, 2)))
+  _run(extractors.Extractor("shown", "1", (), apply, 4), np.ones((4, 2)))
   assert precisions == ["highest"]
 
 
@@ -232,9 +227,9 @@ jax.config.update("jax_num_cpu_devices", 4)
 
 import numpy as np
 
-from rad_jax.evaluation import features
+from rad_jax.features import extractors
 
-extractor = features.random_conv((8, 8, 1))._replace(batch_size=6)
+extractor = extractors.random_conv((8, 8, 1))._replace(batch_size=6)
 inner, shards = extractor.apply, []
 
 def apply(params, x):
@@ -242,7 +237,7 @@ def apply(params, x):
   return inner(params, x)
 
 images = np.load(sys.argv[1])
-found = features.extract_all(extractor._replace(apply=apply), images)
+found = extractors.extract_all(extractor._replace(apply=apply), images)
 assert len(shards) == 1 and shards[0].shard_shape((8, 8, 8, 1))[0] == 2, shards
 np.save(sys.argv[2], found.features)
 """
@@ -259,6 +254,6 @@ def test_four_devices_share_the_batch_and_agree_with_one(tmp_path):
   )
   np.testing.assert_allclose(
     np.load(tmp_path / "features.npy"),
-    _run(features.random_conv((8, 8, 1)), images),
+    _run(extractors.random_conv((8, 8, 1)), images),
     atol=1e-6,
   )

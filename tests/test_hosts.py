@@ -130,7 +130,9 @@ import numpy as np
 import optax
 
 import faulty
-from rad_jax.training import build, hosts, loop, sharding
+from rad_jax import run as runs
+from rad_jax.training import hosts, loop, sharding, step
+from rad_jax.training.state import initial_state
 
 name, fsdp, micro_batches, port, count, index = sys.argv[1:]
 if int(count) > 1:
@@ -140,19 +142,32 @@ config = faulty.config_of(
   train__micro_batches=int(micro_batches),
   data__corruption__fraction=0.5,
 )
-build.optimizer = lambda config: optax.sgd(0.01)
+run = runs.build(config)
+optimizer = optax.sgd(0.01)
+run = run._replace(
+  initial_state=lambda: initial_state(
+    run.network, optimizer, (3,), run.keys.init, run.keys.train
+  ),
+  train_step=lambda regularised: step.make_train_step(
+    run.method,
+    optimizer,
+    config.optimizer.ema_decay,
+    run.prepare,
+    micro_batches=int(micro_batches),
+  ),
+)
 mesh = sharding.device_mesh(config.train.fsdp)
-like = jax.eval_shape(lambda: build.state(config))
+like = jax.eval_shape(run.initial_state)
 state = jax.jit(
-  lambda: build.state(config), out_shardings=sharding.of_state(mesh, like)
+  run.initial_state, out_shardings=sharding.of_state(mesh, like)
 )()
-batches = build.training_batches(
-  config, build.training_set(config), 0, sharding.process_rows(16)
+batches = loop.training_batches(
+  run, run.open_training_set(), 0, sharding.process_rows(16)
 )
 losses, step_fn = [], None
 for _ in range(3):
   batch = sharding.place(next(batches), mesh)
-  step_fn = step_fn or loop.compile_step(config, state, batch, mesh)
+  step_fn = step_fn or loop.compile_step(run, state, batch, mesh)
   state, measured = step_fn(state, batch)
   losses.append([float(measured[k]) for k in ("loss", "regulariser", "w_linf")])
 whole = jax.jit(

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rad_jax.evaluation import features
-from rad_jax.models import inception, weights
+from rad_jax.features import extractors, inception
+from rad_jax.interop import weights
 
 
 def _random_state():
@@ -147,10 +147,7 @@ def _seen(images):
   return np.asarray(inception.preprocessed(jnp.asarray(images)))
 
 
-def test_model_units_are_seen_as_their_pixels():
-  pixels = _images(8)
-  units = pixels / np.float32(127.5) - 1
-  np.testing.assert_allclose(_seen(units), _seen(pixels), atol=1e-5)
+def test_pixels_are_seen_in_the_graphs_units():
   extremes = np.full((1, 4, 4, 3), 255, np.uint8)
   np.testing.assert_allclose(_seen(extremes), 127 / 128)
 
@@ -173,12 +170,12 @@ def test_safetensors_hold_the_same(state, params, tmp_path):
   path = tmp_path / "weights.safetensors"
   save_file(state, path)
   _equal(inception.load_weights(path), params)
-  version = features.inception(path).version
+  version = extractors.inception(path).version
   path.unlink()
   assert version.startswith("inception-2015-12-05-")
   state = state | {"fc.bias": state["fc.bias"] + 1}
   save_file(state, path)
-  assert features.inception(str(path)).version != version
+  assert extractors.inception(str(path)).version != version
   path.unlink()
 
 
@@ -226,7 +223,7 @@ def test_what_is_no_weights_file_is_told(name, tmp_path):
 @pytest.mark.parametrize("path", ["", "no/such/file.pth"])
 def test_without_weights_the_error_says_what_to_fetch(path):
   with pytest.raises(weights.WeightsError) as error:
-    features.inception(path)
+    extractors.inception(path)
   for part in (
     "https://github.com/mseitzer/pytorch-fid/releases",
     "pt_inception-2015-12-05-6726825d.pth",

@@ -24,8 +24,9 @@ from safetensors.numpy import load_file, save_file
 from rad_jax import config as configs
 from rad_jax import validation
 from rad_jax.diffusion import schedules
-from rad_jax.models import interop, unet, weights
-from rad_jax.training import build, checkpoints, loop, pretrained, sharding
+from rad_jax.interop import layouts, pretrained, weights
+from rad_jax.models import unet
+from rad_jax.training import build, checkpoints, loop, sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILE = "diffusion_pytorch_model.safetensors"
@@ -100,6 +101,18 @@ def assert_close(ours, theirs):
 def assert_same(actual, expected):
   assert jax.tree.structure(actual) == jax.tree.structure(expected)
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def load(source, config):
+  fields = configs.flatten(config.to_dict())
+  return pretrained.load(source, shapes_of(config), fields)
+
+
+def write_folder(config, folder, params=None):
+  if params is None:
+    params = random_params(config)
+  fields = configs.flatten(config.to_dict())
+  return pretrained.export(params, folder, fields)
 
 
 # ---- diffusers: what it computes ----
@@ -178,7 +191,7 @@ def test_ddpm_cifar10_32_computes_the_same(diffusers, tmp_path):
   model = theirs(diffusers, **CIFAR10)
   model.save_pretrained(tmp_path)
   diffusers.DDPMScheduler().save_pretrained(tmp_path)
-  params = pretrained.load(tmp_path, config, shapes_of(config))
+  params = load(tmp_path, config)
   assert sum(x.size for x in jax.tree.leaves(params)) == 35_746_307
   x_t = images(config)
   assert_close(output(config, params, x_t), evaluate(model, x_t))
@@ -209,14 +222,14 @@ def test_diffusers_there_and_back(diffusers, tmp_path, fields, options):
   model = theirs(diffusers, **(SMALL | options))
   model.save_pretrained(tmp_path / "unet")
   diffusers.DDPMScheduler().save_pretrained(tmp_path / "scheduler")
-  params = pretrained.load(tmp_path, config, shapes_of(config))
+  params = load(tmp_path, config)
   x_t = images(config)
   assert_close(output(config, params, x_t), evaluate(model, x_t))
 
-  folder = pretrained.export(params, config, tmp_path / "out")
+  folder = write_folder(config, tmp_path / "out", params)
   again = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet")
   np.testing.assert_array_equal(evaluate(again, x_t), evaluate(model, x_t))
-  assert_same(pretrained.load(folder, config, shapes_of(config)), params)
+  assert_same(load(folder, config), params)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +250,7 @@ def test_pipeline_runs_ours(diffusers, tmp_path, prediction, schedule):
   )
   params = random_params(config)
   pipeline = diffusers.DDPMPipeline.from_pretrained(
-    pretrained.export(params, config, tmp_path)
+    write_folder(config, tmp_path, params)
   )
   scheduler = pipeline.scheduler
   alpha_bar = schedules.ALPHA_BAR[schedule](500)
@@ -455,9 +468,7 @@ def test_improved_diffusion_computes_the_same(tmp_path, shape):
     **OF_IMPROVED,
   )
   validation.validate(config)
-  params = pretrained.load(
-    tmp_path / "ema_0.9999_500000.pt", config, shapes_of(config)
-  )
+  params = load(tmp_path / "ema_0.9999_500000.pt", config)
   x_t = images(config)
   steps = torch.tensor([0, 3987])
   x = torch.from_numpy(x_t.transpose(0, 3, 1, 2).copy())
@@ -497,14 +508,14 @@ def test_names_are_those_of_diffusers():
     layers += block_names(f"up_blocks.0.resnets.{i}", True, at)
     layers += block_names(f"up_blocks.1.resnets.{i}", True)
   layers += ["up_blocks.0.upsamplers.0.conv"]
-  state = interop.to_diffusers(random_params(tiny()))
+  state = layouts.to_diffusers(random_params(tiny()))
   expected = {f"{n}.{leaf}" for n in layers for leaf in ("weight", "bias")}
   assert set(state) == expected
 
 
 def test_axes_are_those_of_pytorch():
   params = random_params(tiny())
-  state = interop.to_diffusers(params)
+  state = layouts.to_diffusers(params)
   block = params["down_1_0_res"]
   pairs = {
     "conv1": block["conv_in"]["kernel"].transpose(3, 2, 0, 1),
@@ -522,7 +533,7 @@ def test_round_trip_is_exact_and_old_names_are_read():
   """As google/ddpm-cifar10-32's file has them, in half precision or not."""
   config = tiny()
   params = random_params(config)
-  state = interop.to_diffusers(params)
+  state = layouts.to_diffusers(params)
   old = {"to_q": "query", "to_k": "key", "to_v": "value"}
   old |= {"to_out.0": "proj_attn"}
   renamed = {}
@@ -532,25 +543,15 @@ def test_round_trip_is_exact_and_old_names_are_read():
     renamed[name] = array
   assert renamed.keys() != state.keys()
   for given in (state, renamed):
-    read, layout = interop.from_pytorch(given, shapes_of(config))
+    read, layout = layouts.from_pytorch(given, shapes_of(config))
     assert layout == "diffusers"
     assert_same(read, params)
   halves = {name: x.astype(np.float16) for name, x in state.items()}
-  read, _ = interop.from_pytorch(halves, shapes_of(config))
+  read, _ = layouts.from_pytorch(halves, shapes_of(config))
   assert {x.dtype for x in jax.tree.leaves(read)} == {np.dtype("float32")}
 
 
 # ---- Which weights ----
-
-
-def write_folder(config, folder, params=None):
-  if params is None:
-    params = random_params(config)
-  return pretrained.export(params, config, folder)
-
-
-def load(source, config):
-  return pretrained.load(source, config, shapes_of(config))
 
 
 def test_every_form_of_source_is_read(tmp_path):
@@ -584,14 +585,16 @@ def test_moving_average_beside_raw_weights(tmp_path):
   (other / "unet").rename(folder / "unet_ema")
   for config, params in pairs:
     assert_same(load(folder, config), params)
-  with pytest.raises(configs.ConfigError, match="init_weights must be ema or"):
+  with pytest.raises(
+    pretrained.MismatchError, match="init_weights must be ema or"
+  ):
     load(folder, tiny())
 
 
 def test_choice_is_refused_where_the_source_does_not_say(tmp_path):
   folder = write_folder(tiny(), tmp_path)
   for which in ("raw", "ema"):
-    with pytest.raises(configs.ConfigError, match="does not say which"):
+    with pytest.raises(pretrained.MismatchError, match="does not say which"):
       load(folder, tiny(train__init_weights=which))
 
 
@@ -604,7 +607,7 @@ def test_files_of_improved_diffusion_say_which(tmp_path):
     ("model000100", "model000200", "ema_0.9999_000100", "ema_0.9999_000200")
   ):
     drawn[name] = random_params(config, seed)
-    state = interop.to_diffusers(drawn[name])
+    state = layouts.to_diffusers(drawn[name])
     torch.save(
       {key: torch.from_numpy(x) for key, x in state.items()},
       tmp_path / f"{name}.pt",
@@ -615,12 +618,16 @@ def test_files_of_improved_diffusion_say_which(tmp_path):
   assert_same(load(tmp_path, raw), drawn["model000200"])
   assert_same(load(tmp_path, ema), drawn["ema_0.9999_000200"])
   assert_same(load(tmp_path / "model000100.pt", raw), drawn["model000100"])
-  with pytest.raises(configs.ConfigError, match="init_weights must be ema or"):
+  with pytest.raises(
+    pretrained.MismatchError, match="init_weights must be ema or"
+  ):
     load(tmp_path, config)
-  with pytest.raises(configs.ConfigError, match="holds the raw weights"):
+  with pytest.raises(pretrained.MismatchError, match="holds the raw weights"):
     load(tmp_path / "model000100.pt", ema)
   (tmp_path / "ema_0.999_000200.pt").write_bytes(b"")
-  with pytest.raises(configs.ConfigError, match="2 files of the newest ema"):
+  with pytest.raises(
+    pretrained.MismatchError, match="2 files of the newest ema"
+  ):
     load(tmp_path, ema)
 
 
@@ -666,7 +673,7 @@ def edit(path, **fields):
 def test_another_schedule_is_refused(tmp_path, fields, expected):
   folder = write_folder(tiny(), tmp_path)
   edit(folder / "scheduler/scheduler_config.json", **fields)
-  with pytest.raises(configs.ConfigError, match=expected):
+  with pytest.raises(pretrained.MismatchError, match=expected):
     load(folder, tiny())
 
 
@@ -689,7 +696,7 @@ def test_another_network_is_refused(tmp_path, fields, expected):
   """Also where all shapes would fit."""
   folder = write_folder(tiny(), tmp_path)
   edit(folder / "unet/config.json", **fields)
-  with pytest.raises(configs.ConfigError, match=expected):
+  with pytest.raises(pretrained.MismatchError, match=expected):
     load(folder, tiny())
 
 
@@ -717,7 +724,7 @@ def test_what_is_no_model(tmp_path, monkeypatch):
 )
 def test_only_ddpm_s_u_net_is_started_from(tmp_path, fields):
   folder = write_folder(tiny(), tmp_path)
-  with pytest.raises(configs.ConfigError, match="is a U-Net of DDPM's"):
+  with pytest.raises(pretrained.MismatchError, match="is a U-Net of DDPM's"):
     load(folder, tiny(**fields))
 
 
@@ -738,8 +745,8 @@ def test_only_ddpm_s_u_net_is_started_from(tmp_path, fields):
 )
 def test_export_that_diffusers_could_not_read(tmp_path, fields, expected):
   config = tiny(**fields)
-  with pytest.raises(configs.ConfigError, match=expected):
-    pretrained.export(random_params(tiny()), config, tmp_path / "out")
+  with pytest.raises(pretrained.MismatchError, match=expected):
+    write_folder(config, tmp_path / "out", random_params(tiny()))
   assert not (tmp_path / "out").exists()
 
 

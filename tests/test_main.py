@@ -349,7 +349,7 @@ def test_study_of_images_that_are_not_there(tmp_path, run, overrides, expected):
     "--config=configs/study.py:smoke",
     "--mode=study",
     f"--workdir={tmp_path}",
-    "--config.study.worlds=('colour',)",
+    "--config.study.data=('colour',)",
     "--config.study.processes=1",
     *overrides,
   )

@@ -10,15 +10,17 @@ import numpy as np
 import optax
 import pytest
 
+from rad_jax import run as runs
 from rad_jax.diffusion import schedules
 from rad_jax.diffusion.process import Level
 from rad_jax.robustness import attacks, radius
+from rad_jax.robustness import method as methods
 from rad_jax.robustness.attacks import ATTACKS
 from rad_jax.robustness.noising import Noised
 from rad_jax.robustness.objectives import OBJECTIVES
-from rad_jax.training import budget, build
+from rad_jax.training import passes, replays
 from rad_jax.training import step as steps
-from rad_jax.training.budget import Timetable
+from rad_jax.training.passes import Timetable
 from rad_jax.training.state import State
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -59,26 +61,20 @@ PARAMS = params_of(0)
 
 
 def method(name="robust_adv", attack="fgsm", lam=LAM, **fields):
-  return steps.Method(
+  return methods.Method(
     objective=OBJECTIVES[name],
     predictor=network,
     process=schedules.ddpm(schedules.linear_alpha_bar(50)),
-    radius=lambda sigma_t, keys: 1.2 - sigma_t,
+    radius=lambda sigma_t: 1.2 - sigma_t,
     lambda_t=partial(radius.constant_lambda, lam),
     weight=lambda level: jnp.ones_like(level.sigma),
     perturb=partial(attacks.maximise, ATTACKS[attack]),
-    attack=ATTACKS[attack],
   )._replace(**fields)
 
 
 def points(n=B):
   x_0 = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
   return {"x_0": jnp.asarray(x_0), "index": jnp.arange(n)}
-
-
-def plain_prepare(batch, keys):
-  del keys
-  return batch["x_0"], jnp.zeros(len(batch["x_0"]))
 
 
 def initial(optimizer, step=0):
@@ -91,24 +87,42 @@ def initial(optimizer, step=0):
   )
 
 
-def run(chosen, optimizer=None, step=0, ema_decay=0.6):
+def run(chosen, optimizer=None, step=0, ema_decay=0.6, **fields):
   """One step on the points: the state after it, and its metrics."""
   optimizer = optimizer or optax.sgd(0.1)
-  step_fn = jax.jit(steps.make_train_step(chosen, optimizer, ema_decay))
-  return step_fn(initial(optimizer, step), points())
+  step_fn = steps.make_train_step(chosen, optimizer, ema_decay, **fields)
+  return jax.jit(step_fn)(initial(optimizer, step), points())
+
+
+def replay(chosen, attack, count, optimizer=None, step=0, **fields):
+  """One step of free replays on the points."""
+  optimizer = optimizer or optax.sgd(0.1)
+  step_fn = replays.make_replay_step(
+    chosen, attack, count, optimizer, 0.6, **fields
+  )
+  return jax.jit(step_fn)(initial(optimizer, step), points())
 
 
 def draws_of(chosen, step=0):
   """What `run` draws."""
   key = jax.random.fold_in(jax.random.key(2), step)
-  draw = jax.jit(partial(steps.draw, chosen))
+  draw = jax.jit(partial(methods.draw, chosen))
   return draw(points()["x_0"], jnp.zeros(B), jax.random.split(key)[1])
 
 
 def losses_of(chosen, draws):
-  return jax.jit(partial(steps.example_losses, chosen, w=None))(
-    PARAMS, draws=draws
-  )
+  return jax.jit(partial(methods.losses, chosen))(PARAMS, draws)
+
+
+def w_of(chosen, draws):
+  """The perturbation that the method finds."""
+
+  @jax.jit
+  def find(draws):
+    eps_hat = network(PARAMS, draws.noised.x_t, draws.level)
+    return methods.find_w(chosen, PARAMS, eps_hat, draws)
+
+  return find(draws)
 
 
 def assert_equal(a, b, **tolerance):
@@ -130,7 +144,7 @@ def counted_draws(b):
   """Draws of which every row tells its number."""
   rows = jnp.arange(b, dtype=jnp.float32)
   grid = rows[:, None] + jnp.array([[0.0, 0.1, 0.2]])
-  return steps.Draws(
+  return methods.Draws(
     level=Level(rows, rows + 100, rows + 200, rows + 300),
     noised=Noised(grid, grid + 400, rows + 500, rows + 600),
     radius=rows + 700,
@@ -177,18 +191,19 @@ def test_whole_batch_is_not_split():
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 2), (3, 4)])
 def test_mean_loss_of_a_part(name, n, m):
   """(sum of the first part's losses + sum of DDPM's elsewhere) / b."""
-  chosen = method(name, regularised=(n, m))
+  chosen = method(name)
   rows = np.arange(B) % m < n
-  value, (terms, w) = jax.jit(partial(steps.make_mean_loss(chosen), w=None))(
-    PARAMS, parts=steps.split(draws_of(chosen), n, m)
+  value, terms = jax.jit(partial(steps.mean_loss, chosen))(
+    PARAMS, steps.split(draws_of(chosen), n, m)
   )
-  robust, (parts, whole_w) = losses_of(chosen, draws_of(chosen))
+  robust, parts = losses_of(chosen, draws_of(chosen))
   plain, _ = losses_of(method("ddpm"), draws_of(chosen))
   expected = np.mean(np.where(rows, robust, plain))
   assert float(value) == pytest.approx(expected, rel=1e-6)
-  np.testing.assert_allclose(w, whole_w[rows], atol=1e-6)
+  over = {"w_linf": np.max}
   expected_terms = {
-    name: np.mean(np.asarray(term)[rows]) for name, term in parts.items()
+    name: over.get(name, np.mean)(np.asarray(term)[rows])
+    for name, term in parts.items()
   }
   if n < m:
     expected_terms["dsm_plain"] = np.mean(np.asarray(plain)[~rows])
@@ -201,17 +216,16 @@ def test_the_rest_of_a_noise_aware_batch_is_noise_aware():
   chosen = method("noise_aware_adv", lam=0.0)
   key, sigma_c = jax.random.key(5), jnp.full(B, 0.3)
 
-  def value(chosen, key):
-    draws = steps.draw(chosen, points()["x_0"], sigma_c, key)
-    parts = steps.split(draws, *chosen.regularised)
-    return steps.make_mean_loss(chosen)(PARAMS, None, parts)[0]
+  def value(chosen, parts, key):
+    draws = methods.draw(chosen, points()["x_0"], sigma_c, key)
+    return steps.mean_loss(chosen, PARAMS, steps.split(draws, *parts))[0]
 
   whole, part, blind = (
-    float(jax.jit(partial(value, each))(jax.random.clone(key)))
+    float(jax.jit(partial(value, *each))(jax.random.clone(key)))
     for each in (
-      chosen,
-      chosen._replace(regularised=(1, 2)),
-      method("ddpm"),
+      (chosen, (1, 1)),
+      (chosen, (1, 2)),
+      (method("ddpm"), (1, 1)),
     )
   )
   assert part == pytest.approx(whole, rel=1e-6)
@@ -224,23 +238,23 @@ def test_the_rest_of_a_noise_aware_batch_is_noise_aware():
 @pytest.mark.parametrize("regularised", [(1, 1), (1, 2)])
 @pytest.mark.parametrize("name", ["robust_adv", "true_noise", "invariance"])
 def test_gradient_at_lambda_zero_is_ddpms(name, regularised):
-  robust = method(name, lam=0.0, regularised=regularised)
 
-  def gradient(chosen):
-    mean_loss = steps.make_mean_loss(chosen)
-    parts = steps.split(draws_of(chosen), *chosen.regularised)
-    return jax.jit(jax.grad(lambda p: mean_loss(p, None, parts)[0]))(PARAMS)
+  def gradient(chosen, n, m):
+    parts = steps.split(draws_of(chosen), n, m)
+    loss = lambda params: steps.mean_loss(chosen, params, parts)[0]
+    return jax.jit(jax.grad(loss))(PARAMS)
 
   tolerance = {} if regularised == (1, 1) else {"rtol": 1e-5, "atol": 1e-6}
-  assert_equal(gradient(robust), gradient(method("ddpm")), **tolerance)
+  found = gradient(method(name, lam=0.0), *regularised)
+  assert_equal(found, gradient(method("ddpm"), 1, 1), **tolerance)
 
 
 @pytest.mark.parametrize("name", ["robust_adv", "true_noise_only"])
 def test_weight_multiplies_the_whole_loss(name):
   plain = method(name)
   weighted = plain._replace(weight=lambda level: 2 + level.sigma)
-  values, (terms, _) = losses_of(plain, draws_of(plain))
-  heavier, (same, _) = losses_of(weighted, draws_of(plain))
+  values, terms = losses_of(plain, draws_of(plain))
+  heavier, same = losses_of(weighted, draws_of(plain))
   assert len(np.unique(draws_of(plain).level.sigma)) > 4
   np.testing.assert_allclose(
     heavier, (2 + draws_of(plain).level.sigma) * values, rtol=1e-6
@@ -248,20 +262,10 @@ def test_weight_multiplies_the_whole_loss(name):
   assert_equal(same, terms)
 
 
-def test_ramp_of_a_config():
-  config = oblique_plane(
-    train__num_steps=20, regulariser__start=0.5, regulariser__warmup_steps=4
-  )
-  factors = [float(build.ramp(config)(jnp.int32(s))) for s in range(8, 16)]
-  assert factors == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
-  config.regulariser.warmup_steps = 0
-  assert [float(build.ramp(config)(s)) for s in (0, 10, 19)] == [1, 1, 1]
-
-
 @pytest.mark.parametrize("step", [0, 3])
 def test_ramp_is_read_at_the_step_and_multiplies_lambda(step):
   ramp = lambda step: step / 6
-  ramped, _ = run(method(lam=2.0, ramp=ramp), step=step)
+  ramped, _ = run(method(lam=2.0), step=step, ramp=ramp)
   constant, _ = run(method(lam=2.0 * step / 6), step=step)
   assert_equal(ramped.params, constant.params, rtol=1e-6)
 
@@ -273,7 +277,7 @@ def test_a_method_with_an_own_network_attacks_that_one_alone():
   """A constant network cannot be attacked: w stays its random start."""
   constant = lambda params, x_t, level, dropout_key: jnp.ones_like(x_t)
   random, expected = run(method("robust_ran", "uniform"))
-  attacked, measured = run(method(attack_predictor=constant))
+  attacked, measured = run(method(attacked=constant))
   assert_equal(attacked.params, random.params, rtol=1e-6)
   assert measured["w_linf"] == expected["w_linf"]
   _, own = run(method())
@@ -293,16 +297,17 @@ def climb(goal, keys, radius, shape):
 def test_no_gradient_flows_through_the_attack(perturb):
   """w is a constant of the loss, whatever attack finds it."""
   chosen = method(perturb=perturb)
-  w = losses_of(chosen, draws_of(chosen))[1][1]
+  w = w_of(chosen, draws_of(chosen))
 
-  @jax.jit
-  def gradient(draws, w):
-    total = lambda params: jnp.sum(
-      steps.example_losses(chosen, params, draws, w)[0]
-    )
+  @partial(jax.jit, static_argnums=0)
+  def gradient(perturb, draws):
+    fixed = chosen._replace(perturb=perturb)
+    total = lambda params: jnp.sum(methods.losses(fixed, params, draws)[0])
     return jax.grad(total)(PARAMS)
 
-  found, expected = (gradient(draws_of(chosen), given) for given in (None, w))
+  found, expected = (
+    gradient(each, draws_of(chosen)) for each in (perturb, lambda *_: w)
+  )
   assert_equal(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -310,10 +315,9 @@ def test_no_gradient_flows_through_the_attack(perturb):
 def test_the_attack_raises_the_methods_goal(goal):
   """At w of the named goal it is higher than at w of the others."""
 
-  def w_of(name):
+  def found(name):
     chosen = method("true_noise", "pgd", goal=name)
-    draws = draws_of(chosen)
-    return losses_of(chosen, draws)[1][1]
+    return w_of(chosen, draws_of(chosen))
 
   noised = draws_of(method()).noised
   sigma = noised.sigma[:, None]
@@ -328,7 +332,7 @@ def test_the_attack_raises_the_methods_goal(goal):
     return float(jnp.mean(error**2))
 
   other = "residual" if goal == "J" else "J"
-  assert height(w_of(goal)) > 1.02 * height(w_of(other))
+  assert height(found(goal)) > 1.02 * height(found(other))
 
 
 def test_step_without_a_target_perturbs_nothing():
@@ -358,24 +362,22 @@ def test_step_off_the_timetable_is_the_plain_one_to_the_bit(
     model__mlp__width=8,
     model__mlp__depth=1,
   )
-  off = build.train_step(
+  off = runs.build(
     oblique_plane(
       objective__name=robust,
       regulariser__batch_fraction=fraction,
-      regulariser__free_replays=1 if robust == "input_perturbation" else 3,
       **fields,
-    ),
-    regularised=False,
-  )
+    )
+  ).train_step(False)
   config = oblique_plane(objective__name=plain, **fields)
-  state, batch = jax.jit(lambda: build.state(config))(), points(16)
+  state, batch = jax.jit(runs.build(config).initial_state)(), points(16)
 
   def two_steps(step):
     step = jax.jit(step)
     return step(step(state, batch)[0], batch)
 
   (after, measured), (expected, metrics) = (
-    two_steps(step) for step in (off, build.train_step(config))
+    two_steps(step) for step in (off, runs.build(config).train_step(True))
   )
   for name in ("params", "ema_params"):
     assert_equal(getattr(after, name), getattr(expected, name))
@@ -411,17 +413,13 @@ def test_free_replays_are_the_loop_written_out(name, regularised):
   def perturb(*_):
     raise AssertionError("free replays do not attack besides")
 
-  step, replays, ema_decay = 4, 3, 0.6
+  step, count, ema_decay = 4, 3, 0.6
   attack = ATTACKS["fgsm"]._replace(step_size=0.4)
-  chosen = method(
-    name,
-    attack=attack and "fgsm",
-    perturb=perturb,
-    regularised=regularised,
-    free_replays=replays,
-  )._replace(attack=attack)
+  chosen = method(name, perturb=perturb)
   optimizer = optax.adam(0.02)
-  after, measured = run(chosen, optimizer, step, ema_decay)
+  after, measured = replay(
+    chosen, attack, count, optimizer, step, regularised=regularised
+  )
 
   n, m = regularised
   rows = jnp.arange(B) % m < n
@@ -431,7 +429,7 @@ def test_free_replays_are_the_loop_written_out(name, regularised):
   params, ema, opt_state = state.params, state.ema_params, state.opt_state
   loss = jax.jit(jax.value_and_grad(partial(by_hand, name), argnums=(0, 1)))
   losses, sizes = [], []
-  for i in range(replays):
+  for i in range(count):
     value, (gradient, climb) = loss(
       params, w, draws._replace(w_keys=0, dropout_key=0), rows
     )
@@ -439,25 +437,25 @@ def test_free_replays_are_the_loop_written_out(name, regularised):
     sizes.append(float(jnp.abs(w[rows]).max()))
     updates, opt_state = optimizer.update(gradient, opt_state)
     params = optax.apply_updates(params, updates)
-    done = step * replays + i
+    done = step * count + i
     decay = min(ema_decay, (1 + done) / (10 + done))
     ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)  # noqa: B023
     w = attacks.step(attack, w, climb, r)
 
   assert_equal(after.params, params, rtol=0, atol=1e-5)
   assert_equal(after.ema_params, ema, rtol=0, atol=1e-5)
-  assert int(after.opt_state[0].count) == replays
+  assert int(after.opt_state[0].count) == count
   assert int(after.step) == step + 1
   assert float(measured["loss"]) == pytest.approx(np.mean(losses), rel=1e-4)
   assert float(measured["w_linf"]) == pytest.approx(np.mean(sizes), rel=1e-4)
 
 
 def test_one_replay_is_a_plain_step():
-  plain, _ = run(method())
-  other = ATTACKS["pgd"]._replace(norm="l2")
-  single, _ = run(method()._replace(attack=other, free_replays=1))
-  assert_equal(single.params, plain.params)
-  replayed, _ = run(method(free_replays=2))
+  """Whose w is the random start."""
+  plain, _ = run(method("robust_adv", "uniform"))
+  single, _ = replay(method(), ATTACKS["fgsm"], 1)
+  assert_equal(single.params, plain.params, rtol=1e-6)
+  replayed, _ = replay(method(), ATTACKS["fgsm"], 2)
   assert np.abs(replayed.params["in"] - plain.params["in"]).max() > 1e-4
 
 
@@ -468,8 +466,8 @@ def diagonal(*k):
   return lambda params, x_t, level, dropout_key=None: x_t * jnp.array([k])
 
 
-def monitor(chosen, prepare=plain_prepare, **fields):
-  watch = steps.make_monitor(chosen, prepare, **fields)
+def monitor(chosen, **fields):
+  watch = steps.make_monitor(chosen, steps.as_it_is, **fields)
   measured = jax.jit(watch)(initial(optax.sgd(0.1), 3), points())
   assert measured.keys() == {
     "goal_attack",
@@ -505,7 +503,7 @@ def test_monitor_tells_a_weak_attack():
 
 def test_monitor_holds_the_attack_on_another_network_against_the_true_one():
   chosen = method(
-    predictor=diagonal(2.0, 2.0, 2.0), attack_predictor=diagonal(0.0, 0.0, 0.0)
+    predictor=diagonal(2.0, 2.0, 2.0), attacked=diagonal(0.0, 0.0, 0.0)
   )
   measured = monitor(chosen)
   r2, sigma2 = _scales()
@@ -529,9 +527,10 @@ def test_monitor_stays_in_the_attacks_ball():
   scale = np.mean(sigma2 * r2)
   corner = monitor(chosen)["goal_pgd"]
   assert corner == pytest.approx(11 / 3 * scale, rel=1e-5)
-  l2 = chosen.attack._replace(norm="l2")
+  l2 = ATTACKS["fgsm"]._replace(norm="l2")
   axis = monitor(
-    chosen._replace(attack=l2, perturb=partial(attacks.maximise, l2))
+    chosen._replace(perturb=partial(attacks.maximise, l2)),
+    strong=ATTACKS["pgd"]._replace(norm="l2"),
   )
   assert axis["goal_pgd"] == pytest.approx(9 * scale, rel=0.05)
   assert axis["pgd_gain"] > 1.02
@@ -559,7 +558,7 @@ def test_monitor_sees_what_the_step_sees():
   )
 
 
-# The budget.
+# The passes.
 
 PASSES = [
   (3, {"objective__name": "ddpm"}),
@@ -596,7 +595,7 @@ PASSES = [
 
 @pytest.mark.parametrize(("expected", "fields"), PASSES)
 def test_passes_of_a_step(expected, fields):
-  assert build.passes(oblique_plane(**fields)) == expected
+  assert runs.build(oblique_plane(**fields)).step_passes == expected
 
 
 @pytest.mark.parametrize("first", [0, 1, 5, 12, 40])
@@ -604,12 +603,12 @@ def test_passes_of_a_step(expected, fields):
 def test_timetable_by_enumeration(first, every):
   timetable = Timetable(first, every)
   on = set(range(first, 100, every))
-  assert {s for s in range(100) if budget.is_on(timetable, s)} == on
+  assert {s for s in range(100) if passes.is_on(timetable, s)} == on
   for num_steps in range(31):
     count = sum(step < num_steps for step in on)
-    assert budget.steps_on(timetable, num_steps) == count
+    assert passes.steps_on(timetable, num_steps) == count
     costs = [8.0 if step in on else 2.5 for step in range(num_steps)]
-    total = budget.total_passes(timetable, num_steps, 8.0, 2.5)
+    total = passes.total_passes(timetable, num_steps, 8.0, 2.5)
     assert total == sum(costs)
 
 
@@ -617,22 +616,26 @@ def test_passes_of_a_run():
   config = oblique_plane(
     train__num_steps=100, regulariser__start=0.3, regulariser__every_steps=4
   )
-  assert build.timetable(config) == Timetable(30, 4)
+  run = runs.build(config)
+  assert run.timetable == Timetable(30, 4)
+  total = lambda n: passes.total_passes(run.timetable, n, run.step_passes)
   # 70 steps from the 30th on, each fourth: 18.
-  assert build.total_passes(config) == 18 * 8 + 82 * 3
-  assert build.total_passes(config, 31) == 8 + 30 * 3
-  assert build.total_passes(config, 30) == 30 * 3
+  assert total(100) == 18 * 8 + 82 * 3
+  assert total(31) == 8 + 30 * 3
+  assert total(30) == 30 * 3
 
 
 def step_flops(**fields):
   """FLOPs of a step as XLA counts them; matrix products dominate."""
   config = oblique_plane(model__mlp__width=512, **fields)
-  state = jax.eval_shape(lambda: build.state(config))
+  state = jax.eval_shape(runs.build(config).initial_state)
   batch = {
     "x_0": jax.ShapeDtypeStruct((256, 3), jnp.float32),
     "index": jax.ShapeDtypeStruct((256,), jnp.int32),
   }
-  compiled = jax.jit(build.train_step(config)).lower(state, batch).compile()
+  compiled = (
+    jax.jit(runs.build(config).train_step(True)).lower(state, batch).compile()
+  )
   return compiled.cost_analysis()["flops"]
 
 
@@ -656,5 +659,5 @@ def ddpm_flops():
 def test_passes_are_what_xla_counts(ddpm_flops, fields):
   counted = 3 * step_flops(**fields) / ddpm_flops
   assert counted == pytest.approx(
-    build.passes(oblique_plane(**fields)), rel=0.12
+    runs.build(oblique_plane(**fields)).step_passes, rel=0.12
   )

@@ -234,7 +234,7 @@ def test_every_parameter_and_skip_of_the_unet_matters(small_gradients):
 )
 def test_no_group_is_a_single_channel(channels, groups):
   """Its norm would remove what the time adds to the channel."""
-  assert unet._num_groups(channels) == groups
+  assert normalisation.default_groups(channels) == groups
 
 
 def test_every_layer_of_the_mlp_sees_the_time(vector_mlp, times):
@@ -290,7 +290,7 @@ def test_group_statistics_are_float32_under_bfloat16():
   """A mean of 1,000 with a spread of 4 is beyond bfloat16's eight bits."""
   x = 1000.0 + 4.0 * jax.random.normal(jax.random.key(12), (2, 8, 8, 8))
   x = x.astype(jnp.bfloat16)
-  norm = unet._group_norm(8, jnp.dtype("bfloat16"), "norm")
+  norm = normalisation.GroupNorm(0, jnp.dtype("bfloat16"))
   actual = norm.apply(norm.init(jax.random.key(13), x), x)
   groups = np.asarray(x, np.float64).reshape(2, 8, 8, 2, 4)
   mean = groups.mean((1, 2, 4), keepdims=True)
@@ -341,14 +341,14 @@ def test_embedding_matches_numpy(features):
       angle = time * 10_000.0 ** (-i / (half - 1))
       expected[row, i] = math.sin(angle)
       expected[row, half + i] = math.cos(angle)
-  actual = embedding.sinusoidal_embedding(jnp.array(t), features)
+  actual = embedding.sines_first(jnp.array(t), features)
   np.testing.assert_allclose(actual, expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("features", [2, 7])
 def test_embedding_rejects_sizes_without_two_frequencies(features):
   with pytest.raises(ValueError, match=f"features={features}"):
-    embedding.sinusoidal_embedding(jnp.zeros(1), features)
+    embedding.sines_first(jnp.zeros(1), features)
 
 
 @pytest.mark.parametrize("shape", [(6, 8), (8, 6)])

@@ -1,18 +1,20 @@
 """Purification against closed forms of Gaussian data, attacks through it."""
 
-import importlib
 import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rad_jax.data import builders, examples
 from rad_jax.diffusion import process, samplers, schedules
+from rad_jax.experiments import purified_digits
 from rad_jax.robustness import attacks, purification
 from rad_jax.robustness.attacks import ATTACKS, Attack
+from rad_jax.training import build
 
-LAUNCH = pathlib.Path(__file__).parent.parent / "launch"
 PROCESSES = {
   "ddpm": schedules.ddpm(schedules.linear_alpha_bar(1000)),
   "edm": schedules.edm(),
@@ -310,46 +312,42 @@ def test_no_momentum():
     _attack(_linear, ATTACKS["mi_fgsm"])
 
 
-# The example.
+# Of attacked digits.
 
 
-def test_digits_example_from_end_to_end(monkeypatch, tmp_path, capsys):
-  monkeypatch.syspath_prepend(str(LAUNCH))
-  example = importlib.import_module("purify_digits")
-  # It is for the processes of the runs, and would outlive the test.
-  monkeypatch.setattr(example, "small_networks_on_cpu", lambda workdir: None)
-  command = ["purify_digits.py", "--smoke", "--processes=1"]
-  monkeypatch.setattr("sys.argv", [*command, f"--workdir={tmp_path}"])
-  example.main()
-  table = (tmp_path / "purification.md").read_text()
-  assert table in capsys.readouterr().out
-  rows = [
-    [cell.strip() for cell in line.strip("|").split("|")]
-    for line in table.splitlines()
-    if line.startswith("|")
-  ][2:]
-  assert [tuple(row[:2]) for row in rows] == [
+def demo_config(tmp_path):
+  path = pathlib.Path(__file__).parents[1] / "configs" / "demo.py"
+  config = runpy.run_path(str(path))["get_config"]("smoke")
+  config.data.data_dir = str(tmp_path / "data")
+  config.study.processes = 1
+  return config
+
+
+def test_digits_experiment_from_end_to_end(tmp_path):
+  config = demo_config(tmp_path)
+  rows = purified_digits.run(config, tmp_path)
+  assert [(row["method"], row["way"]) for row in rows] == [
     ("none", ""),
-    ("DDPM", "deterministic"),
-    ("DDPM", "stochastic"),
-    ("Robust_adv", "deterministic"),
-    ("Robust_adv", "stochastic"),
+    ("ddpm", "deterministic"),
+    ("ddpm", "stochastic"),
+    ("robust_adv", "deterministic"),
+    ("robust_adv", "stochastic"),
   ]
-  clean, attacked = (float(cell) for cell in rows[0][2:4])
-  assert clean > 0.6 > attacked
-  assert (tmp_path / "purification.png").read_bytes().startswith(b"\x89PNG")
+  for row in rows:
+    assert {"clean", "attacked", "adaptive"} < row.keys()
+  assert rows[0]["clean"] > 0.6 > rows[0]["attacked"]
+  # A purifier has noise of its own, and is attacked through itself.
+  assert rows[0]["adaptive"] == rows[0]["attacked"]
+  assert rows[2]["adaptive"] != rows[2]["attacked"]
+  # What is trained is kept.
+  assert purified_digits.run(config, tmp_path) == rows
 
 
-def test_digits_halves_are_those_of_the_training(monkeypatch, tmp_path):
-  monkeypatch.syspath_prepend(str(LAUNCH))
-  example = importlib.import_module("purify_digits")
-  from rad_jax.data import builders, examples
-  from rad_jax.training import build
-
+def test_digits_halves_are_those_of_the_training(tmp_path):
   builders.prepare("digits", str(tmp_path / "data"))
-  config = example.runs_on_half(tmp_path, smoke=True)[0].config
+  config = purified_digits.entries(demo_config(tmp_path), tmp_path)[0].config
   seen = build.training_set(config)
-  (x, y), (other, _) = example.halves()
+  (x, y), (other, _) = purified_digits.halves()
   assert seen.num_examples == len(x) == len(y) == 898
   assert len(other) == 899
   fetched = examples.to_model_range(seen.fetch(np.arange(898)))

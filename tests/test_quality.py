@@ -10,8 +10,9 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
 from rad_jax import config as configs
-from rad_jax.evaluation import features, quality, subject
+from rad_jax.evaluation import quality, subject
 from rad_jax.evaluation.protocols import quality as protocol
+from rad_jax.features import extractors
 
 
 def _normal(n, k, seed=0, shift=0.0):
@@ -277,7 +278,7 @@ def test_bootstrap_is_seeded_and_keeps_rows_whole():
 )
 def test_frechets_distance_bears_its_features_name(extractor, distance):
   x, reference = _normal(40, 4, shift=0.5), _normal(50, 4, seed=1)
-  found = protocol.measures(extractor, features.Features(x, None), reference)
+  found = protocol.measures(extractor, extractors.Features(x, None), reference)
   assert found[distance] == quality.fid(x, reference)
   others = {"fid", "fd_dinov2", "feature_frechet"} - {distance}
   assert not others & set(found)
@@ -286,7 +287,7 @@ def test_frechets_distance_bears_its_features_name(extractor, distance):
 
 def test_logits_have_an_inception_score():
   x, logits = _normal(40, 4), _normal(40, 7, seed=1)
-  found = protocol.measures("inception", features.Features(x, logits), x)
+  found = protocol.measures("inception", extractors.Features(x, logits), x)
   assert found["inception_score"] > 1
 
 

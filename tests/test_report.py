@@ -14,8 +14,17 @@ from rad_jax import config as configs
 from rad_jax import validation
 from rad_jax.data import builders
 from rad_jax.evaluation import evaluate, sampling
-from rad_jax.reports import figures, page, panels, protocols, runs, saved
-from rad_jax.reports.page import Section, Table
+from rad_jax.reports import (
+  figures,
+  page,
+  panels,
+  protocols,
+  runs,
+  saved,
+  tables,
+)
+from rad_jax.reports.page import Section
+from rad_jax.reports.tables import Table
 from rad_jax.training import loop
 
 
@@ -205,7 +214,7 @@ def test_numbers_on_other_data_are_not_compared(report):
 
 
 def test_best_of_runs_is_bold(twins):
-  (table,) = protocols.measures(saved.read(twins))[0].parts
+  (table,) = protocols.measures(saved.read(twins))
   columns = {row[0]: place for place, row in enumerate(table.rows)}
   bold = {
     name: [j for i, j in table.best if i == place]
@@ -243,16 +252,16 @@ def test_runs_are_compared_where_they_were_measured_alike(twins):
   ],
 )
 def test_best(values, better, expected):
-  assert protocols.best_of(values, better) == expected
+  assert tables.best_of(values, better) == expected
 
 
 def test_only_differing_fields_are_listed(twins):
-  _, table = runs._facts(saved.read(twins))[0].parts
+  _, table = runs.facts(saved.read(twins))
   assert table.rows == [
     ["objective.name", "robust_adv", "ddpm"],
     ["seed", 0, 3],
   ]
-  assert len(runs._facts(saved.read(twins[:1]))[0].parts) == 1
+  assert len(runs.facts(saved.read(twins[:1]))) == 1
 
 
 def test_differences_of_nested_fields():
@@ -282,9 +291,8 @@ def lines_of(picture):
 
 def test_training_curves_are_the_metrics(plane):
   (run,) = saved.read([plane])
-  section, missing = runs._training([run])
-  assert missing == ""
-  lines = lines_of(section.parts[0])
+  (picture,) = runs.training([run])
+  lines = lines_of(picture)
   assert {title for title, _ in lines} == {
     *("loss", "loss of the clean branch", "loss of the perturbed branch"),
     *("gradient norm", "learning rate", "examples per second"),
@@ -406,9 +414,7 @@ def test_scales_do_not_hide_values():
 
 
 def test_samples_stand_beside_what_was_trained_on(twins, plane):
-  section, missing = runs._examples(saved.read(twins))
-  assert missing == ""
-  (picture,) = section.parts
+  (picture,) = runs.examples(saved.read(twins))
   axes = picture.figure.axes
   assert [axis.get_title() for axis in axes] == (
     ["clean truth", "as trained on", "adv", "ddpm"]
@@ -427,12 +433,13 @@ def test_newest_samples_are_shown(tmp_path):
   assert saved.samples(tmp_path)["x_0"][0, 0] == 100
 
 
-def test_pairs_stand_one_above_the_other(digits):
+def test_pairs_stand_one_above_the_other(digits, tmp_path):
   with np.load(digits / "memorisation.npz") as file:
     pairs = {name: file[name] for name in file}
   pairs["samples"][17] = 1.0
   pairs["neighbours"][17] = -1.0
-  drawn = figures.pair_figure(**pairs).axes
+  np.savez(tmp_path / "pairs.npz", **pairs)
+  drawn = figures.pair_figure(tmp_path / "pairs.npz").axes
   pixels = [axis.images[0].get_array() for axis in drawn]
   assert [p.shape for p in pixels] == [(20, 16 * 9 + 1)] * 2
   # Pair 17 is the second of the second strip.

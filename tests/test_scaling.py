@@ -17,7 +17,8 @@ COUNT = """
 import json
 
 from benchmarks import scaling, settings
-from rad_jax.training import build
+from rad_jax import run as runs
+from rad_jax.training.state import num_parameters
 import jax
 
 found = {}
@@ -31,10 +32,10 @@ for name, changes in {
   config = settings.load("mlp", objective, "float32", 32)
   config.update_from_flattened_dict(changes)
   found[name] = scaling.collectives(scaling.compiled(config).as_text())
-shapes = jax.eval_shape(lambda: build.state(config))
+shapes = jax.eval_shape(runs.build(config).initial_state)
 print(json.dumps({
   "devices": jax.device_count(),
-  "parameters": build.num_parameters(shapes),
+  "parameters": num_parameters(shapes),
   "found": found,
 }))
 """

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import rad_jax
-from rad_jax.training import step
+from rad_jax.robustness import method
 
 LEVEL = rad_jax.schedules.flow().grid(3)
 NOISED = rad_jax.noising.Noised(
@@ -50,7 +50,7 @@ WRONG = {
   "a whole number of levels": lambda: rad_jax.schedules.respaced_timesteps(
     10.0, 5
   ),
-  "noise of each example": lambda: step.draw(
+  "noise of each example": lambda: method.draw(
     METHOD, X, jnp.ones(2), jax.random.key(0)
   ),
   "points as floats": lambda: rad_jax.subspace.fit(

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from rad_jax import checks
 from rad_jax import config as configs
-from rad_jax import validation
 from rad_jax.training import sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -31,8 +31,12 @@ import numpy as np
 import optax
 
 from rad_jax import config as configs
+from rad_jax import run as runs
+from rad_jax.diffusion import samplers
 from rad_jax.models.network import Network
-from rad_jax.training import build, loop, sharding
+from rad_jax.robustness.method import as_predictor
+from rad_jax.training import loop, sharding, step
+from rad_jax.training.state import initial_state
 
 
 def init(key, x_t, t):
@@ -56,8 +60,30 @@ config.diffusion.num_timesteps = 50
 config.objective.lam = 3.0
 config.train.batch_size = 8
 config.sampling.num_steps = 4
-build.network = lambda config, dtype="": Network(init, apply)
-build.optimizer = lambda config: optax.sgd(0.01)
+run_ = runs.build(config)
+network, optimizer = Network(init, apply), optax.sgd(0.01)
+method = run_.method._replace(predictor=as_predictor(network))
+run_ = run_._replace(
+  initial_state=lambda: initial_state(
+    network, optimizer, (3,), run_.keys.init, run_.keys.train
+  ),
+  train_step=lambda regularised: step.make_train_step(
+    method, optimizer, config.optimizer.ema_decay, run_.prepare
+  ),
+)
+
+
+def sampled(params, index):
+  return samplers.sample(
+    lambda x_t, level: method.predictor(params, x_t, level),
+    run_.process.grid(4),
+    samplers.ddpm("small"),
+    run_.keys.sampling,
+    index,
+    (3,),
+    1.0,
+  )
+
 
 x_0 = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
 batch = {"x_0": x_0, "index": np.arange(8, dtype=np.int32)}
@@ -69,13 +95,13 @@ class NoCheckpoint:
 
 
 def run(mesh):
-  state = loop.resume_or_start(config, NoCheckpoint(), mesh)
+  state = loop.resume_or_start(run_, NoCheckpoint(), mesh)
   placed = sharding.place(batch, mesh)
   rows = [shard.data.shape[0] for shard in placed["x_0"].addressable_shards]
-  step = loop.compile_step(config, state, placed, mesh)
-  after, metrics = step(state, placed)
+  compiled = loop.compile_step(run_, state, placed, mesh)
+  after, metrics = compiled(state, placed)
   draw = jax.jit(
-    build.sampler(config),
+    sampled,
     in_shardings=(sharding.replicated(mesh), sharding.by_example(mesh)),
     out_shardings=sharding.replicated(mesh),
   )
@@ -146,7 +172,7 @@ def test_batch_that_the_devices_cannot_share_is_refused():
   config = configs.default()
   config.train.batch_size = 6
   with pytest.raises(configs.ConfigError, match=r"train\.batch_size=6.*4$"):
-    validation.validate(config, num_devices=4)
+    checks.validate(config, num_devices=4)
 
 
 def test_each_process_loads_its_rows(monkeypatch):

@@ -295,4 +295,4 @@ def test_radius_figure_has_a_line_for_each_reading(config, tmp_path):
   for axis in figure.axes:
     assert sum(line.get_linewidth() == 3 for line in axis.lines) == 1
   (legend,) = figure.legends
-  assert len(legend.texts) == 5
+  assert len(legend.texts) == 6

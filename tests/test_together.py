@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rad_jax import checks
 from rad_jax import config as configs
-from rad_jax import validation
-from rad_jax.training import build, loop, together
+from rad_jax import run as built
+from rad_jax.training import loop, together
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -25,8 +26,8 @@ def plane(**fields):
   config.update_from_flattened_dict(
     {name.replace("__", "."): value for name, value in fields.items()}
   )
-  validation.validate(config)
-  return config
+  checks.validate(config)
+  return built.build(config)
 
 
 def train(runs, workdir):
@@ -96,8 +97,8 @@ def test_interrupted_runs_end_in_the_same_bits(tmp_path, monkeypatch):
 
 def test_a_run_that_diverges_leaves_the_others_alone(tmp_path):
   fields = {"optimizer__max_grad_norm": 0.0}
-  sane, mad = plane(**fields), plane(**fields)
-  mad.objective.lam = float("inf")
+  sane = plane(**fields)
+  mad = sane._replace(objective=sane.objective._replace(lam=float("inf")))
   states = train([sane, mad], tmp_path / "with")
   alone = train([sane], tmp_path / "without")
   finite = [bool(np.isfinite(x).all()) for x in jax.tree.leaves(states.params)]
@@ -136,19 +137,18 @@ def test_what_cannot_be_trained_together_is_refused(fields, named):
 
 def test_programs_differ_in_numbers_alone():
   same = plane(seed=3, objective__lam=0.1, data__corruption__sigma=0.9)
-  assert together.program(plane()) == together.program(same)
+  assert together.program(plane().config) == together.program(same.config)
   together.refuse([plane(), same])
 
 
 def test_examples_are_corrupted_once_and_for_each_run():
   runs = [plane(data__corruption__fraction=p) for p in (0.0, 1.0)]
-  runs[1].objective.name = "ddpm"
   sets = together.training_sets(runs)
   found = together.examples(runs, sets)
   clean = sets[0].fetch(np.arange(sets[0].num_examples))
   np.testing.assert_array_equal(found.x_0[0], clean)
   index = np.arange(sets[1].num_examples, dtype=np.int32)
   clean = jnp.asarray(sets[1].fetch(index))
-  dirty = build.corruption(runs[1])(jnp.asarray(index), clean)
+  dirty = runs[1].corrupt(jnp.asarray(index), clean)
   np.testing.assert_allclose(found.x_0[1], dirty, atol=1e-6)
   np.testing.assert_allclose(found.sigma_c, [[0] * 512, [0.2] * 512])

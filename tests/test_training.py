@@ -14,21 +14,23 @@ import numpy as np
 import optax
 import pytest
 
+from rad_jax import checks
 from rad_jax import config as configs
-from rad_jax import validation
+from rad_jax import run as runs
 from rad_jax.diffusion import process as processes
 from rad_jax.diffusion import schedules
 from rad_jax.models.network import Network
 from rad_jax.robustness import attacks, objectives, radius
+from rad_jax.robustness import method as methods
 from rad_jax.training import (
-  build,
   checkpoints,
-  health,
   loop,
   metrics,
   optimizers,
+  watch,
 )
 from rad_jax.training import step as steps
+from rad_jax.training import workdir as folders
 from rad_jax.training.state import State, initial_state
 
 EMA_DECAY = 0.6
@@ -50,7 +52,7 @@ def tiny_config(**fields):
   config.update_from_flattened_dict(
     {name.replace("__", "."): value for name, value in fields.items()}
   )
-  validation.validate(config)
+  checks.validate(config)
   return config
 
 
@@ -73,20 +75,20 @@ def assert_same_to_the_bit(a: State, b: State):
 def jitted():
   """The tiny run's step, which may be traced once, and its first batch."""
   config = tiny_config()
-  step = build.train_step(config)
+  step = runs.build(config).train_step(True)
   chex.clear_trace_counter()
 
   @chex.assert_max_traces(n=1)
   def counted_step(state, batch):
     return step(state, batch)
 
-  (batch,) = build.training_batches(
-    tiny_config(train__num_steps=1),
-    build.training_set(tiny_config()),
+  (batch,) = loop.training_batches(
+    runs.build(tiny_config(train__num_steps=1)),
+    runs.build(tiny_config()).open_training_set(),
     0,
     slice(None),
   )
-  initial = jax.jit(lambda: build.state(config))
+  initial = jax.jit(runs.build(config).initial_state)
   return jax.jit(counted_step, donate_argnums=0), initial, batch
 
 
@@ -102,7 +104,7 @@ def test_loop_donates_the_state(jitted):
   _, initial, batch = jitted
   before, mesh = initial(), loop.sharding.device_mesh()
   batch = loop.sharding.place(batch, mesh)
-  step = loop.compile_step(tiny_config(), before, batch, mesh)
+  step = loop.compile_step(runs.build(tiny_config()), before, batch, mesh)
   after, _ = step(before, batch)
   for old, new in zip(
     jax.tree.leaves(before), jax.tree.leaves(after), strict=True
@@ -148,13 +150,13 @@ LINEAR = Network(
 def linear_method(objective, lam=0.3, **fields):
   chosen = objectives.OBJECTIVES[objective]
   noisiest = processes.unit_sigma(PROCESS.grid(1))[0]
-  return steps.Method(
+  return methods.Method(
     objective=chosen,
     predictor=lambda params, x_t, level, dropout_key: LINEAR.apply(
       params, x_t, level.time, dropout_key
     ),
     process=PROCESS,
-    radius=lambda sigma_t, keys: 0.1 + radius.seed(sigma_t, noisiest, 2.0),
+    radius=lambda sigma_t: 0.1 + radius.falling(sigma_t, noisiest, 2.0),
     lambda_t=functools.partial(radius.constant_lambda, lam),
     weight=lambda level: jnp.ones_like(level.sigma),
     perturb=functools.partial(
@@ -163,9 +165,9 @@ def linear_method(objective, lam=0.3, **fields):
   )._replace(**fields)
 
 
-def linear_step(objective, optimizer, **fields):
+def linear_step(objective, optimizer, lam=0.3, **fields):
   return steps.make_train_step(
-    linear_method(objective, **fields), optimizer, EMA_DECAY
+    linear_method(objective, lam), optimizer, EMA_DECAY, **fields
   )
 
 
@@ -238,29 +240,26 @@ def test_lambda_zero_is_ddpm(ddpm_step):
 
 def test_draws_come_from_step_and_place_alone():
   """An example's level, eps, radius and w are those of any batch it is in."""
-  method = linear_method(
-    "robust_ran",
-    radius=lambda sigma_t, keys: radius.draw_beta(keys, 0.1, "uniform"),
-  )
+  method = linear_method("robust_ran")
   params = linear_state(optax.sgd(0.1)).params
 
   @jax.jit
   def draw(x_0, key):
-    draws = steps.draw(method, x_0, jnp.zeros(len(x_0)), key)
+    draws = methods.draw(method, x_0, jnp.zeros(len(x_0)), key)
     eps_hat = method.predictor(params, draws.noised.x_t, draws.level, None)
-    w = steps.find_w(method, params, eps_hat, draws)
+    w = methods.find_w(method, params, eps_hat, draws)
     eps = draws.noised.eps
-    return w, eps, draws.radius, draws.level.sigma
+    return w, eps, draws.level.sigma, draws.radius
 
   whole = draw(points(8)["x_0"], jax.random.clone(jax.random.key(5)))
   part = draw(points(8)["x_0"][:4], jax.random.key(5))
   other = draw(points(8)["x_0"], jax.random.key(6))
   for a, b in zip(whole, part, strict=True):
     np.testing.assert_array_equal(a[:4], b)
-  for a, b in zip(whole[:3], other[:3], strict=True):
+  for a, b in zip(whole[:2], other[:2], strict=True):
     assert np.all(a != b)
     assert len(np.unique(a)) == a.size
-  assert len(np.unique(whole[3])) > 4
+  assert len(np.unique(whole[2])) > 4
 
 
 def test_lambda_rises_with_the_ramp():
@@ -279,9 +278,7 @@ def test_lambda_rises_with_the_ramp():
 )
 def test_ramp_starts_with_the_regulariser(warmup_steps, expected):
   """It is first on at step 6 of 12, and full four steps on."""
-  ramp = build.ramp(
-    tiny_config(regulariser__start=0.5, regulariser__warmup_steps=warmup_steps)
-  )
+  ramp = functools.partial(radius.ramp, first_step=6, warmup_steps=warmup_steps)
   assert [float(ramp(step)) for step in (5, 6, 8, 11)] == expected
 
 
@@ -403,7 +400,7 @@ def test_updates_on_one_batch_share_their_steps_rate():
   # Warm-up over steps 0, 1, 2, then down from 3 to 12.
   expected = np.repeat([0, 1 / 3, 2 / 3, 1, 8 / 9], 3)
   np.testing.assert_allclose(
-    rates_of(build.optimizer(config), 15), 1e-2 * expected, rtol=1e-5
+    rates_of(runs.build(config).optimizer, 15), 1e-2 * expected, rtol=1e-5
   )
 
 
@@ -414,7 +411,7 @@ def test_updates_on_one_batch_share_their_steps_rate():
 def straight(tmp_path_factory):
   """12 steps in one go: the state and the folder. Tests copy the folder."""
   workdir = tmp_path_factory.mktemp("straight") / "run"
-  return loop.train(tiny_config(), workdir), workdir
+  return loop.train(runs.build(tiny_config()), workdir), workdir
 
 
 @pytest.fixture
@@ -430,7 +427,7 @@ def kept_steps(workdir):
 def saved_state(workdir):
   config = tiny_config()
   with checkpoints.open_manager(workdir, keep=100) as manager:
-    like = jax.eval_shape(lambda: build.state(config))
+    like = jax.eval_shape(runs.build(config).initial_state)
     return checkpoints.restore(
       manager, like, jax.sharding.SingleDeviceSharding(jax.devices()[0])
     )
@@ -443,12 +440,12 @@ def test_interrupted_run_equals_the_straight_one_to_the_bit(straight, tmp_path):
     checkpoint__every_steps=4,
     checkpoint__keep_every_steps=0,
   )
-  loop.train(first, tmp_path)
+  loop.train(runs.build(first), tmp_path)
   assert kept_steps(tmp_path) == [4, 6]  # the last step is saved off the beat
   # As if a longer run had died after its last checkpoint, inside a line.
   with (tmp_path / "metrics.jsonl").open("a") as lines:
     lines.write('{"step": 7, "train/loss": 9.9}\n{"step": 9, "train/lo')
-  resumed = loop.train(tiny_config(), tmp_path)
+  resumed = loop.train(runs.build(tiny_config()), tmp_path)
 
   assert int(resumed.step) == 12
   assert_same_to_the_bit(resumed, state)
@@ -459,7 +456,9 @@ def test_interrupted_run_equals_the_straight_one_to_the_bit(straight, tmp_path):
 
 def test_finished_run_is_returned_as_it_is(straight, copied):
   before = (copied / "metrics.jsonl").read_bytes()
-  assert_same_to_the_bit(loop.train(tiny_config(), copied), straight[0])
+  assert_same_to_the_bit(
+    loop.train(runs.build(tiny_config()), copied), straight[0]
+  )
   assert (copied / "metrics.jsonl").read_bytes() == before
 
 
@@ -484,9 +483,9 @@ def test_failed_save_is_told_at_the_end(monkeypatch, tmp_path):
 
 def test_error_of_the_run_comes_before_that_of_a_save(monkeypatch, tmp_path):
   broken_close(monkeypatch)
-  with pytest.raises(health.NonFiniteLoss):
+  with pytest.raises(watch.NonFiniteLoss):
     with checkpoints.open_manager(tmp_path):
-      raise health.NonFiniteLoss
+      raise watch.NonFiniteLoss
 
 
 def broken_close(monkeypatch):
@@ -506,8 +505,8 @@ def test_divergence_stops_and_keeps_the_last_good_state(copied):
     checkpoint__every_steps=1,
     checkpoint__keep_every_steps=0,
   )
-  with pytest.raises(health.NonFiniteLoss) as error:
-    loop.train(wild, copied)
+  with pytest.raises(watch.NonFiniteLoss) as error:
+    loop.train(runs.build(wild), copied)
   # The loss of step 13 is fine, the parameters that it leaves are not.
   assert "param_norm is inf at step 13" in str(error.value)
   assert "the last good checkpoint is step 12 in " in str(error.value)
@@ -529,9 +528,9 @@ def rows_of(losses):
 
 def test_first_bad_step_is_named():
   rows = rows_of([1.0, math.inf, math.nan])
-  with pytest.raises(health.NonFiniteLoss, match="loss is inf at step 5; none"):
-    health.refuse_non_finite([4, 5, 6], rows, "none", skipped=0, limit=0)
-  assert health.means(rows[:1] * 2) == {"loss": 1.0, "grad_norm": 1.0}
+  with pytest.raises(watch.NonFiniteLoss, match="loss is inf at step 5; none"):
+    watch.refuse_non_finite([4, 5, 6], rows, "none", skipped=0, limit=0)
+  assert watch.means(rows[:1] * 2) == {"loss": 1.0, "grad_norm": 1.0}
 
 
 def test_skipped_steps_are_counted_up_to_their_limit():
@@ -539,13 +538,13 @@ def test_skipped_steps_are_counted_up_to_their_limit():
     row | {"skipped": np.asarray(float(not math.isfinite(row["loss"])))}
     for row in rows_of([1.0, math.nan, 3.0, math.nan])
   ]
-  check = lambda skipped, limit: health.refuse_non_finite(
+  check = lambda skipped, limit: watch.refuse_non_finite(
     [1, 2, 3, 4], rows, "none", skipped, limit
   )
   assert check(0, 2) == 2
-  with pytest.raises(health.NonFiniteLoss, match="at step 4 after 2 others"):
+  with pytest.raises(watch.NonFiniteLoss, match="at step 4 after 2 others"):
     check(1, 2)
-  assert health.means(rows) == ({"loss": 2.0, "grad_norm": 1.0, "skipped": 2.0})
+  assert watch.means(rows) == ({"loss": 2.0, "grad_norm": 1.0, "skipped": 2.0})
 
 
 @pytest.mark.parametrize(
@@ -560,7 +559,7 @@ def test_skipped_steps_are_counted_up_to_their_limit():
   ],
 )
 def test_spike_is_told_from_the_median_before(loss, before, factor, spiked):
-  assert health.has_spiked(loss, before, factor) is spiked
+  assert watch.has_spiked(loss, before, factor) is spiked
 
 
 def test_metrics_are_json_rows_and_tensorboard_events(straight):
@@ -603,9 +602,9 @@ def test_row_is_the_mean_of_its_window(straight, jitted):
   """Row 3 against three steps taken by hand."""
   step, initial, _ = jitted
   state, losses = initial(), []
-  for batch in build.training_batches(
-    tiny_config(train__num_steps=3),
-    build.training_set(tiny_config()),
+  for batch in loop.training_batches(
+    runs.build(tiny_config(train__num_steps=3)),
+    runs.build(tiny_config()).open_training_set(),
     0,
     slice(None),
   ):
@@ -649,7 +648,7 @@ def test_another_run_is_refused(straight, field, value, differs):
   workdir = straight[1]
   before = (workdir / "config.json").read_bytes()
   with pytest.raises(configs.ConfigError) as error:
-    loop.train(tiny_config(**{field: value}), workdir)
+    loop.train(runs.build(tiny_config(**{field: value})), workdir)
   assert f"({differs})" in str(error.value)
   assert str(workdir) in str(error.value)
   assert (workdir / "config.json").read_bytes() == before
@@ -657,14 +656,16 @@ def test_another_run_is_refused(straight, field, value, differs):
 
 def test_all_differing_fields_are_named(straight):
   with pytest.raises(configs.ConfigError) as error:
-    loop.claim(
-      straight[1], tiny_config(seed=1, objective__lam=0.0), resuming=True
+    folders.claim(
+      straight[1],
+      runs.build(tiny_config(seed=1, objective__lam=0.0)),
+      resuming=True,
     )
   assert "objective.lam: 0.3 -> 0.0; seed: 0 -> 1" in str(error.value)
 
 
 def test_a_run_without_checkpoints_may_become_another(copied):
-  loop.claim(copied, tiny_config(seed=1), resuming=False)
+  folders.claim(copied, runs.build(tiny_config(seed=1)), resuming=False)
   assert json.loads((copied / "config.json").read_text())["seed"] == 1
 
 
@@ -676,7 +677,7 @@ def test_the_rest_may_change(copied):
     data__loading="stream",
     sampling__num_steps=7,
   )
-  loop.claim(copied, config, resuming=True)
+  folders.claim(copied, runs.build(config), resuming=True)
   saved = json.loads((copied / "config.json").read_text())
   assert saved["train"]["num_steps"] == 30
   assert saved["data"]["loading"] == "stream"
@@ -703,11 +704,6 @@ METHODS = {
     [8.5, 17, 25.5, 34],
     [2, 4, 6, 8],
   ),
-  "uniform_beta": (
-    dict(objective__beta_law="uniform"),
-    [16, 32, 48, 64],
-    [2, 4, 6, 8],
-  ),
   "edm": (
     dict(diffusion__process="edm", diffusion__prediction="edm"),
     [16, 32, 48, 64],
@@ -732,7 +728,13 @@ def eight_steps(request, tmp_path_factory):
     **fields,
   )
   workdir = tmp_path_factory.mktemp(request.param)
-  return config, loop.train(config, workdir), workdir, passes, regularised
+  return (
+    config,
+    loop.train(runs.build(config), workdir),
+    workdir,
+    passes,
+    regularised,
+  )
 
 
 class Died(Exception):
@@ -740,8 +742,8 @@ class Died(Exception):
 
 
 def dying_after(step):
-  """build.training_batches of a machine that dies after this step."""
-  real = build.training_batches
+  """loop.training_batches of a machine that dies after this step."""
+  real = loop.training_batches
 
   def batches(config, training_set, first_step, rows):
     yield from itertools.islice(
@@ -757,21 +759,19 @@ def test_died_run_equals_the_straight_one_to_the_bit(
 ):
   config, state, workdir, *_ = eight_steps
   with monkeypatch.context() as patch:
-    patch.setattr(build, "training_batches", dying_after(5))
+    patch.setattr(loop, "training_batches", dying_after(5))
     with pytest.raises(Died):
-      loop.train(config, tmp_path)
+      loop.train(runs.build(config), tmp_path)
   assert kept_steps(tmp_path) == [2, 4]
-  assert_same_to_the_bit(loop.train(config, tmp_path), state)
+  assert_same_to_the_bit(loop.train(runs.build(config), tmp_path), state)
   assert faulty.values_of(tmp_path) == faulty.values_of(workdir)
 
 
 def test_rows_hold_the_passes_so_far(eight_steps):
-  config, _, workdir, passes, _ = eight_steps
+  _, _, workdir, expected, _ = eight_steps
   rows = metrics.read(workdir)
   assert [row["step"] for row in rows] == [2, 4, 6, 8]
-  assert [row["train/passes"] for row in rows] == passes
-  assert [build.total_passes(config, row["step"]) for row in rows] == passes
-  assert build.total_passes(config) == passes[-1]
+  assert [row["train/passes"] for row in rows] == expected
 
 
 def test_regulariser_is_in_the_rows_of_its_steps(eight_steps):
@@ -791,7 +791,9 @@ MONITORED = {"goal_attack", "goal_pgd", "pgd_gain", "regulariser_pgd"}
 
 def test_monitor_watches_and_changes_nothing(straight, tmp_path):
   state, workdir = straight
-  watched = loop.train(tiny_config(attack__monitor_every_steps=4), tmp_path)
+  watched = loop.train(
+    runs.build(tiny_config(attack__monitor_every_steps=4)), tmp_path
+  )
   assert_same_to_the_bit(watched, state)
   rows = metrics.read(tmp_path)
   names = {f"train/{name}" for name in MONITORED}
@@ -813,7 +815,9 @@ def test_monitor_watches_and_changes_nothing(straight, tmp_path):
 def started(config, workdir):
   """The state that a new run in workdir would start from."""
   with checkpoints.open_manager(workdir) as manager:
-    return loop.resume_or_start(config, manager, loop.sharding.device_mesh())
+    return loop.resume_or_start(
+      runs.build(config), manager, loop.sharding.device_mesh()
+    )
 
 
 @pytest.mark.parametrize("ema", [True, False])
@@ -831,7 +835,10 @@ def test_fine_tuning_starts_from_what_the_source_samples_with(
     objective__name="robust_ran",
     sampling__ema=not ema,
   )
-  state, new = started(config, tmp_path / "new"), build.state(config)
+  state, new = (
+    started(config, tmp_path / "new"),
+    runs.build(config).initial_state(),
+  )
   source = straight[0]
   assert np.any(
     source.params["output"]["kernel"] != source.ema_params["output"]["kernel"]
@@ -851,7 +858,9 @@ def test_fine_tuned_run_resumes_without_its_source(copied, tmp_path):
     regulariser__every_steps=2,
     checkpoint__keep_every_steps=0,
   )
-  loop.train(tiny_config(train__num_steps=2, **fields), tmp_path / "new")
+  loop.train(
+    runs.build(tiny_config(train__num_steps=2, **fields)), tmp_path / "new"
+  )
   assert kept_steps(copied) == [6, 10, 12]  # the source is left as it was
   shutil.rmtree(copied)
   state = loop.train(
@@ -866,7 +875,7 @@ def test_source_of_fine_tuning_is_missing(tmp_path):
   source = tmp_path / "nowhere"
   config = tiny_config(train__init_from=str(source))
   with pytest.raises(checkpoints.CheckpointError) as error:
-    loop.train(config, tmp_path / "new")
+    loop.train(runs.build(config), tmp_path / "new")
   assert f"train.init_from={str(source)!r}" in str(error.value)
   assert "\n" not in str(error.value)
   assert not source.exists()
@@ -876,7 +885,7 @@ def test_source_of_fine_tuning_has_no_checkpoint(copied, tmp_path):
   shutil.rmtree(copied / "checkpoints")
   config = tiny_config(train__init_from=str(copied))
   with pytest.raises(checkpoints.CheckpointError) as error:
-    loop.train(config, tmp_path / "new")
+    loop.train(runs.build(config), tmp_path / "new")
   assert str(copied) in str(error.value)
 
 
@@ -896,7 +905,7 @@ def test_source_of_fine_tuning_is_another_model(
     train__init_from=str(source), seed=1, objective__lam=1.0, **{field: value}
   )
   with pytest.raises(configs.ConfigError) as error:
-    loop.train(config, tmp_path)
+    loop.train(runs.build(config), tmp_path)
   assert f"train.init_from={str(source)!r}" in str(error.value)
   assert f"({differs})" in str(error.value)
   assert "\n" not in str(error.value)

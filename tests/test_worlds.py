@@ -1,4 +1,4 @@
-"""Synthetic worlds, corruptions, subspaces, and measures against a truth."""
+"""Synthetic sets, corruptions, subspaces, and measures against a truth."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def _generator(seed=0):
   return np.random.default_rng(seed)
 
 
-# Synthetic worlds.
+# Synthetic sets.
 
 
 @pytest.mark.parametrize("name", WORLDS)

@@ -1,1 +1,1 @@
-"""Data: synthetic worlds, TFDS sources, corruptions, batches."""
+"""Data: synthetic sets, image sources, corruptions, batches."""

@@ -14,6 +14,11 @@ import grain
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
 
+# "x_0": examples as they are stored, [b, ...], uint8 images in [0, 255] or
+# float32 in model units. "index": int32 [b], their places in the training set,
+# which key each one's corruption.
+Batch = dict[str, Any]
+# Pure: indices -> the "x_0" of a batch.
 Fetch = Callable[[Int32[np.ndarray, " b"]], Shaped[np.ndarray, "b ..."]]
 
 
@@ -21,19 +26,7 @@ Fetch = Callable[[Int32[np.ndarray, " b"]], Shaped[np.ndarray, "b ..."]]
 def epoch_order(
   seed: int, epoch: int, num_examples: int
 ) -> Int32[np.ndarray, " n"]:
-  """The order of the examples in one epoch, read-only.
-
-  Args:
-    seed: Of the data order, not negative.
-    epoch: From 0.
-    num_examples: n.
-
-  Examples:
-    >>> rad_jax.batches.epoch_order(seed=0, epoch=0, num_examples=5).tolist()
-    [2, 4, 3, 0, 1]
-    >>> rad_jax.batches.epoch_order(seed=0, epoch=1, num_examples=5).tolist()
-    [1, 4, 3, 0, 2]
-  """
+  """The order of the n examples in an epoch, read-only."""
   order = np.random.default_rng([seed, epoch]).permutation(num_examples)
   order = order.astype(np.int32)
   order.setflags(write=False)
@@ -49,7 +42,7 @@ def example_indices(
   example comes twice.
 
   Raises:
-    ValueError: `num_examples` is not positive.
+    ValueError: num_examples is not positive.
 
   Examples:
     Batch 1 of 3 examples ends the first epoch of 5 and starts the second:
@@ -80,40 +73,16 @@ def batches(
   rows: slice = slice(None),
   num_worker_threads: int = 4,
   prefetch: int = 8,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[Batch]:
   """Iterates over the batches of steps `first_step` to `last_step - 1`.
 
-  Background threads fetch ahead, in order. An in-memory batch of 256 points
-  costs 0.03 ms. What `fetch` raises reaches the caller.
-
-  Args:
-    fetch: Pure function from example indices to their stacked data. None: the
-      batches hold the indices alone.
-    seed: Of the data order.
-    first_step: Step of the first batch.
-    last_step: Step after the last batch.
-    batch_size: Of the global batch.
-    num_examples: In the set.
-    rows: This process's part of the global batch.
-    num_worker_threads: Batches fetched at the same time.
-    prefetch: Batches held ready at most.
-
-  Yields:
-    "x_0", what `fetch` returned, and "index", the example indices, int32 [b],
-    which key each example's corruption.
-
-  Examples:
-    >>> x_0 = np.arange(5.0)
-    >>> for batch in rad_jax.batches.batches(
-    ...   lambda index: x_0[index], seed=0, first_step=0, last_step=2,
-    ...   batch_size=3, num_examples=5,
-    ... ):
-    ...   print(batch["index"], batch["x_0"])
-    [2 4 3] [2. 4. 3.]
-    [0 1 1] [0. 1. 1.]
+  Background threads fetch ahead, in order: num_worker_threads batches at a
+  time, of which `prefetch` at most wait. What `fetch` raises reaches the
+  caller; without a `fetch`, batches hold "index" alone. `rows` is this
+  process's part of the global batch, of batch_size.
   """
 
-  def load_batch(step: int) -> dict[str, Any]:
+  def load_batch(step: int) -> Batch:
     indices = example_indices(seed, step, batch_size, num_examples)[rows]
     examples = {} if fetch is None else {"x_0": fetch(indices)}
     return examples | {"index": indices}
@@ -125,18 +94,6 @@ def batches(
   return iter(steps.map(load_batch).to_iter_dataset(options))
 
 
-def fetch_from(
-  read_at: Callable[[int], UInt8[np.ndarray, "h w c"]],
-) -> Fetch:
-  """Returns a fetch function that reads images one by one.
-
-  Args:
-    read_at: A source's `sources.reader`.
-
-  Examples:
-    >>> read_at = lambda i: np.full((2, 2, 1), i, np.uint8)
-    >>> fetch = rad_jax.batches.fetch_from(read_at)
-    >>> fetch(np.array([3, 5], np.int32))[:, 0, 0, 0].tolist()
-    [3, 5]
-  """
+def fetch_from(read_at: Callable[[int], UInt8[np.ndarray, "h w c"]]) -> Fetch:
+  """A fetch that reads images one by one, with a `sources.reader`."""
   return lambda indices: np.stack([read_at(int(i)) for i in indices])

@@ -1,4 +1,4 @@
-"""TFDS builders that prepare array_record files without TensorFlow.
+"""TFDS sets, prepared and opened without TensorFlow.
 
 TFDS reads array_record as NumPy. Writing it stays free of TensorFlow too as
 long as images reach the writer as encoded files and nothing opens a file with
@@ -6,13 +6,11 @@ long as images reach the writer as encoded files and nothing opens a file with
 
 * `Digits`, a real set that needs no download;
 * `Cifar10` and `Lsun`, TFDS's own builders with another reader of the raw
-  files. Name, version, features and URLs are inherited, so that what they
-  prepare is read by `tfds.data_source("cifar10")` and
-  `tfds.data_source("lsun/bedroom")`;
-* Hugging Face's sets, "huggingface:owner__name" in TFDS's spelling, once
-  prepared read without a network or their package;
-* `prepare`, which also lends TFDS file functions while it extracts archives
-  and shuffles sets of more than 1 GB on disk.
+  files, so that TFDS itself reads what they prepare;
+* Hugging Face's sets, "huggingface:owner__name" in TFDS's spelling, which need
+  no network or package once they are prepared;
+* file functions for TFDS while it extracts archives and shuffles sets of more
+  than 1 GB on disk.
 """
 
 import contextlib
@@ -23,40 +21,38 @@ import os
 import re
 import resource
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
-from unittest import mock
 
 import absl.logging
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from jaxtyping import UInt8
-from PIL import Image
 from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.dataset_builders import (
   huggingface_dataset_builder,
 )
 from tensorflow_datasets.core.download import download_manager, extractor
 
-from rad_jax.data import folder, synthetic
+from rad_jax.data import folder, images, sources
 
-_CIFAR_SHAPE = (3, 32, 32)
-_MAX_OPEN_FILES = 4096
+_HUGGING_FACE = "huggingface:"
 
 
 class PreparationError(RuntimeError):
-  """A dataset could not be prepared; the message is one line with the mend."""
+  """A set could not be prepared; the message, one line, says what to do."""
+
+
+class NotPrepared(FileNotFoundError):
+  """A set has no files that can be read."""
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
   """scikit-learn's 1,797 handwritten digits, as 8x8 grey images.
 
-  The images lie inside the scikit-learn wheel, so this set needs no network.
-  Their 17 levels, 0 to 16, are spread over 0 to 255. scikit-learn publishes
-  no partition of them, and a generative model of so few images can spare
-  none: split "train" holds all 1,797, in scikit-learn's order.
+  Their 17 levels, 0 to 16, are spread over 0 to 255. Split "train" holds them
+  all, in scikit-learn's order.
   """
 
   VERSION = tfds.core.Version("1.0.0")
@@ -85,11 +81,10 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     from sklearn import datasets  # Takes a second to import.
 
     digits = datasets.load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    for index, (image, label) in enumerate(
-      zip(images, digits.target, strict=True)
-    ):
-      yield index, {"image": _png(image), "label": int(label)}
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    for index, image in enumerate(pixels):
+      label = int(digits.target[index])
+      yield index, {"image": images.to_picture(image), "label": label}
 
 
 class Cifar10(tfds.builder_cls("cifar10"), skip_registration=True):  # type: ignore
@@ -101,20 +96,12 @@ class Cifar10(tfds.builder_cls("cifar10"), skip_registration=True):  # type: ign
   def _generate_examples(
     self, split_prefix: str, filepaths: Iterator[str]
   ) -> Iterator[tuple[int, dict[str, Any]]]:
-    index = 0
-    for path in filepaths:
-      records = np.frombuffer(epath.Path(path).read_bytes(), np.uint8)
-      for record in records.reshape(-1, 1 + np.prod(_CIFAR_SHAPE)):
-        image = record[1:].reshape(_CIFAR_SHAPE).transpose(1, 2, 0)
-        yield (
-          index,
-          {
-            "id": f"{split_prefix}{index:05d}",
-            "image": _png(image),
-            "label": int(record[0]),
-          },
-        )
-        index += 1
+    raw = b"".join(epath.Path(path).read_bytes() for path in filepaths)
+    records = np.frombuffer(raw, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+    for index, record in enumerate(records):
+      image = record[1:].reshape(3, 32, 32).transpose(1, 2, 0)
+      example = {"image": images.to_picture(image), "label": int(record[0])}
+      yield index, {"id": f"{split_prefix}{index:05d}", **example}
 
 
 class Lsun(tfds.builder_cls("lsun"), skip_registration=True):  # type: ignore
@@ -145,12 +132,86 @@ class Lsun(tfds.builder_cls("lsun"), skip_registration=True):  # type: ignore
 
 
 _BUILDERS = {"cifar10": Cifar10, "lsun": Lsun}
-_HUGGING_FACE = "huggingface:"
 
 
-def needs_preparation(name: str) -> bool:
-  """Whether a set has files to prepare: no world does, and no folder."""
-  return name != folder.NAME and name not in synthetic.WORLDS
+def open_source(
+  name: str, split: str, data_dir: str | None = None
+) -> sources.Source:
+  """Opens one split of a prepared set, in the order of its files.
+
+  TFDS fixes the order when it prepares a set, by a hash of each example's key.
+  Split slices such as "train[:90%]" work. Other arguments as `make_builder`.
+
+  Raises:
+    NotPrepared: nothing is prepared there, or in a format without random
+      access.
+    ValueError: no such set or split, or no uint8 images in it.
+  """
+  builder = make_builder(name, data_dir)
+  where = f"in {builder.data_dir_root}"
+  if not _is_prepared(builder):
+    raise NotPrepared(f"dataset {name!r} is not prepared {where}")
+  if not _has_random_access(builder):
+    raise NotPrepared(
+      f"dataset {name!r} is prepared as {builder.info.file_format.value}, "
+      f"not as array_record, {where}"
+    )
+  num_channels = _num_channels(name, builder.info.features)
+  with _quiet():
+    try:
+      records = builder.as_data_source(
+        split=split, decoders={"image": tfds.decode.SkipDecoding()}
+      )
+    except ValueError as error:
+      available = ", ".join(sorted(builder.info.splits))
+      raise ValueError(
+        f"dataset {name!r} has no split {split!r}; available: {available}"
+      ) from error
+  return sources.Source(
+    f"dataset {name!r}, split {split!r}",
+    records,
+    lambda record: images.decode(record["image"], num_channels),
+  )
+
+
+def prepare(name: str, data_dir: str | None = None) -> None:
+  """Downloads a set and writes it as array_record; does nothing if it is there.
+
+  Arguments as `make_builder`, which also raises.
+
+  Raises:
+    PreparationError: no network, a failed download or checksum, a missing
+      package, a full disk, or files in the way that cannot be read.
+  """
+  builder = make_builder(name, data_dir)
+  if _is_prepared(builder):
+    if not _has_random_access(builder):
+      raise PreparationError(
+        f"{name} is already prepared in {builder.data_dir} as "
+        f"{builder.info.file_format.value}, which has no random access: "
+        "remove that folder or choose another data_dir"
+      )
+    return
+  builder = make_builder(name, data_dir, file_format="array_record")
+  config = tfds.download.DownloadConfig(try_download_gcs=False)
+  try:
+    _allow_open_files()
+    with _quiet(), _replaced("tf", _FILES, extractor, shuffle):
+      builder.download_and_prepare(download_config=config)
+  except (
+    OSError,
+    ImportError,
+    AssertionError,
+    tfds.download.DownloadError,
+    download_manager.NonMatchingChecksumError,
+    extractor.ExtractError,
+  ) as error:
+    raise PreparationError(_explain(name, builder, error)) from error
+  if not _is_prepared(builder):
+    raise PreparationError(
+      f"{name}: {builder.data_dir} exists but is not a prepared set: "
+      "remove it and prepare again"
+    )
 
 
 def make_builder(
@@ -159,23 +220,28 @@ def make_builder(
   """Returns the builder of a set, ours where TFDS's own needs TensorFlow.
 
   Args:
-    name: TFDS's name, `set[/config]`; a `:version` is for reading only. Or
-      "huggingface:owner__name".
-    data_dir: Root of the prepared sets; None is TFDS's default.
-    file_format: Format to prepare in; None is that of the prepared files.
+    name: TFDS's, `set[/config]`, such as "lsun/bedroom"; a `:version` is for
+      reading only. Or "huggingface:owner__name".
+    data_dir: root of the prepared sets; None is TFDS's default.
+    file_format: to prepare in; None is that of the prepared files.
 
   Raises:
-    ValueError: Nothing has this name; the message suggests a close one.
-    PreparationError: A set of Hugging Face is not prepared, and its builder
-      cannot be had: the package or the network is missing.
+    ValueError: nothing has this name; the message suggests a close one.
+    PreparationError: a set of Hugging Face is not prepared, and its builder
+      cannot be made: the package or the network is missing.
   """
-  if name.startswith(_HUGGING_FACE):
-    return _hugging_face(name, data_dir, file_format)
-  path, _, version = name.partition(":")
-  base, _, config = path.partition("/")
-  kwargs = {"data_dir": data_dir, "file_format": file_format}
-  kwargs = {key: value for key, value in kwargs.items() if value is not None}
-  with quiet():
+  # For every set that is not prepared, TFDS looks in a bucket that is closed,
+  # and leaves an empty temporary folder behind.
+  no_bucket = _replaced(
+    "initialize_from_bucket", lambda info: None, tfds.core.DatasetInfo
+  )
+  with _quiet(), no_bucket:
+    if name.startswith(_HUGGING_FACE):
+      return _hugging_face(name, data_dir, file_format)
+    path, _, version = name.partition(":")
+    base, _, config = path.partition("/")
+    kwargs = {"data_dir": data_dir, "file_format": file_format}
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
     try:
       if base in _BUILDERS and not version:
         return _BUILDERS[base](config=config or None, **kwargs)
@@ -190,16 +256,10 @@ def make_builder(
 def _hugging_face(
   name: str, data_dir: str | None, file_format: str | None
 ) -> tfds.core.DatasetBuilder:
-  """The builder of prepared files, or else the one that downloads them.
-
-  Not `tfds.builder`, which lists all sets of Hugging Face to find one.
-  """
+  """The builder of prepared files, or else the one that downloads them."""
   local_name = name.removeprefix(_HUGGING_FACE)
-  with quiet():
-    try:
-      return tfds.builder(local_name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
-      pass
+  with contextlib.suppress(tfds.core.DatasetNotFoundError):
+    return tfds.builder(local_name, data_dir=data_dir)
   if importlib.util.find_spec("datasets") is None:
     raise PreparationError(
       f"{name} is not prepared, which needs the package datasets: pip install "
@@ -207,92 +267,45 @@ def _hugging_face(
       "--config.data.path=DIR"
     )
   try:
-    with quiet():
-      return huggingface_dataset_builder.HuggingfaceDatasetBuilder(
-        hf_repo_id=local_name.replace("__", "/", 1),
-        data_dir=data_dir,
-        file_format=file_format,
-      )
+    # Not `tfds.builder`, which lists all sets of Hugging Face to find one.
+    return huggingface_dataset_builder.HuggingfaceDatasetBuilder(
+      hf_repo_id=local_name.replace("__", "/", 1),
+      data_dir=data_dir,
+      file_format=file_format,
+    )
   except (RuntimeError, OSError) as error:
     cause = " ".join(str(error.__cause__ or error).split())[:300]
     raise PreparationError(
-      f"{name} cannot be had from Hugging Face: {cause}: check the name and "
+      f"{name} cannot be loaded from Hugging Face: {cause}: check the name and "
       "the network"
     ) from error
 
 
-def prepare(name: str, data_dir: str | None = None) -> None:
-  """Downloads a set and writes it as array_record; does nothing if it is there.
-
-  Args:
-    name: TFDS's name, such as "cifar10" or "lsun/bedroom".
-    data_dir: Root of the prepared sets; None is TFDS's default.
-
-  Raises:
-    PreparationError: No network, a failed download or checksum, a missing
-      package, a full disk, or files in the way that cannot be read.
-    ValueError: Nothing has this name.
-  """
-  builder = make_builder(name, data_dir)
-  if is_prepared(builder):
-    if not random_access_formats(builder):
-      raise PreparationError(
-        f"{name} is already prepared in {builder.data_dir} as "
-        f"{builder.info.file_format.value}, which has no random access: "
-        "remove that folder or choose another data_dir"
-      )
-    return
-  builder = make_builder(name, data_dir, file_format="array_record")
-  config = tfds.download.DownloadConfig(try_download_gcs=False)
-  try:
-    with quiet(), _files_without_tensorflow(), _many_open_files():
-      builder.download_and_prepare(download_config=config)
-  except (
-    OSError,
-    ImportError,
-    AssertionError,
-    tfds.download.DownloadError,
-    download_manager.NonMatchingChecksumError,
-    extractor.ExtractError,
-  ) as error:
-    raise PreparationError(_explain(name, builder, error)) from error
-  if not is_prepared(builder):
-    raise PreparationError(
-      f"{name}: {builder.data_dir} exists but is not a prepared set: "
-      "remove it and prepare again"
-    )
-
-
-def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
   """Whether the builder's files are there, in whatever format."""
-  with quiet():
+  with _quiet():
     return builder.is_prepared()
 
 
-def random_access_formats(builder: tfds.core.DatasetBuilder) -> set[str]:
-  """The formats of a prepared set that `tfds.data_source` can read."""
+def _has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
+  """Whether `tfds.data_source` can read a format of a prepared set."""
   readable = tfds.core.FileFormat.with_random_access()
-  present = builder.info.available_file_formats()
-  return {file_format.value for file_format in present & set(readable)}
+  return bool(builder.info.available_file_formats() & set(readable))
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-  """Holds back TFDS's warnings, such as the one on every missing folder."""
-  verbosity = absl.logging.get_verbosity()
-  absl.logging.set_verbosity(absl.logging.ERROR)
-  try:
-    yield
-  finally:
-    absl.logging.set_verbosity(verbosity)
-
-
-def _png(image: UInt8[np.ndarray, "..."]) -> io.BytesIO:
-  """Encodes an image [h, w] or [h, w, 3] without loss."""
-  file = io.BytesIO()
-  Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG")
-  file.seek(0)
-  return file
+def _num_channels(name: str, features: tfds.features.FeaturesDict) -> int:
+  image = features["image"] if "image" in features else None
+  if not isinstance(image, tfds.features.Image):
+    raise ValueError(
+      f"dataset {name!r} has no feature 'image', only {sorted(features)}"
+    )
+  num_channels = image.shape[-1]
+  if num_channels not in images.PIL_MODES or image.np_dtype != np.uint8:
+    raise ValueError(
+      f"dataset {name!r} has images of {num_channels} channels of "
+      f"{np.dtype(image.np_dtype)}; 1 or 3 of uint8 are supported"
+    )
+  return num_channels
 
 
 def _import_lmdb() -> types.ModuleType:
@@ -305,43 +318,52 @@ def _import_lmdb() -> types.ModuleType:
   return lmdb
 
 
-@contextlib.contextmanager
-def _files_without_tensorflow() -> Iterator[None]:
-  """Lends TFDS's extractor and shuffler the file functions they take from TF.
-
-  Both modules call nothing else of TensorFlow; `epath` is what the rest of
-  TFDS opens its files with.
-  """
-  gfile = types.SimpleNamespace(
-    GFile=lambda path, mode="r": epath.Path(path).open(mode),
-    exists=lambda path: epath.Path(path).exists(),
-    remove=lambda path: epath.Path(path).unlink(),
-  )
-  files = types.SimpleNamespace(
-    io=types.SimpleNamespace(gfile=gfile),
-    compat=types.SimpleNamespace(as_text=os.fsdecode),
-    # `except ()` catches nothing.
-    errors=types.SimpleNamespace(ResourceExhaustedError=()),
-  )
-  with (
-    mock.patch.object(extractor, "tf", files, create=True),
-    mock.patch.object(shuffle, "tf", files, create=True),
-  ):
-    yield
+# All that TFDS's extractor and shuffler take from TensorFlow; the rest of TFDS
+# opens its files with `epath`, too.
+_FILES = types.SimpleNamespace(
+  io=types.SimpleNamespace(
+    gfile=types.SimpleNamespace(
+      GFile=lambda path, mode="r": epath.Path(path).open(mode),
+      exists=lambda path: epath.Path(path).exists(),
+      remove=lambda path: epath.Path(path).unlink(),
+    )
+  ),
+  compat=types.SimpleNamespace(as_text=os.fsdecode),
+  # `except ()` catches nothing.
+  errors=types.SimpleNamespace(ResourceExhaustedError=()),
+)
 
 
 @contextlib.contextmanager
-def _many_open_files() -> Iterator[None]:
-  """Raises the limit on open files: the shuffler keeps 1,000 of them open."""
-  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  unlimited = resource.RLIM_INFINITY
-  wanted = _MAX_OPEN_FILES if hard == unlimited else min(_MAX_OPEN_FILES, hard)
-  if soft != unlimited and soft < wanted:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+def _replaced(name: str, stand_in: Any, *owners: Any) -> Iterator[None]:
+  """Lends modules or classes another attribute of this name."""
+  own = [getattr(owner, name) for owner in owners]
+  for owner in owners:
+    setattr(owner, name, stand_in)
   try:
     yield
   finally:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for owner, original in zip(owners, own, strict=True):
+      setattr(owner, name, original)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Holds back TFDS's warnings, such as the one on every missing folder."""
+  verbosity = absl.logging.get_verbosity()
+  absl.logging.set_verbosity(absl.logging.ERROR)
+  try:
+    yield
+  finally:
+    absl.logging.set_verbosity(verbosity)
+
+
+def _allow_open_files() -> None:
+  """Raises the process's limit: the shuffler keeps 1,000 files open."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _suggest(base: str, config: str) -> str | None:
@@ -349,22 +371,24 @@ def _suggest(base: str, config: str) -> str | None:
   names = set(tfds.list_builders(with_community_datasets=False))
   if base not in names:
     close = difflib.get_close_matches(base, names)
-    if not close:
-      return "TFDS's catalogue lists the names"
-    return "did you mean " + " or ".join(map(repr, close)) + "?"
+    return _any_of(close) if close else "TFDS's catalogue lists the names"
   configs = list(tfds.builder_cls(base).builder_configs)
   if not config or config in configs:
     return None
   if not configs:
     return f"{base!r} has no configs"
   close = difflib.get_close_matches(config, configs) or configs[:5]
-  return "did you mean " + " or ".join(repr(f"{base}/{c}") for c in close) + "?"
+  return _any_of(f"{base}/{config}" for config in close)
+
+
+def _any_of(names: Iterable[str]) -> str:
+  return "did you mean " + " or ".join(map(repr, names)) + "?"
 
 
 def _explain(
   name: str, builder: tfds.core.DatasetBuilder, error: Exception
 ) -> str:
-  """One line: the set, the cause with its URL, and the mend."""
+  """One line: the set, the cause with its URL, and what to do."""
   cause = " ".join(str(error).split())[:300] or type(error).__name__
   if isinstance(error, ImportError):
     return f"{name} could not be prepared: {cause}: install the package"

@@ -6,63 +6,36 @@ is one split, "train". The order is that of the names and not TFDS's shuffle,
 so an index means the same image everywhere.
 """
 
-import dataclasses
 import pathlib
+from functools import partial
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from rad_jax.data import images, sources
+
 NAME = "image_folder"
 SUFFIXES = (".jpeg", ".jpg", ".png")
 _FLAT_SPLIT = "train"
-_PIL_MODES = {1: "L", 3: "RGB"}
 
 
 class FolderError(ValueError):
-  """A folder of images, or one file of it, cannot be used; one line."""
+  """A folder of images cannot be used; one line."""
 
 
-@dataclasses.dataclass(frozen=True)
-class FolderSource:
-  """The images of one split, decoded on access; safe to share among threads.
-
-  Attributes:
-    root: The folder.
-    split: Name of the split.
-    paths: The images' files, by name.
-    num_channels: 1 or 3, to which every image is converted.
-  """
-
-  root: pathlib.Path
-  split: str
-  paths: tuple[pathlib.Path, ...]
-  num_channels: int
-
-  def __len__(self) -> int:
-    return len(self.paths)
-
-  def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
-    if not 0 <= index < len(self):
-      raise IndexError(f"{self}: no example {index} among {len(self)}")
-    return read_image(self.paths[index], self.num_channels)
-
-  def __str__(self) -> str:
-    return f"folder {str(self.root)!r}, split {self.split!r}"
-
-
-def open_folder(path: str, split: str, num_channels: int) -> FolderSource:
+def open_folder(path: str, split: str, num_channels: int) -> sources.Source:
   """Finds the images of one split; decodes none.
 
   Args:
-    path: The folder; ~ is the home folder. One with images in itself is
+    path: the folder; ~ is the home folder. One with images in itself is
       flat, and its subfolders are not looked into. In others each subfolder
       is a split, whose images lie at any depth.
-    split: Name of a split; "train" if the folder is flat. No slices.
-    num_channels: 1 or 3.
+    split: name of a split; "train" if the folder is flat. No slices.
+    num_channels: 1 or 3, to which every image is converted.
 
   Raises:
-    FolderError: There is no such folder, no image in it, or no such split.
+    FolderError: there is no such folder, no image in it, or no such split.
   """
   root = pathlib.Path(path).expanduser()
   if not root.is_dir():
@@ -78,21 +51,19 @@ def open_folder(path: str, split: str, num_channels: int) -> FolderSource:
       f"folder {str(root)!r} has no split {split!r}; available: "
       + ", ".join(sorted(splits))
     )
-  return FolderSource(root, split, splits[split], num_channels)
+  return sources.Source(
+    f"folder {str(root)!r}, split {split!r}",
+    splits[split],
+    partial(_decode, num_channels=num_channels),
+  )
 
 
-def read_image(
+def _decode(
   path: pathlib.Path, num_channels: int
 ) -> UInt8[np.ndarray, "h w c"]:
-  """Decodes one file, upright as its EXIF says, of 8 bits a channel.
+  """One file's image, upright as its EXIF says, of 8 bits a channel.
 
-  Args:
-    path: The file.
-    num_channels: 1 for grey by luma (ITU-R 601-2), 3 for RGB. Palettes are
-      resolved, and what is transparent lies on white.
-
-  Raises:
-    FolderError: The file is no whole image, or of more than 8 bits.
+  Palettes are resolved, and what is transparent lies on white.
   """
   try:
     with Image.open(path) as picture:
@@ -103,10 +74,9 @@ def read_image(
         upright = upright.convert("RGBA")
         white = Image.new("RGBA", upright.size, "white")
         upright = Image.alpha_composite(white, upright)
-      image = np.array(upright.convert(_PIL_MODES[num_channels]))
+      return images.from_picture(upright, num_channels)
   except Exception as error:
-    raise FolderError(f"{path} cannot be decoded: {error}") from error
-  return image if image.ndim == 3 else image[..., None]
+    raise ValueError(f"{path}: {error}") from error
 
 
 def _splits(root: pathlib.Path) -> dict[str, tuple[pathlib.Path, ...]]:

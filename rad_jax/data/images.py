@@ -1,8 +1,35 @@
-"""Image geometry: uint8 arrays [h, w, c] in [0, 255], crop before resize."""
+"""Images as uint8 arrays [h, w, c] in [0, 255]: decoding, crop, resize."""
+
+import io
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+
+# Pillow's name of images of 1 or 3 channels.
+PIL_MODES = {1: "L", 3: "RGB"}
+
+
+def decode(
+  encoded: bytes, num_channels: int
+) -> UInt8[np.ndarray, "h w {num_channels}"]:
+  """An encoded image, converted to 1 or 3 channels."""
+  with Image.open(io.BytesIO(encoded)) as picture:
+    return from_picture(picture, num_channels)
+
+
+def from_picture(
+  picture: Image.Image, num_channels: int
+) -> UInt8[np.ndarray, "h w {num_channels}"]:
+  """Pillow's image with 1 channel, grey by luma (ITU-R 601-2), or 3, RGB."""
+  pixels = np.array(picture.convert(PIL_MODES[num_channels]))
+  return pixels.reshape(picture.height, picture.width, num_channels)
+
+
+def to_picture(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
+  """Pillow's image of an array of 1 or 3 channels."""
+  pixels = image[..., 0] if image.shape[2] == 1 else image
+  return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def center_crop(
@@ -13,14 +40,7 @@ def center_crop(
   An odd margin leaves its extra pixel at the bottom and the right.
 
   Raises:
-    ValueError: The image is smaller than `size`.
-
-  Examples:
-    >>> from rad_jax.data import images
-    >>> image = np.arange(20, dtype=np.uint8).reshape(4, 5, 1)
-    >>> print(images.center_crop(image, 2)[..., 0])
-    [[ 6  7]
-     [11 12]]
+    ValueError: the image is smaller than `size`.
   """
   height, width = image.shape[:2]
   if size > min(height, width):
@@ -34,51 +54,29 @@ def resize(
 ) -> UInt8[np.ndarray, "s s c"]:
   """Resizes to `size` pixels a side with an antialiased Lanczos filter.
 
-  Not BOX: Pillow's box counts a pixel whole or not at all, so at a ratio that
-  is no integer (CelebA's 140 to 64) its windows hold 2 or 3 pixels by turns,
-  and edges jitter. Lanczos weighs every pixel by its distance.
-
-  Examples:
-    >>> from rad_jax.data import images
-    >>> image = np.full((218, 178, 3), 200, np.uint8)
-    >>> small = images.resize(image, 64)
-    >>> small.shape, int(small.min()), int(small.max())
-    ((64, 64, 3), 200, 200)
+  Pillow's box filter counts a pixel whole or not at all: at a ratio that is no
+  integer, such as 140 to 64, edges jitter.
   """
   if image.shape[:2] == (size, size):
     return image
-  grey = image.shape[2] == 1
-  picture = Image.fromarray(
-    np.ascontiguousarray(image[..., 0] if grey else image)
-  )
-  resized = np.array(picture.resize((size, size), Image.Resampling.LANCZOS))
-  return resized[..., None] if grey else resized
+  resized = to_picture(image).resize((size, size), Image.Resampling.LANCZOS)
+  return from_picture(resized, image.shape[2])
 
 
 def with_channels(
   image: UInt8[np.ndarray, "h w c"], num_channels: int
 ) -> UInt8[np.ndarray, "h w d"]:
-  """Turns grey into RGB by repetition, RGB into grey by luma (ITU-R 601-2).
+  """Turns grey into RGB by repetition, RGB into grey by luma.
 
   Raises:
-    ValueError: Any other change of channels.
-
-  Examples:
-    >>> from rad_jax.data import images
-    >>> red = np.zeros((1, 1, 3), np.uint8)
-    >>> red[..., 0] = 255
-    >>> images.with_channels(red, 1).tolist()
-    [[[76]]]
+    ValueError: any other change of channels.
   """
   channels = image.shape[2]
   if channels == num_channels:
     return image
-  if (channels, num_channels) == (1, 3):
-    return np.repeat(image, 3, axis=2)
-  if (channels, num_channels) == (3, 1):
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    return np.array(picture.convert("L"))[..., None]
-  raise ValueError(f"cannot turn {channels} channels into {num_channels}")
+  if {channels, num_channels} != set(PIL_MODES):
+    raise ValueError(f"cannot turn {channels} channels into {num_channels}")
+  return from_picture(to_picture(image), num_channels)
 
 
 def fit(
@@ -89,24 +87,11 @@ def fit(
 ) -> UInt8[np.ndarray, "s s d"]:
   """Crops, resizes and converts an image to the model's shape.
 
-  Args:
-    image: In [0, 255].
-    crop_size: Side of the centred square to keep, in pixels; 0 keeps the
-      largest one. CelebA's custom is 140.
-    image_size: Side of the result, in pixels.
-    num_channels: 1 or 3.
-
-  Returns:
-    The image itself if it has the right shape already.
+  crop_size is the side of the centred square to keep, in pixels, 140 by custom
+  for CelebA; 0 keeps the largest one. An image that fits is returned as it is.
 
   Raises:
-    ValueError: The crop exceeds the image, or channels cannot be converted.
-
-  Examples:
-    >>> from rad_jax.data import images
-    >>> image = np.zeros((218, 178, 3), np.uint8)
-    >>> images.fit(image, crop_size=140, image_size=64, num_channels=1).shape
-    (64, 64, 1)
+    ValueError: the crop exceeds the image, or channels cannot be converted.
   """
   image = center_crop(image, crop_size or min(image.shape[:2]))
   return with_channels(resize(image, image_size), num_channels)

@@ -3,8 +3,7 @@
 Colours are split into Y, Cb and Cr (JFIF), Cb and Cr halved in both
 directions (4:2:0), each plane cut into blocks of 8 x 8, transformed by the
 DCT, and the coefficients rounded to multiples of a table that the quality
-scales; then all of it back. The entropy coding behind that loses nothing and
-is left out.
+scales; then all of it back. The entropy coding, which is lossless, is left out.
 """
 
 import jax
@@ -53,16 +52,11 @@ _FROM_YCC = np.linalg.inv(_TO_YCC.astype(np.float64)).astype(np.float32)
 def round_trip(x: Float[Array, "h w c"], quality: int) -> Float[Array, "h w c"]:
   """An image as JPEG gives it back.
 
-  Args:
-    x: In [-1, 1], grey (c = 1) or RGB (c = 3), of any sides; clipped to that
-      range and rounded to 256 levels first, as JPEG holds nothing else.
-    quality: libjpeg's, 1 to 100.
-
-  Returns:
-    On the 256 levels of [-1, 1].
+  x is grey or RGB, of any sides; it is clipped to [-1, 1] and rounded to 256
+  levels first, as JPEG holds nothing else. quality is libjpeg's, 1 to 100.
 
   Raises:
-    ValueError: Another number of channels.
+    ValueError: another number of channels.
   """
   if x.shape[-1] not in (1, 3):
     raise ValueError(f"JPEG holds [h, w, 1] and [h, w, 3], not {x.shape}")
@@ -75,10 +69,7 @@ def round_trip(x: Float[Array, "h w c"], quality: int) -> Float[Array, "h w c"]:
 
 
 def quantisation_table(table: np.ndarray, quality: int) -> np.ndarray:
-  """A table [8, 8] of the standard, scaled by libjpeg's formula.
-
-  Quality 50 leaves it as it is; all entries stay in 1 .. 255.
-  """
+  """A table [8, 8] of the standard, for quality 50, by libjpeg's formula."""
   scale = 5000 // quality if quality < 50 else 200 - 2 * quality
   return np.clip((table * scale + 50) // 100, 1, 255)
 

@@ -21,12 +21,6 @@ def fit(x: Float[np.ndarray, "n ..."], rank: int) -> Subspace:
 
   Raises:
     ValueError: rank is not in 1 .. min(n, d).
-
-  Examples:
-    >>> x = np.array([[0.0, 1.0], [1.0, 1.0], [5.0, 1.0]])  # on a line
-    >>> line = rad_jax.subspace.fit(x, rank=1)
-    >>> print(line.mean, np.abs(line.basis))
-    [2. 1.] [[1. 0.]]
   """
   flat = x.reshape(len(x), -1)
   if not 1 <= rank <= min(flat.shape):
@@ -43,41 +37,20 @@ def fit(x: Float[np.ndarray, "n ..."], rank: int) -> Subspace:
 
 
 def truncate(subspace: Subspace, rank: int) -> Subspace:
-  """The `rank` leading components of a subspace.
-
-  Examples:
-    >>> x = np.random.default_rng(0).normal(size=(10, 5))
-    >>> subspace = rad_jax.subspace.fit(x, rank=4)
-    >>> rad_jax.subspace.truncate(subspace, 2).basis.shape
-    (2, 5)
-  """
+  """The `rank` leading components of a subspace."""
   return subspace._replace(basis=subspace.basis[:rank])
 
 
 def coordinates(
   subspace: Subspace, x: Float[np.ndarray, "n ..."]
 ) -> Float[np.ndarray, "n rank"]:
-  """Coordinates [n, rank] of x [n, ...] along the basis.
-
-  Examples:
-    >>> x = np.array([[0.0, 1.0], [1.0, 1.0], [5.0, 1.0]])  # on a line
-    >>> line = rad_jax.subspace.fit(x, rank=1)
-    >>> print(np.abs(rad_jax.subspace.coordinates(line, x))[:, 0])
-    [2. 1. 3.]
-  """
+  """Coordinates [n, rank] of x [n, ...] along the basis."""
   return (x.reshape(len(x), -1) - subspace.mean) @ subspace.basis.T
 
 
 def project(
   subspace: Subspace, x: Float[np.ndarray, " n *shape"]
 ) -> Float[np.ndarray, " n *shape"]:
-  """The nearest point of the subspace to each example, in x's shape.
-
-  Examples:
-    >>> x = np.array([[0.0, 1.0], [1.0, 1.0], [5.0, 1.0]])  # on a line
-    >>> line = rad_jax.subspace.fit(x, rank=1)
-    >>> print(rad_jax.subspace.project(line, np.array([[3.0, 7.0]])))
-    [[3. 1.]]
-  """
+  """The nearest point of the subspace to each example, in x's shape."""
   flat = coordinates(subspace, x) @ subspace.basis + subspace.mean
   return flat.reshape(x.shape).astype(x.dtype)

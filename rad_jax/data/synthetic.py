@@ -1,4 +1,4 @@
-"""Worlds with a known truth: points drawn from a support one can project to."""
+"""Synthetic sets with a known truth: points of a support one can project to."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,7 +8,6 @@ import scipy.special
 
 Points = np.ndarray
 
-
 # Orthonormal: two directions inside the oblique plane, one off it.
 PLANE_BASIS = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2], [6]])
 PLANE_NORMAL = np.ones(3) / np.sqrt(3)
@@ -17,15 +16,10 @@ PLANE_NORMAL = np.ones(3) / np.sqrt(3)
 def view(dims: int) -> np.ndarray:
   """Two orthonormal directions [2, dims] to look at points along.
 
-  Of the plane as it is, and of R^3 along the edge of the oblique plane.
+  The axes of R^2; in R^3, along the edge of the oblique plane and off it.
 
   Raises:
     ValueError: points of another dimension.
-
-  Examples:
-    >>> along, off = rad_jax.synthetic.view(3)
-    >>> print(along, off)
-    [ 0.707 -0.707  0.   ] [0.577 0.577 0.577]
   """
   if dims == 2:
     return np.eye(2)
@@ -43,8 +37,8 @@ class World(NamedTuple):
   denoise: (x_t [n, d], alpha, sigma) -> E[x_0 | x_t], float64 [n, d], where
     x_t = alpha x_0 + sigma eps.
   modes: centres [k, d] of equally likely modes; None where there are none.
-  mode_radius: a mode's points lie within it of the centre, all but for some
-    1e-8 of its mass.
+  mode_radius: distance from its centre that holds a mode's points, all but
+    some 1e-8 of its mass.
   """
 
   sample: Callable[[np.random.Generator, int], Points]
@@ -61,14 +55,6 @@ def oblique_plane() -> World:
 
   The spread along each axis of the plane is 1 / sqrt(3) = 0.577. The support
   is taken to be the whole plane.
-
-  Examples:
-    >>> world = rad_jax.synthetic.oblique_plane()
-    >>> x_0 = world.sample(np.random.default_rng(0), 1000)
-    >>> print(np.abs(x_0.sum(axis=1)).max() < 1e-6)
-    True
-    >>> print(world.project(np.ones((1, 3))) + 0)
-    [[0. 0. 0.]]
   """
 
   def sample(generator, n):
@@ -98,16 +84,6 @@ def three_gaussians() -> World:
 
   Each has standard deviation 0.05; the support is taken to be the discs of
   three standard deviations, which hold 98.9% of the mass.
-
-  Examples:
-    >>> world = rad_jax.synthetic.three_gaussians()
-    >>> print(world.modes + 0)
-    [[ 0.     0.8  ]
-     [-0.693 -0.4  ]
-     [ 0.693 -0.4  ]]
-    >>> x_t = np.array([[0.0, 0.3]])
-    >>> print(world.denoise(x_t, alpha=1.0, sigma=0.3) + 0)
-    [[0.    0.741]]
   """
   std = 0.05
   angles = np.pi / 2 + np.arange(3) * 2 * np.pi / 3

@@ -18,7 +18,6 @@ PGD-10 finds there for the error concerned. The measures are defined for
 models of every objective, noise process and prediction.
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator
@@ -30,14 +29,13 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 from tqdm import tqdm
 
-from rad_jax.config import ConfigDict
-from rad_jax.data import examples
+from rad_jax import files
 from rad_jax.diffusion import process as processes
 from rad_jax.diffusion.process import Level, per_example
-from rad_jax.evaluation import sampling
+from rad_jax.evaluation import sampling, subject
 from rad_jax.robustness import attacks, noising, objectives
 from rad_jax.robustness.noising import Noised
-from rad_jax.training import build, chips, sharding
+from rad_jax.run import Run
 
 Batch = Float[Array, "b ..."]
 Scalars = Float[Array, " b"]
@@ -79,7 +77,7 @@ class Measured(NamedTuple):
   lipschitz: Scalars
 
 
-def diagnose(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def diagnose(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
   """Measures the newest checkpoint in workdir, and writes diagnosis.json.
 
   Returns:
@@ -91,92 +89,75 @@ def diagnose(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     where the radius is 0 or lost in float32's rounding.
 
   Raises:
-    CheckpointError: workdir has no checkpoint, or a damaged one.
-    ConfigError: workdir's run was of another model, data or objective.
+    CheckpointError, ConfigError: as `training.workdir.newest_state`.
     FloatingPointError: the network's estimates are not finite.
   """
-  mesh = sharding.device_mesh()
-  state = sampling.newest_state(config, workdir, mesh)
-  params = build.parameters_of(state, config)
-  everywhere, split = sharding.replicated(mesh), sharding.by_example(mesh)
-  measure_batch = jax.jit(
-    make_measure(config),
-    in_shardings=(everywhere, split, split, everywhere, everywhere),
-    out_shardings=everywhere,
-    compiler_options=chips.compiler_options(),
+  model, fields = sampling.newest_model(run, workdir), run.diagnose
+  x_0 = subject.clean_examples(run.open_training_set(), fields.num_examples)
+  size = min(run.sampling.batch_size, len(x_0))
+  size = math.ceil(size / model.mesh.size) * model.mesh.size
+  measure_batch = sampling.over_devices(
+    make_measure(run), model.mesh, num_split=2, num_shared=2
   )
-  batches = list(clean_batches(config, jax.device_count()))
-  count = config.diagnose.num_levels
-  grid = build.process(config).grid(count)
+  grid = run.process.grid(fields.num_levels)
   levels = []
-  for n in tqdm(range(count), desc="diagnose", unit="level"):
+  for n in tqdm(range(fields.num_levels), desc="diagnose", unit="level"):
     level = jax.tree.map(lambda column, n=n: column[n], grid)
     parts = [
       jax.tree.map(
         lambda x, rows=rows: np.asarray(x)[:rows],
-        measure_batch(params, x_0, index, level, np.int32(n)),
+        measure_batch(model.params, batch, place, level, np.int32(n)),
       )
-      for x_0, index, rows in batches
+      for batch, place, rows in _batches(x_0, size)
     ]
     measured = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     levels.append(summary(level, measured))
   result = {
-    "step": int(state.step),
-    "objective": config.objective.name,
-    "data": config.data.name,
-    "process": config.diffusion.process,
-    "prediction": config.diffusion.prediction,
-    "num_examples": sum(rows for _, _, rows in batches),
-    "power_iterations": config.diagnose.power_iterations,
+    "step": model.step,
+    "objective": run.objective.name,
+    "data": run.data.name,
+    "process": run.config["diffusion"]["process"],
+    "prediction": run.config["diffusion"]["prediction"],
+    "num_examples": len(x_0),
+    "power_iterations": fields.power_iterations,
     "levels": levels,
   }
-  text = json.dumps(result, indent=2, allow_nan=False)
-  (workdir / "diagnosis.json").write_text(text + "\n")
+  files.write_json(workdir / "diagnosis.json", result)
   return result
 
 
-def clean_batches(
-  config: ConfigDict, num_devices: int
+def _batches(
+  x_0: np.ndarray, size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-  """Clean training examples, evenly spaced over the set, in equal batches.
+  """Equal batches of x_0, the place of each row, how many are not filling.
 
   The last batch is filled up from the start.
-
-  Yields:
-    x_0 [b, ...] in model units; the place of each, [b]; how many are not
-    filling.
   """
-  training_set = build.training_set(config)
-  count = min(config.diagnose.num_examples, training_set.num_examples)
-  evenly = np.linspace(0, training_set.num_examples - 1, count).astype(np.int32)
-  size = min(config.sampling.batch_size, count)
-  size = math.ceil(size / num_devices) * num_devices
-  for start in range(0, count, size):
+  for start in range(0, len(x_0), size):
     place = np.arange(start, start + size, dtype=np.int32)
-    x_0 = examples.to_model_range(training_set.fetch(evenly[place % count]))
-    yield x_0, place, min(size, count - start)
+    yield x_0[place % len(x_0)], place, min(size, len(x_0) - start)
 
 
-def make_measure(config: ConfigDict) -> Callable[..., Measured]:
+def make_measure(run: Run) -> Callable[..., Measured]:
   """Builds (params, x_0 [b, ...], place [b], level, n) -> measures. Jit-able.
 
   The level is one, with scalar fields; n is its number. Noise and w of an
   example are drawn from the run's seed, n and its place alone.
   """
-  predict, radius_of = build.predictor(config), build.radius_of(config)
-  key = jax.random.fold_in(build.keys(config).sampling, np.uint32(_STREAM))
-  iterations = config.diagnose.power_iterations
+  key = jax.random.fold_in(run.keys.sampling, np.uint32(_STREAM))
 
   def measure_batch(params, x_0, place, level, n):
     level = jax.tree.map(lambda v: jnp.broadcast_to(v, place.shape), level)
     level_key = jax.random.fold_in(key, n)
     keys = jax.vmap(lambda i: jax.random.fold_in(level_key, i))(place)
+    # The second is no longer used; with three, all draws stay what they were.
     keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
     shape = x_0.shape[1:]
     z = jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, 0])
-    radius = radius_of(processes.unit_sigma(level), keys[:, 1])
+    radius = run.method.radius(processes.unit_sigma(level))
     noised = noising.blind(x_0, jnp.zeros(place.shape), level, z)
-    eps_fn = lambda x_t: predict(params, x_t, level)
+    eps_fn = lambda x_t: sampling.eps_fn(run, params)(x_t, level)
+    iterations = run.diagnose.power_iterations
     return measure(eps_fn, noised, keys[:, 2], radius, iterations)
 
   return measure_batch
@@ -239,7 +220,8 @@ def adversarial_w(
 
 def errors(eps_fn: EpsFn, noised: Noised, w: Batch) -> Errors:
   """How eps_fn moves when the state moves by sigma w; see `Errors`."""
-  moved = eps_fn(objectives.perturbed(noised, w)) - eps_fn(noised.x_t)
+  x_t = processes.shifted(noised.x_t, noised.sigma, w)
+  moved = eps_fn(x_t) - eps_fn(noised.x_t)
   still = jnp.zeros_like(w)
   return Errors(
     equivariance=objectives.squared_error(moved, w),
@@ -265,7 +247,7 @@ def lipschitz(
     [b], noise units out by noise units in.
   """
   still = jnp.zeros_like(noised.x_t)
-  estimate = lambda w: eps_fn(objectives.perturbed(noised, w))
+  estimate = lambda w: eps_fn(processes.shifted(noised.x_t, noised.sigma, w))
   forward = lambda v: jax.jvp(estimate, (still,), (v,))[1]
   _, backward = jax.vjp(estimate, still)
   draw = lambda key: jax.random.normal(key, still.shape[1:])

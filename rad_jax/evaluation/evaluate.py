@@ -1,23 +1,20 @@
 """Evaluation of a run's newest checkpoint: a list of protocols, one JSON file.
 
 evaluation.protocols names them; each one's module in evaluation/protocols says
-what it measures. The file is written after each protocol: interrupted, the
-next call goes on, and what it finds done by the same version on the same
-parameters and settings it keeps.
+what it measures. The file is written after each protocol: an interrupted
+evaluation goes on in the next call, which keeps what the same version has done
+on the same parameters and settings.
 """
 
 import json
 import logging
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
-from rad_jax.config import ConfigDict
-from rad_jax.data import examples
+from rad_jax import files
+from rad_jax.config import ConfigError
 from rad_jax.evaluation.protocols import (
   attack,
   levels,
@@ -27,13 +24,8 @@ from rad_jax.evaluation.protocols import (
   steps,
   truth,
 )
-from rad_jax.evaluation.subject import (
-  Result,
-  Subject,
-  open_subject,
-  versions,
-)
-from rad_jax.training import build
+from rad_jax.evaluation.subject import Result, Subject, open_subject, versions
+from rad_jax.run import Run
 
 _LOG = logging.getLogger("rad_jax")
 
@@ -53,24 +45,35 @@ PROTOCOLS: dict[str, Callable[[Subject], Result]] = {
 }
 
 
-def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-  """Runs the protocols of config.evaluation.protocols on workdir's model.
+def refuse_unknown(names: Sequence[str]) -> None:
+  """Raises ConfigError if a name is not that of a protocol."""
+  if not set(names) <= set(PROTOCOLS):
+    raise ConfigError(
+      f"config.evaluation.protocols={names!r}: it must be among"
+      f" {', '.join(PROTOCOLS)}"
+    )
+
+
+def evaluate(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
+  """Runs the protocols of evaluation.protocols on workdir's model.
 
   Returns: as `measure`.
 
   Raises:
-    CheckpointError, ConfigError, NotPrepared: as `open_subject`.
+    CheckpointError, ConfigError, NotPrepared: as `open_subject`; ConfigError
+      also as `refuse_unknown`.
     NonFiniteSamples: the sampler diverged.
   """
-  return measure(open_subject(config, workdir))
+  refuse_unknown(run.evaluation.protocols)
+  return measure(open_subject(run, workdir))
 
 
 def measure(subject: Subject) -> dict[str, Any]:
-  """Runs the protocols of the subject's config.evaluation.protocols.
+  """Runs the protocols of the run's evaluation.protocols.
 
   Writes evaluation.json into the run's folder, and training_examples.npz to
   look at: sampling.num_samples of the training examples, `clean` and `dirty`,
-  as the run saw them.
+  as the run saw them, by example index.
 
   Returns:
     The file's content: version, step, weights ("ema" or "raw"), parameters
@@ -81,14 +84,12 @@ def measure(subject: Subject) -> dict[str, Any]:
   Raises:
     NonFiniteSamples: the sampler diverged.
   """
-  path = subject.model.workdir / "evaluation.json"
-  result = header(subject)
-  kept = json.loads(path.read_text()) if path.exists() else {}
-  if all(kept.get(name) == value for name, value in result.items()):
-    result["protocols"] = kept["protocols"]
-  else:
-    result["protocols"] = {}
-  for name in subject.config.evaluation.protocols:
+  folder, result = subject.model.workdir, _header(subject)
+  path = folder / "evaluation.json"
+  kept = files.read_json(path)
+  same = all(kept.get(name) == value for name, value in result.items())
+  result["protocols"] = kept["protocols"] if same else {}
+  for name in subject.run.evaluation.protocols:
     if name in result["protocols"]:
       continue
     _LOG.info("evaluating: %s", name)
@@ -98,39 +99,27 @@ def measure(subject: Subject) -> dict[str, Any]:
       "seconds": round(time.perf_counter() - started, 1)
     }
     _write(result, path)
-  save_training_examples(subject)
+  clean, dirty = subject.first(subject.run.sampling.num_samples)
+  files.write_npz(folder / "training_examples.npz", clean=clean, dirty=dirty)
   return _write(result, path)
 
 
-def header(subject: Subject) -> dict[str, Any]:
+def _header(subject: Subject) -> dict[str, Any]:
   """What all numbers of the file belong to."""
-  config, model = subject.config, subject.model
+  run, model = subject.run, subject.model
   found = {
     "version": VERSION,
     "step": model.step,
-    "weights": "ema" if config.sampling.ema else "raw",
+    "weights": "ema" if run.sampling.ema else "raw",
     "parameters": model.digest,
-    "seed": config.seed,
-    "data": config.data.name,
-    "objective": config.objective.name,
-    "sampling": config.sampling.to_dict(),
-    "evaluation": config.evaluation.to_dict() | {"protocols": None},
+    "seed": run.config["seed"],
+    "data": run.data.name,
+    "objective": run.objective.name,
+    "sampling": run.sampling._asdict(),
+    "evaluation": run.evaluation._asdict() | {"protocols": None},
     "versions": versions(),
   }
   return json.loads(json.dumps(found))  # Tuples as the lists of the file.
-
-
-def save_training_examples(subject: Subject) -> None:
-  """Writes training_examples.npz: float32, model units, by example index."""
-  config, training_set = subject.config, subject.training_set
-  count = min(config.sampling.num_samples, training_set.num_examples)
-  index = np.arange(count, dtype=np.int32)
-  clean = examples.to_model_range(training_set.fetch(index))
-  corrupt = build.corruption(config)
-  dirty = np.asarray(corrupt(jnp.asarray(index), jnp.asarray(clean)))
-  np.savez_compressed(
-    subject.model.workdir / "training_examples.npz", clean=clean, dirty=dirty
-  )
 
 
 def _write(result: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
@@ -139,7 +128,5 @@ def _write(result: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
     for protocol in result["protocols"].values()
     for name, value in protocol["measures"].items()
   }
-  whole = path.with_suffix(".tmp")
-  whole.write_text(json.dumps(result, indent=2) + "\n")
-  whole.replace(path)
+  files.write_json(path, result)
   return result

@@ -8,20 +8,19 @@ an attack gives most of it to directions in which the network is far from
 equivariant: of them the shrinkage is understated, of the others overstated.
 """
 
-import json
 import math
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
-from rad_jax.config import ConfigDict
+from rad_jax import files
 from rad_jax.diffusion import process as processes
-from rad_jax.diffusion import schedules
 from rad_jax.diffusion.process import Level
+from rad_jax.evaluation import sampling
 from rad_jax.robustness import objectives, radius, shrinkage
-from rad_jax.training import build
+from rad_jax.run import Run
 
 LAMBDAS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 # Standard deviations of the training data along a direction, model units.
@@ -30,18 +29,17 @@ _CURVE_LEVELS = 50
 
 
 class Law(NamedTuple):
-  """How w is spread: a name in shrinkage.LAWS, in so many radii."""
+  """How w is spread: a name in shrinkage.LAWS, in units of `reach` radii."""
 
   name: str
   reach: float
 
 
-def hint(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-  """Evaluates the closed form for a config, and writes workdir/hint.json.
+def hint(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
+  """Evaluates the closed form for a run, and writes workdir/hint.json.
 
-  A beta that is drawn stands at its mean. The sampler is DDIM's: "ddpm" is
-  taken at eta 1, "euler" and "heun" at eta 0; clean estimates are not
-  clipped.
+  The sampler is DDIM's: "ddpm" is taken at eta 1, "euler" and "heun" at eta 0;
+  clean estimates are not clipped.
 
   Returns:
     data, objective, lam, law, reach, eta, num_steps, applies; stds [k], in
@@ -52,25 +50,19 @@ def hint(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     [m] in noise units, lam_t [m], and mean_shift [m], mean |sigma w_i| in
     state units.
   """
-  fields, law, eta = config.objective, law_of_w(config), _eta(config)
-  levels = schedules.stopped(
-    build.process(config).grid(config.sampling.num_steps),
-    config.sampling.stop_sigma,
-  )
-  r = radii(config, levels)
-  unit_lam_t = lambdas(fields.lambda_t, 1.0, r)
+  fields, law, eta = run.objective, law_of_w(run), _eta(run)
+  levels = sampling.levels(run)
+  r = radii(run, levels, fields.radius, fields.beta_role)
+  unit_lam_t = _lambdas(fields.lambda_t, 1.0, r)
   rho = shrinkage.std_of_w(law.reach * r, law.name)
   alpha, sigma = (
     np.asarray(x, np.float64) for x in (levels.alpha, levels.sigma)
   )
 
-  def ratios(lam: float) -> list[float]:
+  def ratio(q: float, lam: float) -> float:
     lam_t = lam * unit_lam_t
-    return [
-      math.sqrt(shrinkage.sampled_variance(q**2, alpha, sigma, lam_t, rho, eta))
-      / q
-      for q in STDS
-    ]
+    variance = shrinkage.sampled_variance(q**2, alpha, sigma, lam_t, rho, eta)
+    return math.sqrt(variance) / q
 
   def halving(q: float) -> float | None:
     try:
@@ -78,123 +70,111 @@ def hint(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     except ValueError:
       return None
 
-  target = objectives.OBJECTIVES[fields.name].target
   result = {
-    "data": config.data.name,
+    "data": run.data.name,
     "objective": fields.name,
     "lam": fields.lam,
     "law": law.name,
     "reach": law.reach,
     "eta": eta,
     "num_steps": len(alpha),
-    "applies": target is objectives.moved,
+    "applies": run.method.objective.target is objectives.equivariant,
     "stds": list(STDS),
     "rows": [
-      {"lam": lam, "own": lam == fields.lam, "ratios": ratios(lam)}
+      {
+        "lam": lam,
+        "own": lam == fields.lam,
+        "ratios": [ratio(q, lam) for q in STDS],
+      }
       for lam in sorted({*LAMBDAS, fields.lam})
     ],
     "halving": [halving(q) for q in STDS],
-    "curves": curves(config, law),
+    "curves": curves(run, law),
   }
-  workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / "hint.json").write_text(json.dumps(result, indent=2) + "\n")
+  files.write_json(workdir / "hint.json", result)
   return result
 
 
-def law_of_w(config: ConfigDict) -> Law:
-  """The law of the config's w.
+def law_of_w(run: Run) -> Law:
+  """The law of the run's w.
 
   Attacks with gradient steps are taken to end at corners, unprojected ones at
   the farthest. So is the l2 ball, of which nearly all is near its surface. An
   objective without w is given a uniform one.
   """
-  attack = build.attack(config)
+  attack = run.attack
   if attack is None:
-    objective = objectives.OBJECTIVES[config.objective.name]
-    name = config.attack.name or objective.attack
+    name = run.config["attack"]["name"] or run.method.objective.attack
     return Law("gaussian" if name == "gaussian" else "uniform", 1.0)
   if attack.num_steps == 0:
     name = "uniform" if attack.norm == "linf" else "corner"
     return Law(name, float(attack.start))
   if attack.project:
     return Law("corner", 1.0)
-  return Law(
-    "corner", float(attack.start + attack.num_steps * attack.step_size)
+  reach = attack.start + attack.num_steps * attack.step_size
+  return Law("corner", float(reach))
+
+
+def radii(run: Run, levels: Level, shape: str, beta_role: str) -> np.ndarray:
+  """r at each level by a reading of radius and beta: float64 [n]."""
+  fields = run.objective
+  r = radius.radius(
+    processes.unit_sigma(levels),
+    sigma_max=processes.unit_sigma(run.process.grid(1))[0],
+    shape=shape,
+    omega=fields.omega,
+    beta=fields.beta,
+    multiplicative=beta_role == "multiplicative",
+    in_state_units=fields.radius_units == "state",
   )
-
-
-def radii(config: ConfigDict, levels: Level) -> np.ndarray:
-  """r at each level, beta at its mean: float64 [n], noise units."""
-  config = _override(config, beta_law="fixed")
-  keys = jax.random.split(jax.random.key(0), len(levels.sigma))
-  r = build.radius_of(config)(processes.unit_sigma(levels), keys)
   return np.asarray(r, np.float64)
 
 
-def lambdas(name: str, lam: float, r: np.ndarray) -> np.ndarray:
-  """lambda_t at radii r: float64 [n]."""
-  return np.asarray(
-    radius.LAMBDAS[name](lam, jax.numpy.asarray(r, jax.numpy.float32)),
-    np.float64,
-  )
+def curves(run: Run, law: Law) -> dict[str, Any]:
+  """r, lambda_t and the mean shift over the noise levels, by reading.
 
-
-def readings(config: ConfigDict) -> list[dict[str, Any]]:
-  """Every combination of radius, beta_role and lambda_t that differs.
-
-  The radius "constant" is beta in either role and stands once; `own` marks
-  the config's.
+  A reading is a combination of radius, beta_role and lambda_t. The radius
+  "constant" is beta in either role and stands once; `own` marks the config's.
   """
-  fields = config.objective
-  return [
-    {
-      "radius": shape,
-      "beta_role": role,
-      "lambda_t": name,
-      "own": (shape, name) == (fields.radius, fields.lambda_t)
-      and (shape == "constant" or role == fields.beta_role),
-    }
-    for shape in radius.RADII
-    for role in ("additive", "multiplicative")
-    for name in radius.LAMBDAS
-    if shape != "constant" or role == "additive"
-  ]
-
-
-def curves(config: ConfigDict, law: Law) -> dict[str, Any]:
-  """r, lambda_t and the mean shift over the noise levels, by reading."""
+  fields, diffusion = run.objective, run.config["diffusion"]
   count = _CURVE_LEVELS
-  if config.diffusion.process == "ddpm":
-    count = min(count, config.diffusion.num_timesteps)
-  levels = build.process(config).grid(count)
+  if diffusion["process"] == "ddpm":
+    count = min(count, diffusion["num_timesteps"])
+  levels = run.process.grid(count)
   sigma = np.asarray(levels.sigma, np.float64)
 
-  def curve(reading: dict[str, Any]) -> dict[str, Any]:
-    of_reading = _override(
-      config, radius=reading["radius"], beta_role=reading["beta_role"]
-    )
-    r = radii(of_reading, levels)
+  def curve(shape: str, beta_role: str, lambda_t: str) -> dict[str, Any]:
+    r = radii(run, levels, shape, beta_role)
     size = shrinkage.mean_size_of_w(law.reach * r, law.name)
-    lam_t = lambdas(reading["lambda_t"], config.objective.lam, r)
+    own = (shape, lambda_t) == (fields.radius, fields.lambda_t)
     return {
-      **reading,
+      "radius": shape,
+      "beta_role": beta_role,
+      "lambda_t": lambda_t,
+      "own": own and (shape == "constant" or beta_role == fields.beta_role),
       "r": r.tolist(),
-      "lam_t": lam_t.tolist(),
+      "lam_t": _lambdas(lambda_t, fields.lam, r).tolist(),
       "mean_shift": (sigma * size).tolist(),
     }
 
   return {
     "sigma_t": np.asarray(processes.unit_sigma(levels), np.float64).tolist(),
-    "readings": [curve(reading) for reading in readings(config)],
+    "readings": [
+      curve(shape, beta_role, lambda_t)
+      for shape in radius.RADII
+      for beta_role in ("additive", "multiplicative")
+      for lambda_t in radius.LAMBDAS
+      if shape != "constant" or beta_role == "additive"
+    ],
   }
 
 
-def _override(config: ConfigDict, **objective) -> ConfigDict:
-  config = config.copy_and_resolve_references()
-  config.objective.update(objective)
-  return config
+def _lambdas(name: str, lam: float, r: np.ndarray) -> np.ndarray:
+  """lambda_t at radii r: float64 [n]."""
+  lam_t = radius.LAMBDAS[name](lam, jnp.asarray(r, jnp.float32))
+  return np.asarray(lam_t, np.float64)
 
 
-def _eta(config: ConfigDict) -> float:
-  sampling = config.sampling
-  return {"ddpm": 1.0, "ddim": float(sampling.eta)}.get(sampling.sampler, 0.0)
+def _eta(run: Run) -> float:
+  chosen = run.sampling
+  return {"ddpm": 1.0, "ddim": float(chosen.eta)}.get(chosen.sampler, 0.0)

@@ -1,23 +1,22 @@
 """Purifies images with a run's newest checkpoint (robustness.purification)."""
 
-import json
 import pathlib
 
-import jax.numpy as jnp
 import numpy as np
 
-from rad_jax.config import ConfigDict, ConfigError
+from rad_jax import files
+from rad_jax.config import ConfigError
 from rad_jax.data import examples
 from rad_jax.diffusion import samplers
 from rad_jax.diffusion.process import Level
-from rad_jax.evaluation import measures
-from rad_jax.evaluation.subject import Subject, open_subject, whole_batches
+from rad_jax.evaluation import measures, sampling
+from rad_jax.evaluation.subject import Subject, open_subject
 from rad_jax.robustness import purification
-from rad_jax.training import build
+from rad_jax.run import Run
 
 
-def purify(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-  """Purifies config.purify.num_examples inputs.
+def purify(run: Run, workdir: pathlib.Path) -> pathlib.Path:
+  """Purifies purify.num_examples inputs.
 
   Returns:
     workdir/purified: samples.npz (x_0: each input, then what became of it;
@@ -29,88 +28,85 @@ def purify(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     CheckpointError: there is no checkpoint, or it is damaged.
     ValueError: no level of the grid is at or below t_star.
   """
-  subject = open_subject(config, workdir)
+  subject = open_subject(run, workdir)
   x = inputs(subject)
-  fields = config.purify
   after = purified(subject, x)
   folder = workdir / "purified"
-  folder.mkdir(exist_ok=True)
-  np.savez_compressed(folder / "samples.npz", x_0=np.concatenate([x, after]))
+  files.write_npz(folder / "samples.npz", x_0=np.concatenate([x, after]))
   rms = [
-    measures.support_rms(part.reshape(len(x), -1), subject.truth.project)
+    measures.support_rms(part.reshape(len(x), -1), subject.reference.project)
     for part in (x, after)
   ]
   result = {
     "step": subject.model.step,
-    **fields.to_dict(),
-    "num_levels": len(_levels(config).sigma),
+    **run.purify._asdict(),
+    "num_levels": len(_levels(run).sigma),
     "support_rms_before": rms[0],
     "support_rms_after": rms[1],
   }
-  (folder / "purification.json").write_text(json.dumps(result, indent=2) + "\n")
+  files.write_json(folder / "purification.json", result)
   return folder
 
 
 def purified(subject: Subject, x: np.ndarray) -> np.ndarray:
-  """x [n, ...] in model units, purified as config.purify says.
+  """x [n, ...] in model units, purified as the run's section purify says.
 
   Raises:
     ValueError: no level of the grid is at or below t_star.
   """
-  config = subject.config
-  levels = _levels(config)
-  update = build.update(config, config.purify.sampler)
-  padded = np.resize(x, (whole_batches(len(x)), *x.shape[1:]))
-  keys = samplers.sample_keys(
-    build.keys(config).sampling, jnp.arange(len(padded))
-  )
+  run = subject.run
+  update = sampling.update(run, run.purify.sampler)
+  return there_and_back(subject, x, _levels(run), update)
 
-  def run(params, x, keys):
-    clip = config.sampling.clip_x_0 or None
+
+def there_and_back(
+  subject: Subject, x: np.ndarray, levels: Level, update: samplers.Update
+) -> np.ndarray:
+  """x [n, ...] noised up to levels[0] and brought back by the sampler."""
+  run = subject.run
+
+  def noise_and_reverse(params, x, index):
     return purification.purify(
-      subject.eps_fn(params), levels, update, x, keys, clip
+      sampling.eps_fn(run, params),
+      levels,
+      update,
+      x,
+      samplers.sample_keys(run.keys.sampling, index),
+      run.sampling.clip_x_0 or None,
     )
 
-  return subject.run(run, padded, keys)[: len(x)]
-
-
-def _levels(config: ConfigDict) -> Level:
-  fields = config.purify
-  return purification.from_level(
-    build.process(config).grid(fields.num_steps), fields.t_star
-  )
-
-
-def dirty_examples(subject: Subject, count: int) -> np.ndarray:
-  """The first training examples as the run saw them, in model units."""
-  count = min(count, subject.training_set.num_examples)
-  index = np.arange(count, dtype=np.int32)
-  clean = examples.to_model_range(subject.training_set.fetch(index))
-  corrupt = build.corruption(subject.config)
-  return np.asarray(corrupt(jnp.asarray(index), jnp.asarray(clean)))
+  index = np.arange(len(x), dtype=np.int32)
+  return subject.over_devices(noise_and_reverse, x, index)
 
 
 def inputs(subject: Subject) -> np.ndarray:
   """The inputs, float32 [n, ...] in model units.
 
+  They are the training examples as the run saw them, or purify.input's.
+
   Raises:
     ConfigError: as `purify`.
   """
-  config = subject.config
-  count = config.purify.num_examples
-  if not config.purify.input:
-    return dirty_examples(subject, count)
+  run, path = subject.run, subject.run.purify.input
+  count = run.purify.num_examples
+  if not path:
+    return subject.first(count)[1]
   try:
-    with np.load(config.purify.input) as saved:
+    with np.load(path) as saved:
       x = examples.to_model_range(saved["x_0"][:count])
   except (OSError, KeyError, ValueError) as error:
     raise ConfigError(
-      f"config.purify.input={config.purify.input!r} cannot be read ({error}):"
-      " it must be an .npz file that holds x_0 [n, ...]"
+      f"config.purify.input={path!r} cannot be read ({error}): it must be an"
+      " .npz file that holds x_0 [n, ...]"
     ) from error
-  if x.shape[1:] != build.example_shape(config):
+  if x.shape[1:] != run.example_shape:
     raise ConfigError(
-      f"config.purify.input={config.purify.input!r} holds examples of shape"
-      f" {x.shape[1:]}, and the run's are {build.example_shape(config)}"
+      f"config.purify.input={path!r} holds examples of shape {x.shape[1:]},"
+      f" and the run's are {run.example_shape}"
     )
   return x
+
+
+def _levels(run: Run) -> Level:
+  grid = run.process.grid(run.purify.num_steps)
+  return purification.from_level(grid, run.purify.t_star)

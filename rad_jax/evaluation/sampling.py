@@ -8,15 +8,22 @@ and for all that a sample depends on, so none is ever taken for another.
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array
 from tqdm import tqdm
 
-from rad_jax.config import ConfigDict
-from rad_jax.training import build, checkpoints, chips, loop, sharding
-from rad_jax.training.state import State
+from rad_jax import files
+from rad_jax.diffusion import samplers, schedules
+from rad_jax.diffusion.parametrisation import EpsFn
+from rad_jax.diffusion.process import Level
+from rad_jax.robustness import trajectory
+from rad_jax.run import Run
+from rad_jax.training import chips, sharding
+from rad_jax.training import workdir as workdirs
 
 
 class NonFiniteSamples(FloatingPointError):
@@ -31,7 +38,7 @@ class Model(NamedTuple):
   digest: twelve characters that stand for the parameters' values.
   """
 
-  config: ConfigDict
+  run: Run
   workdir: pathlib.Path
   mesh: jax.sharding.Mesh
   params: Any
@@ -44,33 +51,15 @@ class Model(NamedTuple):
     return self.workdir / "samples" / f"step_{self.step}"
 
 
-def newest_state(
-  config: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh
-) -> State:
-  """The newest checkpoint of workdir's run, replicated over the mesh.
-
-  Raises:
-    CheckpointError: there is none, or it is damaged.
-    ConfigError: the run was of another model, data or objective.
-  """
-  path = workdir / "config.json"
-  if not path.exists():
-    raise checkpoints.CheckpointError(f"no run in {workdir}: train first")
-  loop.refuse_conflicts(path, config, training=False)
-  like = jax.eval_shape(lambda: build.state(config))
-  with checkpoints.open_manager(workdir) as manager:
-    return checkpoints.restore(manager, like, sharding.replicated(mesh))
-
-
-def newest_model(config: ConfigDict, workdir: pathlib.Path) -> Model:
+def newest_model(run: Run, workdir: pathlib.Path) -> Model:
   """The newest checkpoint's network.
 
-  Raises: as `newest_state`.
+  Raises: as `training.workdir.newest_state`.
   """
   mesh = sharding.device_mesh()
-  state = newest_state(config, workdir, mesh)
-  params = build.parameters_of(state, config)
-  return Model(config, workdir, mesh, params, int(state.step), digest(params))
+  state = workdirs.newest_state(workdir, run, mesh)
+  params = state.ema_params if run.sampling.ema else state.params
+  return Model(run, workdir, mesh, params, int(state.step), digest(params))
 
 
 def digest(params: Any) -> str:
@@ -81,48 +70,111 @@ def digest(params: Any) -> str:
   return sha.hexdigest()[:12]
 
 
+def levels(run: Run, num_steps: int | None = None) -> Level:
+  """The sampler's noise levels, falling: num_steps or the run's own."""
+  return schedules.stopped(
+    run.process.grid(num_steps or run.sampling.num_steps),
+    run.sampling.stop_sigma,
+  )
+
+
+def update(run: Run, name: str = "") -> samplers.Update:
+  """The sampler's step: of that name, or the run's own."""
+  chosen = run.sampling
+  return samplers.SAMPLERS[name or chosen.sampler](chosen.variance, chosen.eta)
+
+
+def evaluations(run: Run, num_levels: int, name: str = "") -> int:
+  """Evaluations of the network for one sample, over so many levels."""
+  return samplers.evaluations(name or run.sampling.sampler, num_levels)
+
+
+def eps_fn(run: Run, params: Any) -> EpsFn:
+  """The noise predictor at some parameters."""
+  return lambda x_t, level: run.method.predictor(params, x_t, level)
+
+
+def chain(
+  run: Run, params: Any, index: Array, grid: Level, step: samplers.Update
+) -> trajectory.Chain:
+  """The reverse process of samples `index` [b], from noise; all its noise."""
+  keys = samplers.sample_keys(run.keys.sampling, index)
+  return trajectory.Chain(
+    eps_fn(run, params),
+    grid,
+    step,
+    samplers.noise(grid, keys, run.example_shape),
+    keys,
+    run.sampling.clip_x_0 or None,
+  )
+
+
+def sampler(
+  run: Run, name: str = "", num_steps: int | None = None
+) -> Callable[..., Array]:
+  """(params, index [b]) -> samples [b, ...] in model units. Jit-able."""
+  grid, step = levels(run, num_steps), update(run, name)
+  return lambda params, index: samplers.reverse(
+    *chain(run, params, index, grid, step)
+  )
+
+
+def over_devices(
+  function: Callable[..., Any],
+  mesh: jax.sharding.Mesh,
+  num_split: int = 1,
+  num_shared: int = 0,
+) -> Callable[..., Any]:
+  """Compiles function(params, *split [b, ...], *shared); results replicated.
+
+  b must be a multiple of the number of devices.
+  """
+  everywhere, split = sharding.replicated(mesh), sharding.by_example(mesh)
+  return jax.jit(
+    function,
+    in_shardings=(
+      everywhere,
+      *[split] * num_split,
+      *[everywhere] * num_shared,
+    ),
+    out_shardings=everywhere,
+    compiler_options=chips.compiler_options(),
+  )
+
+
 def draw(
-  model: Model, count: int, sampler: str = "", num_steps: int | None = None
+  model: Model, count: int, name: str = "", num_steps: int | None = None
 ) -> np.ndarray:
   """Samples 0 .. count - 1, float32 [count, ...] in model units.
 
   Args:
     model: the network.
     count: how many.
-    sampler, num_steps: in the place of the config's own.
+    name, num_steps: sampler and steps, in place of the run's own.
 
   Raises:
     NonFiniteSamples: the sampler diverged.
   """
-  config = model.config
-  sampling = config.sampling.to_dict() | {
-    "sampler": sampler or config.sampling.sampler,
-    "num_steps": num_steps or config.sampling.num_steps,
+  run = model.run
+  settings = run.sampling._asdict() | {
+    "sampler": name or run.sampling.sampler,
+    "num_steps": num_steps or run.sampling.num_steps,
     "num_samples": None,
   }
-  folder = model.samples_folder / _key([model.digest, config.seed, sampling])
-  folder.mkdir(parents=True, exist_ok=True)
-  replicated = sharding.replicated(model.mesh)
-  draw_batch = jax.jit(
-    build.sampler(config, sampler, num_steps),
-    in_shardings=(replicated, sharding.by_example(model.mesh)),
-    out_shardings=replicated,
-    compiler_options=chips.compiler_options(),
-  )
-  batch_size = config.sampling.batch_size
+  key = _key([model.digest, run.config["seed"], settings])
+  folder = model.samples_folder / key
+  draw_batch = over_devices(sampler(run, name, num_steps), model.mesh)
   batches = []
-  starts = range(0, count, batch_size)
+  starts = range(0, count, run.sampling.batch_size)
   for start in tqdm(starts, desc="sample", unit="batch", disable=None):
     path = folder / f"{start}.npy"
     if path.exists():
       batches.append(np.load(path))
       continue
-    index = np.arange(start, start + batch_size, dtype=np.int32)
-    batches.append(np.asarray(draw_batch(model.params, index)))
-    whole = path.with_suffix(".tmp")
-    with whole.open("wb") as file:
-      np.save(file, batches[-1])
-    whole.replace(path)
+    index = np.arange(start, start + run.sampling.batch_size, dtype=np.int32)
+    x_0 = np.asarray(draw_batch(model.params, index))
+    files.write(path, lambda file, x_0=x_0: np.save(file, x_0))
+    batches.append(x_0)
   x_0 = np.concatenate(batches)[:count]
   if not np.isfinite(x_0).all():
     raise NonFiniteSamples(
@@ -133,23 +185,27 @@ def draw(
   return x_0
 
 
-def sample(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-  """Draws config.sampling.num_samples and saves them.
+def sample(run: Run, workdir: pathlib.Path) -> pathlib.Path:
+  """Draws sampling.num_samples of the newest checkpoint and saves them.
+
+  Returns: as `save_samples`.
+
+  Raises: as `training.workdir.newest_state` and `draw`.
+  """
+  return save_samples(newest_model(run, workdir))
+
+
+def save_samples(model: Model) -> pathlib.Path:
+  """Draws and saves sampling.num_samples.
 
   Returns:
     workdir/samples/step_N: samples.npz (x_0, float32, model units) and
     sampling.json beside it.
   """
-  return save_samples(newest_model(config, workdir))
-
-
-def save_samples(model: Model) -> pathlib.Path:
-  """Draws and saves; returns the folder, as `sample`."""
-  sampling, folder = model.config.sampling, model.samples_folder
-  x_0 = draw(model, sampling.num_samples)
-  np.savez_compressed(folder / "samples.npz", x_0=x_0)
-  (folder / "sampling.json").write_text(
-    json.dumps({"step": model.step, **sampling.to_dict()}, indent=2) + "\n"
+  settings, folder = model.run.sampling, model.samples_folder
+  files.write_npz(folder / "samples.npz", x_0=draw(model, settings.num_samples))
+  files.write_json(
+    folder / "sampling.json", {"step": model.step, **settings._asdict()}
   )
   return folder
 

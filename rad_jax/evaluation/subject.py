@@ -6,15 +6,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-import rad_jax
-from rad_jax.config import ConfigDict, is_synthetic
 from rad_jax.data import examples, synthetic
-from rad_jax.diffusion.parametrisation import EpsFn
-from rad_jax.evaluation import sampling, truth
+from rad_jax.data.training_set import TrainingSet, evenly
+from rad_jax.evaluation import reference, sampling
+from rad_jax.evaluation.reference import Reference
 from rad_jax.evaluation.sampling import Model
-from rad_jax.training import build, chips, sharding
+from rad_jax.run import Run
+from rad_jax.version import __version__
 
 
 class Result(NamedTuple):
@@ -29,91 +30,94 @@ class Result(NamedTuple):
 
 
 class Subject(NamedTuple):
-  """A trained model, the set it was trained on, and the clean truth."""
+  """A trained model, its clean training set, and what it is held against."""
 
   model: Model
-  training_set: build.TrainingSet
-  truth: truth.Truth
+  training_set: TrainingSet
+  reference: Reference
 
   @property
-  def config(self) -> ConfigDict:
-    """The run's config."""
-    return self.model.config
+  def run(self) -> Run:
+    """The model's run."""
+    return self.model.run
 
-  def samples(self, **other: Any) -> np.ndarray:
-    """evaluation.num_samples samples, [n, ...]; `other` as sampling.draw."""
-    count = self.config.evaluation.num_samples
-    return sampling.draw(self.model, count, **other)
+  def samples(self) -> np.ndarray:
+    """evaluation.num_samples samples, [n, ...]."""
+    return sampling.draw(self.model, self.run.evaluation.num_samples)
 
   def clean(self, count: int) -> np.ndarray:
-    """Clean training examples, evenly spaced, model units, [count, ...]."""
+    """As `clean_examples`."""
+    return clean_examples(self.training_set, count)
+
+  def first(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first training examples, clean and as the run saw them.
+
+    Float32 in model units; at most `count`, by example index.
+    """
     count = min(count, self.training_set.num_examples)
-    return examples.to_model_range(
-      self.training_set.fetch(evenly(self.training_set.num_examples, count))
-    )
+    index = np.arange(count, dtype=np.int32)
+    clean = examples.to_model_range(self.training_set.fetch(index))
+    dirty = self.run.corrupt(jnp.asarray(index), jnp.asarray(clean))
+    return clean, np.asarray(dirty)
 
-  def eps_fn(self, params: Any) -> EpsFn:
-    """The noise predictor at some parameters."""
-    predict = build.predictor(self.config)
-    return lambda x_t, level: predict(params, x_t, level, None)
+  def over_devices(
+    self, function: Callable[..., Any], *arrays: Any, axis: int = 0
+  ) -> Any:
+    """function(params, *arrays [b, ...]), split over all devices.
 
-  def run(self, function: Callable[..., Any], *arrays: Any) -> Any:
-    """function(params, *arrays [b, ...]), over all devices, as NumPy arrays.
-
-    b must be a multiple of the number of devices.
+    The arrays are filled up to whole batches, and the results cut back to b
+    rows along `axis`; NumPy arrays.
     """
     mesh = self.model.mesh
-    everywhere, split = sharding.replicated(mesh), sharding.by_example(mesh)
-    compiled = jax.jit(
-      function,
-      in_shardings=(everywhere, *[split] * len(arrays)),
-      out_shardings=everywhere,
-      compiler_options=chips.compiler_options(),
-    )
-    return jax.tree.map(np.asarray, compiled(self.model.params, *arrays))
+    count = len(arrays[0])
+    filled = -(-count // mesh.size) * mesh.size
+    fill = lambda x: np.resize(x, (filled, *x.shape[1:]))
+    compiled = sampling.over_devices(function, mesh, len(arrays))
+    found = compiled(self.model.params, *jax.tree.map(fill, arrays))
+    rows = (*[slice(None)] * axis, slice(count))
+    return jax.tree.map(lambda x: np.asarray(x)[rows], found)
 
 
-def open_subject(config: ConfigDict, workdir: pathlib.Path) -> Subject:
+def open_subject(run: Run, workdir: pathlib.Path) -> Subject:
   """The newest checkpoint in workdir.
 
   Raises:
-    CheckpointError: there is none, or it is damaged.
-    ConfigError: the run was of another model, data or objective.
+    CheckpointError, ConfigError: as `training.workdir.newest_state`.
     NotPrepared: the data is not on the disk.
   """
-  model = sampling.newest_model(config, workdir)
-  training_set = build.training_set(config)
-  return Subject(model, training_set, clean_truth(config, training_set))
+  model = sampling.newest_model(run, workdir)
+  training_set = run.open_training_set()
+  return Subject(model, training_set, reference_of(run, training_set))
 
 
-def clean_truth(
-  config: ConfigDict, training_set: build.TrainingSet
-) -> truth.Truth:
-  """The truth that a run's samples are held against."""
-  if is_synthetic(config):
-    return truth.of_world(synthetic.WORLDS[config.data.name]())
-  count = min(config.evaluation.num_reference, training_set.num_examples)
-  return truth.of_images(
+def reference_of(run: Run, training_set: TrainingSet) -> Reference:
+  """What a run's samples are held against."""
+  if run.is_synthetic:
+    return reference.of_world(synthetic.WORLDS[run.data.name]())
+  fields = run.evaluation
+  count = min(fields.num_reference, training_set.num_examples)
+  return reference.of_images(
     training_set.fetch(evenly(training_set.num_examples, count)),
-    config.data.linear_rank or config.evaluation.subspace_rank,
-    config.evaluation.frechet_dims,
+    run.data.linear_rank or fields.subspace_rank,
+    fields.frechet_dims,
   )
 
 
-def evenly(total: int, count: int) -> np.ndarray:
-  """`count` indices spread over 0 .. total - 1."""
-  return np.linspace(0, total - 1, count).astype(np.int32)
+def clean_examples(training_set: TrainingSet, count: int) -> np.ndarray:
+  """At most `count`, evenly spaced over the set, model units, [n, ...]."""
+  total = training_set.num_examples
+  index = evenly(total, min(count, total))
+  return examples.to_model_range(training_set.fetch(index))
+
+
+def of_rows(rows: list[dict[str, Any]]) -> Result:
+  """A table's rows as curves, a list for each column."""
+  return Result({}, {name: [row[name] for row in rows] for name in rows[0]})
 
 
 def versions() -> dict[str, str]:
   """Of the libraries that numbers depend on."""
   names = ("jax", "jaxlib", "flax", "numpy", "scipy", "scikit-learn", "pillow")
-  return {"rad_jax": rad_jax.__version__} | {
+  return {"rad_jax": __version__} | {
     name: importlib.metadata.version(name) for name in names
   }
-
-
-def whole_batches(count: int) -> int:
-  """The next multiple of the number of devices."""
-  devices = jax.device_count()
-  return -(-count // devices) * devices

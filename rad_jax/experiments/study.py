@@ -1,55 +1,40 @@
-"""The paper's controlled study, on worlds with known truth.
+"""The paper's controlled study: data with known truth, corruptions, methods.
 
-Every world under every corruption with every method, over seeds: a run each,
-cells of one table. Runs of one program are trained together
-(training.together). The study's folder holds groups/, their checkpoints, and
-as a sweep's (experiments.sweep) runs/<name>/ and sweep.jsonl.
+A grid over names, each of which stands for changes in the config. Runs of one
+program are trained together.
 """
 
-import copy
-import hashlib
-import json
+import itertools
 import pathlib
-from typing import Any
+from collections.abc import Iterable
 
-from rad_jax import validation
 from rad_jax.config import ConfigDict, ConfigError
-from rad_jax.evaluation import evaluate, sampling, subject
-from rad_jax.experiments import sweep
-from rad_jax.experiments.sweep import Row, Run
-from rad_jax.training import build, loop, sharding, together
+from rad_jax.experiments import engine, table
+from rad_jax.experiments.table import Changes, Entry, Row
 
-Changes = dict[str, Any]
-
-_LINEARISED: Changes = {"data.flip": False, "model.mlp.width": 256}
-WORLDS: dict[str, Changes] = {
-  "oblique_plane": {"data.name": "oblique_plane"},
-  "three_gaussians": {"data.name": "three_gaussians"},
+_LINEARISED: Changes = {
+  "data.path": "",
+  "data.flip": False,
+  "data.image_size": 8,
+  "data.linear_rank": 32,
+  "model.mlp.width": 256,
+}
+DATA: dict[str, Changes] = {
+  "oblique_plane": {"data.name": "oblique_plane", "data.path": ""},
+  "three_gaussians": {"data.name": "three_gaussians", "data.path": ""},
   "digits": _LINEARISED
-  | {
-    "data.name": "digits",
-    "data.image_size": 8,
-    "data.num_channels": 1,
-    "data.linear_rank": 16,
-  },
+  | {"data.name": "digits", "data.num_channels": 1, "data.linear_rank": 16},
   # The images of config.data.path, small enough for an MLP.
-  "colour": _LINEARISED
-  | {"data.name": "image_folder", "data.image_size": 8, "data.linear_rank": 32},
+  "colour": {k: v for k, v in _LINEARISED.items() if k != "data.path"}
+  | {"data.name": "image_folder"},
   "butterflies": _LINEARISED
-  | {
-    "data.name": "huggingface:huggan__smithsonian_butterflies_subset",
-    "data.image_size": 8,
-    "data.linear_rank": 32,
-  },
+  | {"data.name": "huggingface:huggan__smithsonian_butterflies_subset"},
 }
 
 
-def _noise(fraction: float, sigma: float) -> Changes:
-  return {
-    "data.corruption.kind": "gaussian",
-    "data.corruption.fraction": fraction,
-    "data.corruption.sigma": sigma,
-  }
+def _noise(fraction: float, sigma: float, kind: str = "gaussian") -> Changes:
+  strength = {"kind": kind, "fraction": fraction, "sigma": sigma}
+  return {f"data.corruption.{k}": value for k, value in strength.items()}
 
 
 CORRUPTIONS: dict[str, Changes] = {
@@ -58,11 +43,7 @@ CORRUPTIONS: dict[str, Changes] = {
   "p50-s0.2": _noise(0.5, 0.2),
   "p90-s0.1": _noise(0.9, 0.1),
   "p90-s0.2": _noise(0.9, 0.2),
-  "outliers": {
-    "data.corruption.kind": "outlier",
-    "data.corruption.fraction": 0.1,
-    "data.corruption.sigma": 1.0,
-  },
+  "outliers": _noise(0.1, 1.0, "outlier"),
 }
 METHODS: dict[str, Changes] = {
   "ddpm": {"objective.name": "ddpm"},
@@ -74,7 +55,15 @@ METHODS: dict[str, Changes] = {
 }
 
 
-def cells(config: ConfigDict) -> list[Run]:
+def run(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
+  """The rows of config.study, in workdir, by engine.run_all."""
+  fields = config.study
+  return engine.run_all(
+    entries(config), workdir, fields.processes, fields.group_size
+  )
+
+
+def entries(config: ConfigDict) -> list[Entry]:
   """The runs of config.study.
 
   Noise-aware training is left out where there is no noise, as it is DDPM
@@ -85,25 +74,21 @@ def cells(config: ConfigDict) -> list[Run]:
     ConfigError: a name is not known, or a combination is not valid.
   """
   fields = config.study
-  for axis, known in (
-    ("worlds", WORLDS),
-    ("corruptions", CORRUPTIONS),
-    ("methods", METHODS),
+  refuse_unknown(config, "data", DATA)
+  refuse_unknown(config, "corruptions", CORRUPTIONS)
+  refuse_unknown(config, "methods", METHODS)
+  found = []
+  for data, method, corruption, seed in itertools.product(
+    fields.data, fields.methods, fields.corruptions, range(fields.seeds)
   ):
-    unknown = [name for name in fields[axis] if name not in known]
-    if unknown or not fields[axis]:
-      raise ConfigError(
-        f"config.study.{axis}={fields[axis]!r}: it must be some of"
-        f" {', '.join(known)}"
-      )
-  found = [
-    _cell(config, world, corruption, method, seed)
-    for world in fields.worlds
-    for method in fields.methods
-    for corruption in fields.corruptions
-    for seed in range(fields.seeds)
-    if method != "noise_aware" or corruption not in ("clean", "outliers")
-  ]
+    if method == "noise_aware" and corruption in ("clean", "outliers"):
+      continue
+    changes = DATA[data] | CORRUPTIONS[corruption] | METHODS[method]
+    protocols = config.evaluation.protocols + ("portrait",) * (seed == 0)
+    changes |= {"seed": seed, "evaluation.protocols": protocols}
+    names = {"data": data, "corruption": corruption, "method": method}
+    name = f"{'-'.join(names.values())}-seed{seed}"
+    found.append(table.entry(name, config, changes, **names))
   if not found:
     raise ConfigError(
       f"config.study has no cell: methods={fields.methods!r},"
@@ -112,95 +97,10 @@ def cells(config: ConfigDict) -> list[Run]:
   return found
 
 
-def _cell(
-  config: ConfigDict, world: str, corruption: str, method: str, seed: int
-) -> Run:
-  name = f"{world}-{corruption}-{method}-seed{seed}"
-  config = copy.deepcopy(config)
-  config.update_from_flattened_dict(
-    WORLDS[world] | CORRUPTIONS[corruption] | METHODS[method]
-  )
-  config.seed = seed
-  if config.data.name != "image_folder":
-    config.data.path = ""
-  if seed == 0:
-    config.evaluation.protocols = (*config.evaluation.protocols, "portrait")
-  try:
-    validation.validate(config)
-  except ConfigError as error:
-    raise ConfigError(f"run {name}: {error}") from error
-  labels = {
-    "world": world,
-    "corruption": corruption,
-    "method": method,
-    "objective": config.objective.name,
-    "lam": config.objective.lam,
-    "seed": seed,
-  }
-  return Run(name, labels, config)
-
-
-def run(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
-  """Does all runs of the study that have no row yet; returns all rows.
-
-  Raises:
-    ConfigError: as `cells`, or workdir holds another study.
-  """
-  return sweep.run_all(
-    cells(config),
-    workdir,
-    config.study.processes,
-    lambda runs: groups(runs, config.study.group_size),
-    run_group,
-  )
-
-
-def groups(runs: list[Run], size: int) -> list[list[Run]]:
-  """The runs by program, at most `size` together."""
-  by_program: dict[tuple, list[Run]] = {}
-  for one in runs:
-    by_program.setdefault(together.program(one.config), []).append(one)
-  return [
-    group[start : start + size]
-    for group in by_program.values()
-    for start in range(0, len(group), size)
-  ]
-
-
-def run_group(group: list[Run], workdir: pathlib.Path) -> list[Row]:
-  """Trains a group, then samples and evaluates each of its runs."""
-  identity = [[one.name, sweep.record(one)["config"]] for one in group]
-  digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
-  runs = [one.config for one in group]
-  sets = together.training_sets(runs)
-  states = together.train(runs, sets, workdir / "groups" / digest)
-  params = build.parameters_of(states, runs[0])
-  return [
-    measured(one, together.one(params, place), sets[place], workdir)
-    for place, one in enumerate(group)
-  ]
-
-
-def measured(
-  one: Run, params: Any, training_set: build.TrainingSet, workdir: pathlib.Path
-) -> Row:
-  """The row of a run with trained parameters, after sampling and evaluation."""
-  folder = workdir / "runs" / one.name
-  folder.mkdir(parents=True, exist_ok=True)
-  loop.claim(folder, one.config, resuming=False)
-  model = sampling.Model(
-    one.config,
-    folder,
-    sharding.device_mesh(),
-    params,
-    one.config.train.num_steps,
-    sampling.digest(params),
-  )
-  truth = subject.clean_truth(one.config, training_set)
-  row = sweep.record(one)
-  try:
-    sampling.save_samples(model)
-    found = evaluate.measure(subject.Subject(model, training_set, truth))
-  except sampling.NonFiniteSamples as error:
-    return row | {"error": str(error)}
-  return row | found["measures"]
+def refuse_unknown(config: ConfigDict, axis: str, known: Iterable[str]) -> None:
+  """Raises ConfigError if config.study[axis] is empty or not all known."""
+  names = config.study[axis]
+  if not names or set(names) - set(known):
+    raise ConfigError(
+      f"config.study.{axis}={names!r}: it must be some of {', '.join(known)}"
+    )

@@ -21,7 +21,7 @@ class _Mlp(nn.Module):
   ) -> Float[Array, " b *features"]:
     del train
     dense = functools.partial(nn.Dense, dtype=self.dtype)
-    time = embedding.sinusoidal_embedding(t, self.time_features)
+    time = embedding.sines_first(t, self.time_features)
     time = nn.silu(dense(self.time_features, name="time")(time))
     x_flat = x_t.reshape(x_t.shape[0], -1)
     h = x_flat
@@ -51,13 +51,6 @@ def mlp(
     time_features: size of the sinusoidal embedding, even and at least 4.
     dtype: of the hidden layers' arithmetic; parameters, output layer and
       output are float32.
-
-  Examples:
-    >>> network = rad_jax.mlp(width=8, depth=2)
-    >>> x_t, t = jnp.ones((4, 3)), jnp.arange(4)
-    >>> params = jax.jit(network.init)(jax.random.key(0), x_t, t)
-    >>> print(network.apply(params, x_t, t)[0])  # untrained
-    [0. 0. 0.]
   """
   return network.from_module(
     _Mlp(width, depth, time_features, jnp.dtype(dtype))

@@ -40,18 +40,6 @@ def from_module(module: nn.Module) -> Network:
 
   The module may hold parameters and draw from the "dropout" stream; other
   collections (such as batch statistics) would couple examples and raise.
-
-  Examples:
-    >>> from flax import linen as nn
-    >>> from rad_jax.models import network
-    >>> class Scale(nn.Module):
-    ...   @nn.compact
-    ...   def __call__(self, x_t, t, train):
-    ...     return self.param("scale", nn.initializers.ones, ()) * x_t
-    >>> init, apply = network.from_module(Scale())
-    >>> params = init(jax.random.key(0), jnp.ones((2, 3)), jnp.zeros(2))
-    >>> print(params, apply(params, jnp.ones((1, 3)), jnp.zeros(1)))
-    {'scale': Array(1., dtype=float32)} [[1. 1. 1.]]
   """
 
   def init(

@@ -7,7 +7,6 @@ zero, so that an untrained network returns 0.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -21,17 +20,6 @@ from rad_jax.models import embedding, network, normalisation
 _fan_avg = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _Conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), kernel_init=_fan_avg)
 _Dense = functools.partial(nn.Dense, kernel_init=_fan_avg)
-
-
-def _improved_embedding(
-  t: Real[Array, " b"], features: int
-) -> Float[Array, "b features"]:
-  """`[cos(t f_i), sin(t f_i)]` with `f_i = 10000^(-i / half)`."""
-  half = features // 2
-  exponents = jnp.arange(half, dtype=jnp.float32) / half
-  frequencies = jnp.exp(-math.log(10_000.0) * exponents)
-  angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 class Conventions(NamedTuple):
@@ -49,39 +37,10 @@ class Conventions(NamedTuple):
 
 CONVENTIONS = {
   # Ho et al. 2020, and the google/ddpm-* models in diffusers' layout.
-  "ddpm": Conventions(1e-6, "SAME", embedding.sinusoidal_embedding),
+  "ddpm": Conventions(1e-6, "SAME", embedding.sines_first),
   # Nichol & Dhariwal 2021 (improved-diffusion), and diffusers' own defaults.
-  "improved": Conventions(1e-5, ((1, 1), (1, 1)), _improved_embedding),
+  "improved": Conventions(1e-5, ((1, 1), (1, 1)), embedding.cosines_first),
 }
-
-
-class _Norm(NamedTuple):
-  """num_groups: of every group norm; 0: `_num_groups` of its channels."""
-
-  num_groups: int = 0
-  epsilon: float = CONVENTIONS["ddpm"].epsilon
-
-
-_DDPM_NORM = _Norm()
-
-
-def _group_norm(
-  channels: int, dtype: jnp.dtype, name: str, norm: _Norm = _DDPM_NORM
-) -> normalisation.GroupNorm:
-  """Group norm with up to 32 groups, or as many as `norm` says."""
-  groups = norm.num_groups or _num_groups(channels)
-  return normalisation.GroupNorm(groups, dtype, norm.epsilon, name=name)
-
-
-def _num_groups(channels: int) -> int:
-  """Returns 32 or the largest power of two that divides `channels`.
-
-  Narrow networks would get groups of one channel, whose norm removes exactly
-  the constant that the time adds to that channel: eps_hat would not depend on
-  t. They get groups of four instead, as DDPM's 128 channels do.
-  """
-  groups = math.gcd(32, channels)
-  return groups if groups < channels else max(channels // 4, 1)
 
 
 def _upsample(h: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
@@ -95,8 +54,9 @@ class _ResBlock(nn.Module):
   channels: int
   dropout: float
   dtype: jnp.dtype
-  norm: _Norm = _DDPM_NORM
-  scale_shift: bool = False
+  num_groups: int
+  epsilon: float
+  scale_shift: bool
 
   @nn.compact
   def __call__(
@@ -105,29 +65,24 @@ class _ResBlock(nn.Module):
     time: Float[Array, "b time"],
     train: bool,
   ) -> Float[Array, "b h w c_out"]:
-    group_norm = functools.partial(
-      _group_norm, dtype=self.dtype, norm=self.norm
+    norm = functools.partial(
+      normalisation.GroupNorm, self.num_groups, self.dtype, self.epsilon
     )
-    h = nn.silu(group_norm(x.shape[-1], name="norm_in")(x))
-    h = _Conv3x3(self.channels, dtype=self.dtype, name="conv_in")(h)
-    norm_out = group_norm(self.channels, name="norm_out")
+    conv = functools.partial(_Conv3x3, self.channels, dtype=self.dtype)
+    dense = functools.partial(_Dense, dtype=self.dtype)
+    h = conv(name="conv_in")(nn.silu(norm(name="norm_in")(x)))
     if self.scale_shift:
-      both = _Dense(2 * self.channels, dtype=self.dtype, name="time")(time)
+      both = dense(2 * self.channels, name="time")(time)
       scale, shift = jnp.split(both[:, None, None, :], 2, axis=-1)
-      h = norm_out(h) * (1 + scale) + shift
+      h = norm(name="norm_out")(h) * (1 + scale) + shift
     else:
-      shift = _Dense(self.channels, dtype=self.dtype, name="time")(time)
-      h = norm_out(h + shift[:, None, None, :])
+      shift = dense(self.channels, name="time")(time)
+      h = norm(name="norm_out")(h + shift[:, None, None, :])
     h = nn.silu(h)
     h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=not train)
-    h = _Conv3x3(
-      self.channels,
-      dtype=self.dtype,
-      kernel_init=nn.initializers.zeros,
-      name="conv_out",
-    )(h)
+    h = conv(kernel_init=nn.initializers.zeros, name="conv_out")(h)
     if x.shape[-1] != self.channels:
-      x = _Dense(self.channels, dtype=self.dtype, name="shortcut")(x)
+      x = dense(self.channels, name="shortcut")(x)
     return x + h
 
 
@@ -135,23 +90,24 @@ class _Attention(nn.Module):
   """Self-attention over all pixels, with a residual."""
 
   dtype: jnp.dtype
-  norm: _Norm = _DDPM_NORM
+  num_groups: int = 0
+  epsilon: float = CONVENTIONS["ddpm"].epsilon
   num_heads: int = 1
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     b, height, width, c = x.shape
-    h = _group_norm(c, self.dtype, "norm", self.norm)(x)
     whole = (b, height * width, 1, c)
     heads = (b, height * width, self.num_heads, c // self.num_heads)
-    h = h.reshape(whole)
-    query = _Dense(c, dtype=self.dtype, name="query")(h).reshape(heads)
-    key = _Dense(c, dtype=self.dtype, name="key")(h).reshape(heads)
-    value = _Dense(c, dtype=self.dtype, name="value")(h).reshape(heads)
+    dense = functools.partial(_Dense, c, dtype=self.dtype)
+    h = normalisation.GroupNorm(
+      self.num_groups, self.dtype, self.epsilon, name="norm"
+    )(x).reshape(whole)
+    query = dense(name="query")(h).reshape(heads)
+    key = dense(name="key")(h).reshape(heads)
+    value = dense(name="value")(h).reshape(heads)
     h = jax.nn.dot_product_attention(query, key, value).reshape(whole)
-    h = _Dense(
-      c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="output"
-    )(h)
+    h = dense(kernel_init=nn.initializers.zeros, name="output")(h)
     return x + h.reshape(x.shape)
 
 
@@ -173,81 +129,83 @@ class _UNet(nn.Module):
   def __call__(
     self, x_t: Float[Array, "b h w c"], t: Real[Array, " b"], train: bool
   ) -> Float[Array, "b h w c"]:
-    levels = len(self.channel_multipliers)
-    _check_sides(x_t.shape, levels)
-    norm = _Norm(self.num_groups, self.conventions.epsilon)
-
-    # With `self` counted as 0, argument 3 is the Python bool `train`.
-    res_class = (
-      nn.remat(_ResBlock, static_argnums=(3,)) if self.remat else _ResBlock
+    widths = [self.channels * m for m in self.channel_multipliers]
+    _check_sides(x_t.shape, len(widths))
+    residual = functools.partial(
+      self._residual, time=self._time_features(t), train=train
     )
+    conv = functools.partial(_Conv3x3, dtype=self.dtype)
 
-    def res_block(h, channels, name):
-      return res_class(
-        channels,
-        self.dropout,
-        self.dtype,
-        norm,
-        self.scale_shift,
-        name=f"{name}_res",
-      )(h, time, train)
+    def block(h, width, name):
+      h = residual(h, width, name)
+      attends = h.shape[1] in self.attention_resolutions
+      return self._attention(h, name) if attends else h
 
-    def attention(h, name):
-      return _Attention(
-        self.dtype, norm, self.num_heads, name=f"{name}_attention"
-      )(h)
-
-    def res_then_attention(h, channels, name):
-      h = res_block(h, channels, name)
-      if h.shape[1] in self.attention_resolutions:
-        h = attention(h, name)
-      return h
-
-    time = self._time_features(t)
-    h = _Conv3x3(self.channels, dtype=self.dtype, name="conv_in")(x_t)
+    h = conv(self.channels, name="conv_in")(x_t)
     skips = [h]
-
-    for level, multiplier in enumerate(self.channel_multipliers):
-      channels = self.channels * multiplier
+    for level, width in enumerate(widths):
       for i in range(self.num_res_blocks):
-        h = res_then_attention(h, channels, f"down_{level}_{i}")
+        h = block(h, width, f"down_{level}_{i}")
         skips.append(h)
-      if level < levels - 1:
-        h = _Conv3x3(
-          channels,
+      if level < len(widths) - 1:
+        h = conv(
+          width,
           strides=2,
           padding=self.conventions.padding,
-          dtype=self.dtype,
           name=f"downsample_{level}",
         )(h)
         skips.append(h)
 
-    channels = self.channels * self.channel_multipliers[-1]
-    h = res_block(h, channels, "middle_0")
-    h = attention(h, "middle")
-    h = res_block(h, channels, "middle_1")
+    h = residual(h, widths[-1], "middle_0")
+    h = self._attention(h, "middle")
+    h = residual(h, widths[-1], "middle_1")
 
-    for level in reversed(range(levels)):
-      channels = self.channels * self.channel_multipliers[level]
+    for level, width in reversed([*enumerate(widths)]):
       for i in range(self.num_res_blocks + 1):
         h = jnp.concatenate([h, skips.pop()], axis=-1)
-        h = res_then_attention(h, channels, f"up_{level}_{i}")
+        h = block(h, width, f"up_{level}_{i}")
       if level > 0:
-        h = _Conv3x3(channels, dtype=self.dtype, name=f"upsample_{level}")(
-          _upsample(h)
-        )
+        h = conv(width, name=f"upsample_{level}")(_upsample(h))
 
-    float32 = jnp.dtype("float32")
-    h = nn.silu(_group_norm(h.shape[-1], float32, "norm_out", norm)(h))
+    epsilon, float32 = self.conventions.epsilon, jnp.dtype("float32")
+    h = normalisation.GroupNorm(
+      self.num_groups, float32, epsilon, name="norm_out"
+    )(h)
     return _Conv3x3(
       x_t.shape[-1], kernel_init=nn.initializers.zeros, name="conv_out"
-    )(h)
+    )(nn.silu(h))
 
   def _time_features(self, t: Real[Array, " b"]) -> Float[Array, "b time"]:
     """The two-layer MLP on the embedding, and the silu before every use."""
     time = self.conventions.embed(self.time_scale * t, self.channels)
     time = nn.silu(_Dense(4 * self.channels, name="time_0")(time))
     return nn.silu(_Dense(4 * self.channels, name="time_1")(time))
+
+  def _residual(
+    self, h: Array, channels: int, name: str, time: Array, train: bool
+  ) -> Array:
+    # With `self` counted as 0, argument 3 is the Python bool `train`.
+    block = (
+      nn.remat(_ResBlock, static_argnums=(3,)) if self.remat else _ResBlock
+    )
+    return block(
+      channels,
+      self.dropout,
+      self.dtype,
+      self.num_groups,
+      self.conventions.epsilon,
+      self.scale_shift,
+      name=f"{name}_res",
+    )(h, time, train)
+
+  def _attention(self, h: Array, name: str) -> Array:
+    return _Attention(
+      self.dtype,
+      self.num_groups,
+      self.conventions.epsilon,
+      self.num_heads,
+      name=f"{name}_attention",
+    )(h)
 
 
 def _check_sides(shape: tuple[int, ...], levels: int) -> None:
@@ -302,13 +260,6 @@ def unet(
     scale_shift: the time scales and shifts each residual block's second norm
       (Nichol & Dhariwal 2021), in place of a shift before it.
     time_scale: what t is multiplied by before it is embedded.
-
-  Examples:
-    >>> network = rad_jax.unet(128, (1, 2, 2, 2), 2, (16,), dropout=0.1)
-    >>> x_t, t = jnp.zeros((1, 32, 32, 3)), jnp.zeros(1)
-    >>> shapes = jax.eval_shape(network.init, jax.random.key(0), x_t, t)
-    >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    35746307
   """
   return network.from_module(
     _UNet(

@@ -1,37 +1,22 @@
 """One self-contained HTML page of text, tables and pictures.
 
-No script, and nothing fetched: styles and pictures stand in the file, pictures
-as SVG. Beside it lie each picture as PNG, each table as CSV (values in full)
-and Markdown. The same input gives the same bytes.
-
-  page.write(
-    "Two runs",
-    "What they have in common.",
-    [page.Section("Error", [page.Picture("error", figure, "It falls.")])],
-    pathlib.Path("report"),
-  )
+No script, and nothing fetched: styles and pictures stand in the file. Beside
+it lie each picture as PNG, each table as CSV (values in full) and Markdown.
+The same input gives the same bytes.
 """
 
-import csv
-import io
+import base64
 import pathlib
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
-from xml.etree import ElementTree
 
 import jinja2
-import markupsafe
-import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
-Cell: TypeAlias = str | int | float | None
-
-_DPI = 150
-_NAMESPACE = re.compile(r"^\{[^}]*\}")
-_REFERENCE = re.compile(r"^#|(?<=url\(#)")
-_LONG = re.compile(r"(\.\d\d)\d+")  # a path needs no more than 1/100 point
+from rad_jax import files
+from rad_jax.reports import panels, tables
+from rad_jax.reports.tables import Table
 
 
 class Picture(NamedTuple):
@@ -45,21 +30,6 @@ class Picture(NamedTuple):
   name: str
   figure: Figure
   caption: str
-
-
-class Table(NamedTuple):
-  """Rows of cells, whose first one names the row; None is an empty cell.
-
-  name: of its files, unique on the page.
-  head: names of the columns.
-  best: (row, column) of cells to be bold, from 0, the head not counted.
-  """
-
-  name: str
-  head: Sequence[str]
-  rows: Sequence[Sequence[Cell]]
-  caption: str
-  best: Collection[tuple[int, int]] = ()
 
 
 class Text(NamedTuple):
@@ -79,45 +49,21 @@ class Section(NamedTuple):
 
 
 def write(
-  title: str,
-  lead: str,
-  sections: Sequence[Section],
-  folder: pathlib.Path,
-  name: str = "report.html",
+  title: str, lead: str, sections: Sequence[Section], folder: pathlib.Path
 ) -> list[pathlib.Path]:
-  """Writes the page and the files beside it.
+  """Writes folder/report.html and the files beside it; returns the paths.
 
-  Args:
-    title: of the page.
-    lead: the paragraph under it.
-    sections: in order; each is in the table of contents.
-    folder: made if missing.
-    name: of the HTML file.
-
-  Returns:
-    The paths, the page's first.
+  `lead` is a paragraph below the title.
 
   Raises:
-    ValueError: two parts would have the same file, or a row of a table is not
-      as long as its head.
+    ValueError: two parts would be the same file, or a table is ragged.
   """
-  text = html(title, lead, sections)
-  folder.mkdir(parents=True, exist_ok=True)
-  paths = [folder / name]
-  paths[0].write_text(text)
-  for section in sections:
-    for part in section.parts:
-      paths += _save(part, folder)
-  return paths
-
-
-def html(title: str, lead: str, sections: Sequence[Section]) -> str:
-  """The page as text.
-
-  Raises:
-    ValueError: as `write`.
-  """
-  _refuse_same_names(part for section in sections for part in section.parts)
+  parts = [part for section in sections for part in section.parts]
+  names = [file_name(p.name) for p in parts if not isinstance(p, Text)]
+  twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+  if twice:
+    raise ValueError(f"two parts of a page are named {', '.join(twice)}")
+  beside = [path for part in parts for path in _save(part, folder)]
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("rad_jax", "reports"),
     autoescape=True,
@@ -126,14 +72,16 @@ def html(title: str, lead: str, sections: Sequence[Section]) -> str:
     lstrip_blocks=True,
     keep_trailing_newline=True,
   )
-  return environment.get_template("page.html.jinja").render(
+  text = environment.get_template("page.html.jinja").render(
     title=title,
     lead=lead,
     sections=[
-      {"title": section.title, "parts": [_view(part) for part in section.parts]}
-      for section in sections
+      {"title": s.title, "parts": [_view(part, folder) for part in s.parts]}
+      for s in sections
     ],
   )
+  files.write_text(folder / "report.html", text)
+  return [folder / "report.html", *beside]
 
 
 def file_name(name: str) -> str:
@@ -141,89 +89,30 @@ def file_name(name: str) -> str:
   return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_.") or "part"
 
 
-def svg(figure: Figure, name: str, caption: str) -> str:
-  """The figure as an <svg> that can stand in a page with others.
-
-  Its ids begin with `name`; it scales with its box, and bears the caption for
-  those who do not see it.
-  """
-  prefix = f"{file_name(name)}-"
-  _lay_out(figure)
-  saved = io.StringIO()
-  with matplotlib.rc_context(
-    {"svg.hashsalt": "rad_jax", "svg.fonttype": "path"}
-  ):
-    figure.savefig(saved, format="svg", dpi=_DPI)
-  root = ElementTree.fromstring(saved.getvalue())
-  styles = []
-  for parent in list(root.iter()):
-    for child in list(parent):
-      tag = _NAMESPACE.sub("", child.tag)
-      if tag in ("metadata", "style"):  # the metadata bears the time
-        parent.remove(child)
-        # Matplotlib's one style, of all elements: those of the page as well.
-        styles += re.findall(r"\*\{(.*?)\}", child.text or "")
-  for element in root.iter():
-    element.tail = None  # white space
-    if "d" in element.attrib:
-      element.attrib["d"] = _LONG.sub(r"\1", element.attrib["d"])
-    element.tag = _NAMESPACE.sub("", element.tag)
-    element.attrib = {
-      _NAMESPACE.sub("", key): prefix + value
-      if key == "id"
-      else _REFERENCE.sub(lambda found: found[0] + prefix, value)
-      for key, value in element.attrib.items()
-    }
-  width = root.attrib.pop("width")
-  for name in ("height", "version"):
-    root.attrib.pop(name, None)
-  styles += [f"width: {width}", f"min-width: min({width}, 30rem)"]
-  root.attrib |= {
-    "role": "img",
-    "aria-label": caption,
-    "style": "; ".join(styles),
-  }
-  return ElementTree.tostring(root, encoding="unicode")
+def _save(part: Part, folder: pathlib.Path) -> list[pathlib.Path]:
+  if isinstance(part, Text):
+    return []
+  path = folder / file_name(part.name)
+  if isinstance(part, Picture):
+    return [panels.save(part.figure, path.with_name(f"{path.name}.png"))]
+  paths = [path.with_name(f"{path.name}.{ending}") for ending in ("csv", "md")]
+  files.write_text(paths[0], tables.in_full(part))
+  files.write_text(paths[1], tables.markdown(part))
+  return paths
 
 
-def table_csv(table: Table) -> str:
-  """The table's values in full, as CSV."""
-  lines = io.StringIO()
-  csv.writer(lines, lineterminator="\n").writerows([table.head, *table.rows])
-  return lines.getvalue()
-
-
-def table_markdown(table: Table) -> str:
-  """The table as Markdown, its best cells bold."""
-  _refuse_ragged(table)
-  lines = [list(map(_escaped, table.head)), ["---"] * len(table.head)]
-  for i, row in enumerate(table.rows):
-    cells = [_escaped(cell_text(cell)) for cell in row]
-    lines.append(
-      [f"**{c}**" if (i, j) in table.best else c for j, c in enumerate(cells)]
-    )
-  return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def cell_text(cell: Cell) -> str:
-  """A cell as it is shown: four digits of a fraction, whole numbers whole."""
-  if cell is None:
-    return ""
-  return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
-
-
-def _view(part: Part) -> dict[str, Any]:
-  """What the template shows of a part."""
+def _view(part: Part, folder: pathlib.Path) -> dict[str, Any]:
+  """What the template shows of a part whose files are written."""
   if isinstance(part, Text):
     return {"kind": "text", "paragraph": part.paragraph}
   if isinstance(part, Picture):
-    drawn = svg(part.figure, part.name, part.caption)
+    pixels = (folder / f"{file_name(part.name)}.png").read_bytes()
     return {
       "kind": "picture",
-      "svg": markupsafe.Markup(drawn),
+      "png": base64.b64encode(pixels).decode(),
+      "inches": part.figure.get_figwidth(),
       "caption": part.caption,
     }
-  _refuse_ragged(part)
   return {
     "kind": "table",
     "caption": part.caption,
@@ -234,54 +123,9 @@ def _view(part: Part) -> dict[str, Any]:
     ],
     "rows": [
       [
-        {"text": cell_text(cell), "best": (i, j) in part.best}
+        {"text": tables.text_of(cell), "best": (i, j) in part.best}
         for j, cell in enumerate(row)
       ]
       for i, row in enumerate(part.rows)
     ],
   }
-
-
-def _save(part: Part, folder: pathlib.Path) -> list[pathlib.Path]:
-  if isinstance(part, Text):
-    return []
-  stem = file_name(part.name)
-  if isinstance(part, Picture):
-    path = folder / f"{stem}.png"
-    _lay_out(part.figure)
-    part.figure.savefig(path, dpi=_DPI)
-    return [path]
-  paths = [folder / f"{stem}.csv", folder / f"{stem}.md"]
-  paths[0].write_text(table_csv(part))
-  paths[1].write_text(table_markdown(part))
-  return paths
-
-
-def _lay_out(figure: Figure) -> None:
-  """Once and for all: a layout engine moves things at each saving."""
-  engine = figure.get_layout_engine()
-  if engine and not isinstance(engine, PlaceHolderLayoutEngine):
-    engine.execute(figure)
-    figure.set_layout_engine("none")
-
-
-def _refuse_same_names(parts: Iterator[Part]) -> None:
-  names = [file_name(p.name) for p in parts if not isinstance(p, Text)]
-  twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-  if twice:
-    raise ValueError(f"two parts of a page are named {', '.join(twice)}")
-
-
-def _refuse_ragged(table: Table) -> None:
-  for row in table.rows:
-    if len(row) != len(table.head):
-      raise ValueError(
-        f"table {table.name}: a row of {len(row)} cells under a head of"
-        f" {len(table.head)}"
-      )
-
-
-def _escaped(text: str) -> str:
-  """Text in a Markdown cell: no column, line or tag begins in it."""
-  text = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-  return " ".join(text.split())

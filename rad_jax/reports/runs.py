@@ -1,8 +1,7 @@
 """Runs side by side as one page, from what their folders hold.
 
-config.json is all that a run must have. Of the rest, what is there is shown:
-metrics.jsonl, evaluation.json, samples/, training_examples.npz, purified/,
-memorisation.npz and diagnosis.json; what is not is named in a line.
+config.json is all that a run must have. Of the rest, what is there is shown;
+what is not is named in a line.
 """
 
 import json
@@ -15,16 +14,17 @@ import numpy as np
 from rad_jax.reports import (
   curves,
   figures,
-  methods,
+  looks,
   page,
   panels,
   protocols,
   saved,
 )
-from rad_jax.reports.methods import Method
-from rad_jax.reports.page import Picture, Section, Table, Text
-from rad_jax.reports.panels import Line, Panel, View
-from rad_jax.reports.saved import Run
+from rad_jax.reports.figures import View
+from rad_jax.reports.page import Picture, Section, Text
+from rad_jax.reports.panels import Line, Panel
+from rad_jax.reports.saved import SavedRun
+from rad_jax.reports.tables import Cell, Table
 
 _TRAINING = {
   "train/loss": "loss",
@@ -34,14 +34,19 @@ _TRAINING = {
   "train/learning_rate": "learning rate",
   "speed/images_per_second": "examples per second",
 }
-_DIAGNOSIS = (
-  "equivariance_random",
-  "equivariance_adversarial",
-  "invariance_random",
-  "invariance_adversarial",
-  "lipschitz_mean",
-  "lipschitz_max",
-)
+# What a run may lack: the files it would be in, and what writes them.
+_OPTIONAL = {
+  "training curves": ("metrics.jsonl", "--mode=train"),
+  "measures": ("evaluation.json", "--mode=evaluate"),
+  "samples": ("samples/step_*/samples.npz", "--mode=sample"),
+  "training examples": ("training_examples.npz", "--mode=evaluate"),
+  "closest training examples": (
+    "memorisation.npz",
+    "the memorisation protocol",
+  ),
+  "purified examples": ("purified/samples.npz", "--mode=purify"),
+  "diagnosis": ("diagnosis.json", "--mode=diagnose"),
+}
 
 
 def write(
@@ -50,7 +55,7 @@ def write(
   """Writes the report of the workdirs' runs; returns the paths.
 
   Args:
-    workdirs: of runs, or of sweeps, which stand for all of their runs.
+    workdirs: of runs, or of experiments, which stand for all of their runs.
     folder: where; the first workdir's report/ if not given.
 
   Raises:
@@ -58,60 +63,70 @@ def write(
       a file is damaged.
   """
   runs = saved.read(workdirs)
-  found = [
-    _facts(runs),
-    _training(runs),
-    protocols.measures(runs),
-    _examples(runs),
-    *((section, "") for section in protocols.curves(runs)),
-    _memorisation(runs),
-    _purified(runs),
-    _diagnosis(runs),
+  sections = [
+    Section("The runs", facts(runs)),
+    Section("Training", training(runs)),
+    Section("Measures", protocols.measures(runs)),
+    Section("Samples", examples(runs)),
+    *protocols.curves(runs),
+    Section("Closest training examples", _memorisation(runs)),
+    Section("Purification", _purified(runs)),
+    Section("Diagnosis", _diagnosis(runs)),
+    Section("Left out", [Text(line) for line in _missing(runs)]),
   ]
-  sections = [section for section, _ in found if section.parts]
-  left_out = [Text(missing) for _, missing in found if missing]
-  if left_out:
-    sections.append(Section("Left out", left_out))
+  names = [run.name for run in runs]
   return page.write(
-    " and ".join(run.name for run in runs)
-    if len(runs) <= 2
-    else f"{len(runs)} runs side by side",
+    " and ".join(names) if len(runs) <= 2 else f"{len(runs)} runs side by side",
     "; ".join(f"{run.name}: {_summary(run)}" for run in runs) + ".",
-    sections,
+    [section for section in sections if section.parts],
     folder or workdirs[0] / "report",
   )
 
 
-# ---- Sections: each with its section, and a line on what is missing ----
+def _summary(run: SavedRun) -> str:
+  step = saved.newest_step(run)
+  return (
+    f"{run.config['objective']['name']} on {run.config['data']['name']},"
+    f" {'not trained' if step is None else f'step {step}'},"
+    f" seed {run.config['seed']}"
+  )
 
 
-def _facts(runs: list[Run]) -> saved.Found:
+def _missing(runs: Sequence[SavedRun]) -> list[str]:
+  """Lines on what runs lack."""
+  lines = []
+  for what, (files, source) in _OPTIONAL.items():
+    without = [run.name for run in runs if not any(run.folder.glob(files))]
+    if without:
+      of = "" if len(without) == len(runs) else f" of {', '.join(without)}"
+      where = "".join(files.partition("/")[:2])
+      lines.append(f"No {what}{of} ({where}, by {source}).")
+  return lines
+
+
+# ---- What the runs are ----
+
+
+def facts(runs: Sequence[SavedRun]) -> list[Table]:
   """What the runs are, and where their configs differ."""
-  facts = [_facts_of(run) for run in runs]
-  head = ["run", *(run.name for run in runs)]
-  names = dict.fromkeys(name for found in facts for name in found)
-  parts = [
-    Table(
-      "runs",
-      head,
-      [[name, *(found.get(name) for found in facts)] for name in names],
-      "What the runs are; step and versions are those of the evaluation.",
-    )
-  ]
-  differing = differences([run.config for run in runs])
-  if differing:
-    parts.append(
-      Table(
-        "differences",
-        ["field of the config", *head[1:]],
-        [[path, *values] for path, values in differing.items()],
-        "The fields in which the configs differ, and no others.",
-      )
-    )
-  return Section("The runs", parts), ""
+  found = [_facts_of(run) for run in runs]
+  names = dict.fromkeys(name for of_run in found for name in of_run)
+  rows = {name: [of_run.get(name) for of_run in found] for name in names}
+  caption = "What the runs are; step and versions are those of the evaluation."
+  head = [run.name for run in runs]
+  parts = [Table("runs", ["run", *head], _lines(rows), caption)]
+  if differing := differences([run.config for run in runs]):
+    caption = "The fields in which the configs differ, and no others."
+    head = ["field of the config", *head]
+    parts.append(Table("differences", head, _lines(differing), caption))
+  return parts
 
 
-def _facts_of(run: Run) -> dict[str, page.Cell]:
+def _lines(rows: dict[str, list[Cell]]) -> list[list[Cell]]:
+  return [[name, *values] for name, values in rows.items()]
+
+
+def _facts_of(run: SavedRun) -> dict[str, Cell]:
   config, evaluation = run.config, run.evaluation
   corruption = config["data"]["corruption"]
   dirty = "none"
@@ -121,12 +136,15 @@ def _facts_of(run: Run) -> dict[str, page.Cell]:
       strength = f"severity {corruption['severity']}"
     kind = corruption.get("kind", "gaussian")
     dirty = f"{corruption['fraction']:.0%} {kind}, {strength}"
+  # lambda weighs the two terms of a training that has both.
+  both = {"train/dsm", "train/regulariser"}
+  weighed = any(both <= row.keys() for row in run.metrics)
   versions = evaluation.get("versions", {})
   return {
     "data": config["data"]["name"],
     "corruption": dirty,
     "objective": config["objective"]["name"],
-    "lambda": config["objective"]["lam"] if _is_weighed(run) else None,
+    "lambda": config["objective"]["lam"] if weighed else None,
     "seed": config["seed"],
     "step": saved.newest_step(run),
     "weights": evaluation.get("weights"),
@@ -135,16 +153,10 @@ def _facts_of(run: Run) -> dict[str, page.Cell]:
   }
 
 
-def _is_weighed(run: Run) -> bool:
-  """Whether the training has had two terms, for lambda to weigh."""
-  both = {"train/dsm", "train/regulariser"}
-  return any(both <= row.keys() for row in run.metrics)
-
-
-def differences(configs: Sequence[Any]) -> dict[str, list[page.Cell]]:
+def differences(configs: Sequence[Any]) -> dict[str, list[Cell]]:
   """Where nested dicts differ: "a.b" and its value in each of them.
 
-  What a config says of many runs together is no difference of one.
+  Settings of an experiment as a whole are no difference of a run.
   """
   flat = [dict(_leaves(config)) for config in configs]
   paths = sorted({path for leaves in flat for path in leaves})
@@ -158,119 +170,75 @@ def differences(configs: Sequence[Any]) -> dict[str, list[page.Cell]]:
 
 def _leaves(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
   if not isinstance(tree, dict):
-    return [(prefix.removesuffix("."), tree)]
-  return [
-    leaf
-    for name, child in tree.items()
-    for leaf in _leaves(child, f"{prefix}{name}.")
-  ]
+    yield prefix.removesuffix("."), tree
+    return
+  for name, child in tree.items():
+    yield from _leaves(child, f"{prefix}{name}.")
 
 
-def _field(value: Any) -> page.Cell:
+def _field(value: Any) -> Cell:
   if isinstance(value, bool) or not isinstance(value, str | int | float):
     return json.dumps(value)
   return value if value != "" else '""'
 
 
-def _training(runs: list[Run]) -> saved.Found:
-  names = [n for n in _TRAINING if any(n in r for m in runs for r in m.metrics)]
-  looks = saved.looks(runs)
-  found = [
-    Panel(
-      _TRAINING[name],
-      "step",
-      [
-        Line(
-          *_column(run.metrics, name), methods.style(look) | {"marker": None}
-        )
-        for run, look in zip(runs, looks, strict=True)
-        if any(name in row for row in run.metrics)
-      ],
-      log_y=name != "train/learning_rate",
-    )
-    for name in names
-  ]
-  parts = []
-  if found:
-    caption = "Training against the step, a line for each run."
-    parts.append(Picture("training", panels.line_figure(found), caption))
-  return Section("Training", parts), saved.missing(
-    "training curves", "metrics.jsonl", runs, lambda run: run.metrics
-  )
+# ---- Pictures ----
 
 
-def _column(
-  rows: list[dict[str, Any]], name: str
-) -> tuple[list[int], list[float]]:
-  kept = [row for row in rows if name in row]
-  return [row["step"] for row in kept], [row[name] for row in kept]
+def training(runs: Sequence[SavedRun]) -> list[Picture]:
+  """Training against the step, a panel for each number."""
+  drawn = []
+  for name, title in _TRAINING.items():
+    lines = []
+    for run, look in zip(runs, saved.looks_of(runs), strict=True):
+      found = [(row["step"], row[name]) for row in run.metrics if name in row]
+      style = looks.style(look) | {"marker": None}
+      if found:
+        x, y = np.transpose(found)
+        lines.append(Line(x, y, style))
+    scale = "linear" if name == "train/learning_rate" else "zero"
+    if lines:
+      drawn.append(Panel(title, "step", lines, y_scale=scale))
+  caption = "Training against the step, a line for each run."
+  figure = drawn and panels.line_figure(drawn)
+  return [Picture("training", figure, caption)] if figure else []
 
 
-def _examples(runs: list[Run]) -> saved.Found:
+def examples(runs: Sequence[SavedRun]) -> list[Picture]:
   """Samples beside training examples, a picture for each data set."""
-  parts = []
-  for number, group in enumerate(_by_data(runs), 1):
-    training = [
-      found for run, _ in group if (found := saved.arrays(_training_path(run)))
-    ]
-    views = []
-    if training:
-      views.append(View("clean truth", training[0]["clean"]))
-      views.append(View("as trained on", training[0]["dirty"]))
-    views += [
-      View(run.name, found["x_0"], look.colour)
-      for run, look in group
-      if (found := saved.samples(run.folder))
-    ]
-    if not views:
-      continue
-    data = group[0][0].config["data"]["name"]
-    shown = "Training examples, clean and as trained on, and samples"
-    if not training:
-      shown = "Samples"
-    elif len(views) == 2:
-      shown = "Training examples, clean and as trained on"
-    kept = [
-      v for v in views if v.examples.shape[1:] == views[0].examples.shape[1:]
-    ]
-    parts.append(
-      Picture(
-        "samples" if number == 1 else f"samples_{number}",
-        panels.example_figure(kept),
-        f"{shown}: {data}.",
-      )
-    )
-  lines = [
-    saved.missing(
-      "samples",
-      "samples/, by --mode=sample",
-      runs,
-      lambda run: saved.samples(run.folder),
-    ),
-    saved.missing(
-      "training examples",
-      "training_examples.npz, by --mode=evaluate",
-      runs,
-      lambda run: _training_path(run).exists(),
-    ),
-  ]
-  return Section("Samples", parts), " ".join(filter(None, lines))
-
-
-def _training_path(run: Run) -> pathlib.Path:
-  return run.folder / "training_examples.npz"
-
-
-def _by_data(runs: list[Run]) -> list[list[tuple[Run, Method]]]:
-  """Runs, with their looks, that were trained on the same data, together."""
-  groups: dict[str, list[tuple[Run, Method]]] = {}
-  for run, look in zip(runs, saved.looks(runs), strict=True):
+  groups: dict[str, list[tuple[pathlib.Path, str, str]]] = {}
+  for run, look in zip(runs, saved.looks_of(runs), strict=True):
+    shown = (run.folder, run.name, look.colour)
     key = json.dumps(run.config["data"], sort_keys=True)
-    groups.setdefault(key, []).append((run, look))
-  return list(groups.values())
+    groups.setdefault(key, []).append(shown)
+  parts = []
+  for number, (key, group) in enumerate(groups.items(), 1):
+    if views := figures.beside_truth(group):
+      parts.append(
+        Picture(
+          "samples" if number == 1 else f"samples_{number}",
+          figures.example_figure(views),
+          f"{json.loads(key)['name']}: samples, under the name of their run,"
+          " beside training examples, as far as there are any.",
+        )
+      )
+  return parts
 
 
-def _purified(runs: list[Run]) -> saved.Found:
+def _memorisation(runs: Sequence[SavedRun]) -> list[Picture]:
+  """The closest pairs of images; pairs of points say nothing."""
+  caption = (
+    "the samples nearest to a training example, over that example; above,"
+    " their distance in the extractor's features."
+  )
+  return [
+    Picture(f"memorisation_{run.name}", figure, f"{run.name}: {caption}")
+    for run in runs
+    if (figure := figures.pair_figure(run.folder / "memorisation.npz"))
+  ]
+
+
+def _purified(runs: Sequence[SavedRun]) -> list[Picture]:
   parts = []
   for run in runs:
     found = saved.arrays(run.folder / "purified" / "samples.npz")
@@ -279,88 +247,26 @@ def _purified(runs: list[Run]) -> saved.Found:
     before, after = np.split(found["x_0"], 2)
     views = [View("before", before), View("purified", after)]
     told = run.purification
-    caption = f"{run.name}: examples before purification, and purified."
-    if told:
-      caption = (
-        f"{run.name}: examples before purification from"
-        f" t_star {told['t_star']:g} by {told['sampler']}, and purified; the"
-        " root mean square distance from the true support goes from"
-        f" {told['support_rms_before']:.3g} to {told['support_rms_after']:.3g}."
+    how = (
+      ""
+      if not told
+      else (
+        f" from t_star {told['t_star']:g} by {told['sampler']}; the root mean"
+        " square distance from the true support goes from"
+        f" {told['support_rms_before']:.3g} to {told['support_rms_after']:.3g}"
       )
-    parts.append(
-      Picture(f"purified_{run.name}", panels.example_figure(views), caption)
     )
-  return Section("Purification", parts), saved.missing(
-    "purified examples",
-    "purified/, by --mode=purify",
-    runs,
-    lambda run: (run.folder / "purified" / "samples.npz").exists(),
+    caption = f"{run.name}: examples before and after purification{how}."
+    figure = figures.example_figure(views)
+    parts.append(Picture(f"purified_{run.name}", figure, caption))
+  return parts
+
+
+def _diagnosis(runs: Sequence[SavedRun]) -> list[Picture]:
+  found = {run.name: run.diagnosis for run in runs if run.diagnosis}
+  caption = (
+    "How far the network is from equivariant (dashed black), and its local"
+    " Lipschitz constant, against sigma_t."
   )
-
-
-def _memorisation(runs: list[Run]) -> saved.Found:
-  """The closest pairs of images; pairs of points say nothing."""
-  parts = []
-  for run in runs:
-    pairs: Any = saved.arrays(run.folder / "memorisation.npz")
-    if pairs and pairs["samples"].ndim == 4:
-      parts.append(
-        Picture(
-          f"memorisation_{run.name}",
-          figures.pair_figure(**pairs),
-          f"{run.name}: the samples nearest to a training example, over that"
-          " example; above, their distance in the extractor's features.",
-        )
-      )
-  return Section("Closest training examples", parts), saved.missing(
-    "closest training examples",
-    "memorisation.npz, by the protocol memorisation",
-    runs,
-    lambda run: (run.folder / "memorisation.npz").exists(),
-  )
-
-
-def _diagnosis(runs: list[Run]) -> saved.Found:
-  shown = [
-    (run, look)
-    for run, look in zip(runs, saved.looks(runs), strict=True)
-    if run.diagnosis
-  ]
-  parts = []
-  if len(shown) == 1:
-    figure = curves.diagnosis_figure(shown[0][0].diagnosis)
-    caption = (
-      f"{shown[0][0].name}: how far the network is from equivariant (dashed),"
-      " against sigma_t."
-    )
-    parts = [Picture("diagnosis", figure, caption)]
-  elif shown:
-    axes = protocols.Axes("sigma_t", "sigma_t", y=_DIAGNOSIS)
-    columns = [
-      (look, _by_column(run.diagnosis["levels"])) for run, look in shown
-    ]
-    caption = (
-      "Equivariance and invariance error and local Lipschitz constant against"
-      " sigma_t; an equivariant network has 0, 1 and 1."
-    )
-    drawn = protocols.pictures("diagnosis", axes, columns)
-    parts = [picture._replace(caption=caption) for picture in drawn]
-  return Section("Diagnosis", parts), saved.missing(
-    "diagnosis",
-    "diagnosis.json, by --mode=diagnose",
-    runs,
-    lambda r: r.diagnosis,
-  )
-
-
-def _by_column(rows: list[dict[str, Any]]) -> dict[str, list]:
-  return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def _summary(run: Run) -> str:
-  step = saved.newest_step(run)
-  return (
-    f"{run.config['objective']['name']} on {run.config['data']['name']},"
-    f" {'not trained' if step is None else f'step {step}'},"
-    f" seed {run.config['seed']}"
-  )
+  figure = found and curves.diagnosis_figure(found)
+  return [Picture("diagnosis", figure, caption)] if figure else []

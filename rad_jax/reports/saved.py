@@ -1,25 +1,20 @@
 """What the folders of runs hold, read for reports."""
 
-import json
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rad_jax.reports import methods, page
-from rad_jax.reports.methods import Method
-from rad_jax.reports.page import Section
-
-# A section, and a line on what is missing in it, empty if nothing is.
-Found: TypeAlias = tuple[Section, str]
+from rad_jax import files
+from rad_jax.reports import looks, page
 
 # More lines than these are not told apart.
 MOST = 8
 
 
-class Run(NamedTuple):
-  """What is known of a run but for its arrays.
+class SavedRun(NamedTuple):
+  """What is known of a run, apart from its arrays.
 
   name: unique among the runs of a page.
   config: as saved. metrics: rows of metrics.jsonl, oldest first.
@@ -35,7 +30,7 @@ class Run(NamedTuple):
   purification: dict[str, Any]
 
 
-def read(workdirs: Sequence[pathlib.Path]) -> list[Run]:
+def read(workdirs: Sequence[pathlib.Path]) -> list[SavedRun]:
   """The runs of the workdirs, each once.
 
   Raises:
@@ -51,21 +46,21 @@ def read(workdirs: Sequence[pathlib.Path]) -> list[Run]:
       f" them, as --workdir={folders[0]},{folders[1]}"
     )
   return [
-    Run(
+    SavedRun(
       name=name,
       folder=folder,
-      config=_json(folder / "config.json"),
-      metrics=_json_lines(folder / "metrics.jsonl"),
-      evaluation=_json(folder / "evaluation.json"),
-      diagnosis=_json(folder / "diagnosis.json"),
-      purification=_json(folder / "purified" / "purification.json"),
+      config=files.read_json(folder / "config.json"),
+      metrics=files.read_rows(folder / "metrics.jsonl"),
+      evaluation=files.read_json(folder / "evaluation.json"),
+      diagnosis=files.read_json(folder / "diagnosis.json"),
+      purification=files.read_json(folder / "purified" / "purification.json"),
     )
     for name, folder in zip(_names(folders), folders, strict=True)
   ]
 
 
 def _find(workdir: pathlib.Path) -> list[pathlib.Path]:
-  """The folders of a workdir's runs: its own, or those of a sweep."""
+  """The folders of a workdir's runs: its own, or those of an experiment."""
   if (workdir / "config.json").exists():
     return [workdir]
   found = sorted(path.parent for path in workdir.glob("runs/*/config.json"))
@@ -84,33 +79,12 @@ def _names(folders: list[pathlib.Path]) -> list[str]:
   raise ValueError(f"the same run twice: {folders[0]}")
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON file's content, empty if there is no file."""
-  if not path.exists():
-    return {}
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise ValueError(f"{path} is damaged: {error}") from error
-
-
-def _json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of a file of JSON lines; a torn last one is left out."""
-  if not path.exists():
-    return []
-  lines = path.read_text().splitlines(keepends=True)
-  try:
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-  except ValueError as error:
-    raise ValueError(f"{path} is damaged: {error}") from error
-
-
 def arrays(path: pathlib.Path | None) -> dict[str, np.ndarray]:
   """An .npz file's arrays, none if there is no file."""
   if path is None or not path.exists():
     return {}
-  with np.load(path) as saved:
-    return {name: saved[name] for name in saved}
+  with np.load(path) as opened:
+    return {name: opened[name] for name in opened}
 
 
 def samples(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -120,26 +94,15 @@ def samples(folder: pathlib.Path) -> dict[str, np.ndarray]:
   return arrays(max(found, key=step, default=None))
 
 
-def newest_step(run: Run) -> int | None:
+def newest_step(run: SavedRun) -> int | None:
   """That of the evaluation, else the last of the training."""
   last = run.metrics[-1]["step"] if run.metrics else None
   return run.evaluation.get("step", last)
 
 
-def looks(runs: list[Run]) -> list[Method]:
+def looks_of(runs: Sequence[SavedRun]) -> list[looks.Look]:
   """How each run is drawn, its name as label."""
-  return methods.looks(
+  return looks.of_runs(
     [run.config["objective"]["name"] for run in runs],
     [run.name for run in runs],
   )
-
-
-def missing(
-  what: str, where: str, runs: list[Run], there: Callable[[Run], Any]
-) -> str:
-  """A line on the runs without something; empty if all have it."""
-  without = [run.name for run in runs if not there(run)]
-  if not without:
-    return ""
-  of = "" if len(without) == len(runs) else f" of {', '.join(without)}"
-  return f"No {what}{of} ({where})."

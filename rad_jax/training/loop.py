@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from rad_jax.data import batches
@@ -84,28 +85,39 @@ def train(run: Run, folder: pathlib.Path) -> State:
       return run_steps(run, state, fed, mesh, manager, write, asked)
 
 
-def dispatched_batches(
-  run: Run, training_set: TrainingSet, first_step: int, mesh: jax.sharding.Mesh
-) -> Iterator[Batch]:
-  """What each dispatch of the run is fed, on the devices."""
+def training_batches(
+  run: Run, training_set: TrainingSet, first_step: int, rows: slice
+) -> Iterator[dict[str, np.ndarray]]:
+  """This process's rows of the batches first_step .. num_steps - 1.
+
+  They hold no examples where data.loading is "device", just their indices.
+  """
   loading = run.data.loading
   threads = run.data.num_threads if loading == "stream" else 1
-  fed = batches.batches(
+  return batches.batches(
     training_set.fetch if loading != "device" else None,
     run.config["seed"],
     first_step,
     run.train.num_steps,
     run.train.batch_size,
     training_set.num_examples,
-    rows=sharding.process_rows(run.train.batch_size),
+    rows=rows,
     num_worker_threads=threads,
     prefetch=2 * threads,
   )
+
+
+def dispatched_batches(
+  run: Run, training_set: TrainingSet, first_step: int, mesh: jax.sharding.Mesh
+) -> Iterator[Batch]:
+  """What each dispatch of the run is fed, on the devices."""
+  rows = sharding.process_rows(run.train.batch_size)
+  fed = training_batches(run, training_set, first_step, rows)
   several = run.train.steps_per_dispatch > 1
   if several:
     fed = dispatch.stacked(fed, dispatches(run, first_step))
   shared = {}
-  if loading == "device":
+  if run.data.loading == "device":
     shared[dispatch.WHOLE_SET] = sharding.place_everywhere(
       training_set.x_0, mesh
     )

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array
 
 from rad_jax.data.batches import Batch
+from rad_jax.data.prepare import Prepare
 from rad_jax.robustness import attacks
 from rad_jax.robustness.method import Method
 from rad_jax.training import step as steps
@@ -23,7 +24,7 @@ def make_replay_step(
   replays: int,
   optimizer: optax.GradientTransformation,
   ema_decay: float,
-  prepare: steps.Prepare = steps.as_it_is,
+  prepare: Prepare = steps.as_it_is,
   ramp=lambda step: 1.0,
   regularised: tuple[int, int] = (1, 1),
   skip_non_finite: bool = False,

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from rad_jax.data.batches import Batch
+from rad_jax.data.prepare import Prepare
 from rad_jax.robustness import attacks
 from rad_jax.robustness import method as methods
 from rad_jax.robustness.method import Draws, Method
@@ -17,8 +18,6 @@ from rad_jax.training.state import State
 
 Metrics = dict[str, Float[Array, ""]]
 Step = Callable[[State, Batch], tuple[State, Metrics]]
-# (batch, keys [b]) -> x_0 [b, ...] as the network shall see it, sigma_c [b].
-Prepare = Callable[[Batch, Key[Array, " b"]], tuple[Array, Array]]
 # Regularised examples, and the others, if there are any.
 Parts = tuple[Draws, Draws | None]
 

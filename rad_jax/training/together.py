@@ -76,7 +76,7 @@ def training_sets(runs: Sequence[Run]) -> list[TrainingSet]:
   """The runs' training sets, images read once for all.
 
   Raises:
-    sources.NotPrepared, ValueError: as training_set.open_training_set.
+    NotPrepared, ValueError: as training_set.open_training_set.
   """
   if runs[0].is_synthetic:
     return [run.open_training_set() for run in runs]

@@ -80,7 +80,7 @@ def start_from(
   if pretrained.is_foreign(source):
     params = jax.tree.map(
       lambda array, like: jax.device_put(array, like.sharding),
-      pretrained.load(source, run.config, state.params),
+      pretrained.load(source, state.params, configs.flatten(run.config)),
       state.params,
     )
   else:

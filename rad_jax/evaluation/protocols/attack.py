@@ -5,7 +5,7 @@ The states of every evaluation.attack_every-th level are moved by sigma_t w,
 the ball, the control; `greedy` for each level's own estimate; `joint` through
 the whole process, knowing its noise; `expected` the same, over two other draws
 of it; and, where evaluation.transfer_from names a run, `transfer`: joint, with
-that run's network in the place of this one's.
+that run's network in place of this one's.
 
 Curves, one row for each attack and each of evaluation.attack_budgets: attack,
 budget, queries (forward and backward evaluations of the attacked network on
@@ -20,22 +20,24 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
-from rad_jax.config import is_synthetic
 from rad_jax.diffusion import samplers
+from rad_jax.diffusion.process import Level
+from rad_jax.evaluation import sampling
 from rad_jax.evaluation.protocols import truth
-from rad_jax.evaluation.subject import Result, Subject, whole_batches
+from rad_jax.evaluation.subject import Result, Subject, of_rows
 from rad_jax.robustness import attacks, trajectory
-from rad_jax.training import build, loop
+from rad_jax.run import Run
+from rad_jax.training import workdir as workdirs
 
 _DRAWS = 2
 
 
 def measure(subject: Subject) -> Result:
   """Every attack at every budget."""
-  fields = subject.config.evaluation
+  fields = subject.run.evaluation
   kinds = ["random", "greedy", "joint", "expected"]
   if fields.transfer_from:
     kinds.append("transfer")
@@ -45,28 +47,17 @@ def measure(subject: Subject) -> Result:
     attacked = sampler(subject, kind)
     for budget in fields.attack_budgets:
       x_0 = attacked(budget) if budget else plain
+      moved = np.sqrt(np.mean(np.square(x_0 - plain, dtype=np.float64)))
       rows.append(
         {
           "attack": kind,
           "budget": budget,
-          "queries": num_queries(subject, kind) if budget else 0,
-          **row(subject, x_0, plain),
+          "queries": _num_queries(subject.run, kind) if budget else 0,
+          "moved": float(moved),
+          **truth.distances(subject, x_0),
         }
       )
-  return Result({}, {name: [row[name] for row in rows] for name in rows[0]})
-
-
-def row(
-  subject: Subject, x_0: np.ndarray, plain: np.ndarray
-) -> dict[str, float]:
-  """Attacked samples against the truth, and against the plain ones."""
-  images = not is_synthetic(subject.config)
-  found = truth.compare(x_0, subject.truth, images)
-  return {
-    "moved": float(np.sqrt(np.mean(np.square(x_0 - plain, dtype=np.float64)))),
-    "support_rms": found["support_rms"],
-    "frechet": found["frechet"],
-  }
+  return of_rows(rows)
 
 
 def sampler(
@@ -76,106 +67,86 @@ def sampler(
 
   evaluation.num_attack_samples of them, [n, ...]. One compilation.
   """
-  config = subject.config
-  levels, places = _levels(subject), _places(subject)
-  shape = build.example_shape(config)
-  count = config.evaluation.num_attack_samples
-  index = np.arange(whole_batches(count), dtype=np.int32)
-  surrogate = surrogate_params(subject) if kind == "transfer" else None
-  root = build.keys(config).sampling
+  run = subject.run
+  grid = _levels(run)
+  surrogate = _surrogate_params(subject) if kind == "transfer" else None
+  index = np.arange(run.evaluation.num_attack_samples, dtype=np.int32)
 
-  def run(params, index, radius):
-    keys = samplers.sample_keys(root, index)
-    chain = trajectory.Chain(
-      subject.eps_fn(params),
-      levels,
-      build.update(config),
-      samplers.noise(levels, keys, shape),
-      keys,
-      config.sampling.clip_x_0 or None,
-    )
+  def sample(params, index, radius):
+    chain = sampling.chain(run, params, index, grid, sampling.update(run))
     if kind is None:
       return samplers.reverse(*chain)
-    budget = trajectory.budget_at(radius, places, len(levels.sigma))
+    budget = trajectory.budget_at(radius, _places(run), len(grid.sigma))
     victim = chain
     if surrogate is not None:
-      victim = chain._replace(eps_fn=subject.eps_fn(surrogate))
-    w = craft(subject, kind)(victim, budget)
+      victim = chain._replace(eps_fn=sampling.eps_fn(run, surrogate))
+    w = _craft(run, kind, victim, index, budget)
     return samplers.reverse(*chain, w=w)
 
   def attacked(budget: float) -> np.ndarray:
     radius = np.full(len(index), budget, np.float32)
-    return subject.run(run, index, radius)[:count]
+    return subject.over_devices(sample, index, radius)
 
   return attacked
 
 
-def craft(subject: Subject, kind: str) -> Callable[..., jax.Array]:
-  """(chain, radius) -> w."""
-  fields = subject.config.evaluation
-  attack = _attack(subject)
-  key = jax.random.fold_in(build.keys(subject.config).sampling, 2**31 - 1)
-
-  def find(chain, radius):
-    keys = samplers.sample_keys(key, jnp.arange(len(chain.keys)))
-    if kind == "random":
-      return trajectory.random(fields.attack_norm, chain, keys, radius)
-    if kind == "greedy":
-      return trajectory.greedy(attack, chain, keys, radius)
-    draws = None
-    if kind == "expected":
-      draws = jax.vmap(partial(jax.random.split, num=_DRAWS))(keys).T
-    return trajectory.joint(attack, chain, keys, radius, draws=draws)
-
-  return find
+def _craft(
+  run: Run, kind: str, chain: trajectory.Chain, index: Array, budget: Array
+) -> Array:
+  """The attack's w [n, b, ...] within budget [n, b]."""
+  root = jax.random.fold_in(run.keys.sampling, 2**31 - 1)
+  keys = samplers.sample_keys(root, index)
+  if kind == "random":
+    return trajectory.random(run.evaluation.attack_norm, chain, keys, budget)
+  if kind == "greedy":
+    return trajectory.greedy(_attack(run), chain, keys, budget)
+  draws = None
+  if kind == "expected":
+    draws = jax.vmap(partial(jax.random.split, num=_DRAWS))(keys).T
+  return trajectory.joint(_attack(run), chain, keys, budget, draws=draws)
 
 
-def num_queries(subject: Subject, kind: str) -> int:
+def _num_queries(run: Run, kind: str) -> int:
   """Forward and backward evaluations that an attack takes for a sample."""
   if kind in ("random", "transfer"):
     return 0
-  levels = len(_levels(subject).sigma)
-  evaluations = build.evaluations(subject.config, levels)
-  attack = _attack(subject)
+  evaluations = sampling.evaluations(run, len(_levels(run).sigma))
   if kind == "greedy":
     queries = trajectory.greedy_queries(
-      attack, evaluations, len(_places(subject))
+      _attack(run), evaluations, len(_places(run))
     )
   else:
     draws = _DRAWS if kind == "expected" else 1
-    queries = trajectory.joint_queries(attack, evaluations, draws)
+    queries = trajectory.joint_queries(_attack(run), evaluations, draws)
   return queries.forward + queries.backward
 
 
-def surrogate_params(subject: Subject) -> Any:
+def _surrogate_params(subject: Subject) -> Any:
   """The newest parameters of evaluation.transfer_from's run.
 
-  Raises:
-    CheckpointError: there is none.
-    ConfigError: its network or noise process is another.
+  Raises: as `training.workdir.parameters_of_run`.
   """
-  params, _ = loop.parameters_of_run(
-    pathlib.Path(subject.config.evaluation.transfer_from),
-    subject.config,
+  params, _ = workdirs.parameters_of_run(
+    pathlib.Path(subject.run.evaluation.transfer_from),
+    subject.run,
     subject.model.mesh,
     "evaluation.transfer_from",
   )
   return params
 
 
-def _attack(subject: Subject) -> attacks.Attack:
-  fields = subject.config.evaluation
-  steps = fields.attack_steps
+def _attack(run: Run) -> attacks.Attack:
+  steps = run.evaluation.attack_steps
   return attacks.ATTACKS["pgd"]._replace(
-    norm=fields.attack_norm, num_steps=steps, step_size=min(1.0, 2.5 / steps)
+    norm=run.evaluation.attack_norm,
+    num_steps=steps,
+    step_size=min(1.0, 2.5 / steps),
   )
 
 
-def _levels(subject: Subject):
-  fields = subject.config.evaluation
-  return build.sampler_levels(subject.config, fields.attack_levels)
+def _levels(run: Run) -> Level:
+  return sampling.levels(run, run.evaluation.attack_levels)
 
 
-def _places(subject: Subject) -> list[int]:
-  every = subject.config.evaluation.attack_every
-  return list(range(0, len(_levels(subject).sigma), every))
+def _places(run: Run) -> list[int]:
+  return list(range(0, len(_levels(run).sigma), run.evaluation.attack_every))

@@ -4,16 +4,17 @@ Each takes evaluation.num_level_examples clean examples, at num_levels levels
 spread over the sampler's grid; sigma_t says which, as DDPM's (1 is noise).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
+from rad_jax.data.training_set import evenly
 from rad_jax.diffusion import process, samplers
 from rad_jax.diffusion.process import Level
-from rad_jax.evaluation import measures
-from rad_jax.evaluation.subject import Result, Subject, evenly, whole_batches
-from rad_jax.training import build
+from rad_jax.evaluation import measures, purify, sampling
+from rad_jax.evaluation.subject import Result, Subject
 
 
 def reconstruction(subject: Subject) -> Result:
@@ -24,13 +25,11 @@ def reconstruction(subject: Subject) -> Result:
   reconstruction_support_rms, distance from the true support. Measures: their
   means over the levels.
   """
-  x_0 = _examples(subject)
-  grid = build.sampler_levels(subject.config)
-  keys = _keys(subject, len(x_0))
-  curves = _curves(grid, places := _places(subject, grid))
+  x_0, grid, places = _setting(subject)
+  curves = _curves(grid, places)
   for place in places:
     levels = jax.tree.map(lambda column, n=place: column[n:], grid)
-    back = subject.run(_there_and_back(subject, levels), x_0, keys)
+    back = purify.there_and_back(subject, x_0, levels, samplers.ddim(0.0))
     rms = float(np.sqrt(np.mean(np.square(back - x_0, dtype=np.float64))))
     flat = back.reshape(len(back), -1)
     _append(
@@ -38,23 +37,10 @@ def reconstruction(subject: Subject) -> Result:
       reconstruction_rms=rms,
       reconstruction_psnr_db=float(-20 * np.log10(rms / 2)),
       reconstruction_support_rms=measures.support_rms(
-        flat, subject.truth.project
+        flat, subject.reference.project
       ),
     )
   return _with_means(curves)
-
-
-def _there_and_back(subject: Subject, levels: Level):
-  update = samplers.ddim(0.0)
-  clip = subject.config.sampling.clip_x_0 or None
-
-  def run(params, x_0, keys):
-    x_t = levels.alpha[0] * x_0 + samplers.noise(levels, keys, x_0.shape[1:])
-    return samplers.reverse(
-      subject.eps_fn(params), levels, update, x_t, keys, clip
-    )
-
-  return run
 
 
 def flow(subject: Subject) -> Result:
@@ -66,26 +52,23 @@ def flow(subject: Subject) -> Result:
   |x_t - alpha m| for the clean data's mean m; estimate_to_centroid, |x_0_hat -
   m|: near 0 where the estimate is the mean of all data.
   """
-  grid = build.sampler_levels(subject.config)
-  shape = build.example_shape(subject.config)
-  keys = _keys(subject, len(_examples(subject)))
-  clip = subject.config.sampling.clip_x_0 or None
+  run = subject.run
+  x_0, grid, places = _setting(subject)
 
-  def run(params, keys):
-    x_T = samplers.noise(grid, keys, shape)
-    return samplers.path(
-      subject.eps_fn(params), grid, samplers.ddim(0.0), x_T, keys, clip
-    )
+  def follow(params, index):
+    chain = sampling.chain(run, params, index, grid, samplers.ddim(0.0))
+    return samplers.path(*chain)
 
-  path = subject.run(run, keys)
-  mean = subject.truth.examples.mean(axis=0).astype(np.float64)
-  return Result(*flow_measures(path, grid, mean, _places(subject, grid)))
+  index = np.arange(len(x_0), dtype=np.int32)
+  path = subject.over_devices(follow, index, axis=1)
+  mean = subject.reference.examples.mean(axis=0).astype(np.float64)
+  return Result(*flow_measures(path, grid, mean, places))
 
 
 def flow_measures(
   path: samplers.Path, grid: Level, mean: np.ndarray, places: np.ndarray
 ) -> tuple[dict[str, float], dict[str, list]]:
-  """`flow`'s numbers.
+  """`flow`'s measures and curves.
 
   Args:
     path: [n, b, ...].
@@ -94,7 +77,8 @@ def flow_measures(
     places: which levels the curves show.
   """
   states, estimates = (
-    np.asarray(x, np.float64).reshape(*x.shape[:2], -1) for x in path
+    np.asarray(x, np.float64).reshape(*x.shape[:2], -1)
+    for x in (path.x_t, path.x_0_hat)
   )
   states = np.concatenate([states, estimates[-1:]])
   length = np.linalg.norm(np.diff(states, axis=0), axis=-1).sum(axis=0)
@@ -116,47 +100,58 @@ def flow_measures(
 def score(subject: Subject) -> Result:
   """eps_hat against the exact E[eps | x_t], at clean examples, noised.
 
-  Of a world it is exact; of images it is that of the references as a finite
-  set, which a model that generalises does not have at low noise. Curve over
-  sigma_t: score_error, the root mean square of an element of eps_hat minus
-  the exact one, which is sigma times the error of the score. Measure: its
-  mean over the levels.
+  Of a synthetic set it is exact; of images it is that of the references as a
+  finite set, which a model that generalises does not have at low noise. Curve
+  over sigma_t: score_error, the root mean square of an element of eps_hat
+  minus the exact one, which is sigma times the error of the score. Measure:
+  its mean over the levels.
   """
-  x_0 = _examples(subject)
-  grid = build.sampler_levels(subject.config)
-  keys = _keys(subject, len(x_0))
-  curves = _curves(grid, places := _places(subject, grid))
-  noised = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(keys)
-  predict = lambda params, x_t, level: subject.eps_fn(params)(x_t, level)
+  x_0, grid, places = _setting(subject)
+  keys = samplers.sample_keys(
+    subject.run.keys.sampling, jnp.arange(len(x_0))
+  )
+  eps = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(keys)
+  estimate = noise_estimate(subject, grid)
+  curves = _curves(grid, places)
   for place in places:
-    level = jax.tree.map(
-      lambda column, n=place: jnp.full(len(x_0), column[n]), grid
-    )
-    x_t = np.asarray(process.diffuse(level, jnp.asarray(x_0), noised))
-    eps_hat = subject.run(predict, x_t, level)
+    level = _at(grid, place, len(x_0))
+    x_t = np.asarray(process.diffuse(level, jnp.asarray(x_0), eps))
     alpha, sigma = float(grid.alpha[place]), float(grid.sigma[place])
     flat = x_t.reshape(len(x_t), -1).astype(np.float64)
-    exact = (flat - alpha * subject.truth.denoise(flat, alpha, sigma)) / sigma
-    error = eps_hat.reshape(flat.shape) - exact
+    x_0_hat = subject.reference.denoise(flat, alpha, sigma)
+    exact = (flat - alpha * x_0_hat) / sigma
+    error = estimate(x_t, place).reshape(flat.shape) - exact
     _append(curves, score_error=float(np.sqrt(np.mean(error**2))))
   return _with_means(curves)
 
 
-def _examples(subject: Subject) -> np.ndarray:
-  x_0 = subject.clean(subject.config.evaluation.num_level_examples)
-  return np.resize(x_0, (whole_batches(len(x_0)), *x_0.shape[1:]))
+def noise_estimate(
+  subject: Subject, grid: Level
+) -> Callable[[np.ndarray, int], np.ndarray]:
+  """(x_t [n, ...], place in the grid) -> eps_hat [n, ...]; one compilation."""
 
+  def predict(params, x_t, level):
+    return sampling.eps_fn(subject.run, params)(x_t, level)
 
-def _keys(subject: Subject, count: int) -> Array:
-  return samplers.sample_keys(
-    build.keys(subject.config).sampling, jnp.arange(count)
+  return lambda x_t, place: subject.over_devices(
+    predict, x_t, _at(grid, place, len(x_t))
   )
 
 
-def _places(subject: Subject, grid: Level) -> np.ndarray:
-  """Indices of the levels shown, from the most noise to the least."""
+def _at(grid: Level, place: int, count: int) -> Level:
+  return jax.tree.map(lambda column: jnp.full(count, column[place]), grid)
+
+
+def _setting(subject: Subject) -> tuple[np.ndarray, Level, np.ndarray]:
+  """Clean examples; the sampler's levels; which are shown, falling."""
+  fields = subject.run.evaluation
+  grid = sampling.levels(subject.run)
   total = len(grid.sigma)
-  return evenly(total, min(subject.config.evaluation.num_levels, total))
+  return (
+    subject.clean(fields.num_level_examples),
+    grid,
+    evenly(total, min(fields.num_levels, total)),
+  )
 
 
 def _curves(grid: Level, places: np.ndarray) -> dict[str, list]:

@@ -19,11 +19,11 @@ import numpy as np
 import scipy.stats
 from sklearn.neighbors import NearestNeighbors
 
+from rad_jax import files
 from rad_jax.data import examples, subspace
-from rad_jax.evaluation import features
 from rad_jax.evaluation.protocols import quality
 from rad_jax.evaluation.subject import Result, Subject
-from rad_jax.training import build
+from rad_jax.features import extractors
 
 _RATIO = 1 / 3
 _PAIRS = 32
@@ -31,21 +31,27 @@ _PAIRS = 32
 
 def measure(subject: Subject) -> Result:
   """The measures of evaluation.num_samples samples."""
-  fields = subject.config.evaluation
+  fields = subject.run.evaluation
   train = subject.clean(fields.num_reference)
-  extractor = quality.make_extractor(subject, train)
+  extractor = quality.make_extractor(subject.run, train)
+  features = quality.reference_features(subject, extractor, train)
 
-  def of(images: np.ndarray) -> np.ndarray:
-    return features.extract_all(extractor, images).features
+  def nearest(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    found = extractors.extract_all(extractor, images).features
+    return nearest_two(found, features)
 
   samples = subject.samples()
-  train_features = quality.reference_features(subject, extractor, train)
-  distances, places = nearest_two(of(samples), train_features)
-  save_pairs(subject, samples, train, distances[:, 0], places)
+  distances, places = nearest(samples)
+  closest = np.argsort(distances[:, 0])[:_PAIRS]
+  files.write_npz(
+    subject.model.workdir / "memorisation.npz",
+    samples=samples[closest],
+    neighbours=train[places[closest]],
+    distances=distances[closest, 0],
+  )
   found = compare(distances)
   if fields.held_out:
-    images = held_out_images(subject, train, len(samples))
-    theirs = compare(nearest_two(of(images), train_features)[0])
+    theirs = compare(nearest(held_out_images(subject, train, len(samples)))[0])
     found |= {
       f"{name}_held_out": theirs[name]
       for name in ("nearest", "near_duplicates")
@@ -90,27 +96,8 @@ def held_out_images(
       on which these are projected too.
     count: at most so many.
   """
-  config = subject.config.copy_and_resolve_references()
-  rank, config.data.linear_rank = config.data.linear_rank, 0
-  config.data.split = config.evaluation.held_out
-  held_out = build.training_set(config)
+  run, rank = subject.run, subject.run.data.linear_rank
+  held_out = run.open_training_set(split=run.evaluation.held_out, linear_rank=0)
   count = min(count, held_out.num_examples)
   images = examples.to_model_range(held_out.fetch(np.arange(count)))
   return subspace.project(subspace.fit(train, rank), images) if rank else images
-
-
-def save_pairs(
-  subject: Subject,
-  samples: np.ndarray,
-  train: np.ndarray,
-  distances: np.ndarray,
-  places: np.ndarray,
-) -> None:
-  """Writes the closest pairs to memorisation.npz in the run's folder."""
-  closest = np.argsort(distances)[:_PAIRS]
-  np.savez_compressed(
-    subject.model.workdir / "memorisation.npz",
-    samples=samples[closest],
-    neighbours=train[places[closest]],
-    distances=distances[closest],
-  )

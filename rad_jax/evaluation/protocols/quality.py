@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 import scipy.special
 
-from rad_jax.config import ConfigDict, ConfigError, is_synthetic
-from rad_jax.evaluation import features, quality
+from rad_jax import files
+from rad_jax.config import ConfigError
+from rad_jax.evaluation import feature_measures
 from rad_jax.evaluation.subject import Result, Subject, versions
+from rad_jax.features import extractors
+from rad_jax.run import Run
 
 _SUBSET = 1000
 # Names of Frechet's distance whose numbers can be held against published ones.
@@ -26,65 +29,60 @@ _DISTANCES = {"inception": "fid", "dinov2": "fd_dinov2"}
 
 def measure(subject: Subject) -> Result:
   """The measures of evaluation.num_samples samples."""
-  clean = subject.clean(subject.config.evaluation.num_reference)
-  extractor = make_extractor(subject, clean)
+  clean = subject.clean(subject.run.evaluation.num_reference)
+  extractor = make_extractor(subject.run, clean)
   reference = reference_features(subject, extractor, clean)
-  found = features.extract_all(extractor, subject.samples())
+  found = extractors.extract_all(extractor, subject.samples())
   return Result(measures(extractor.name, found, reference), {})
 
 
-def measures(
-  name: str, found: features.Features, reference: np.ndarray
-) -> dict[str, float]:
-  """All measures of samples' features, by the extractor of that name."""
-  distance = _DISTANCES.get(name, "feature_frechet")
-  return (
-    {distance: quality.fid(found.features, reference)}
-    | compare(found.features, reference)
-    | (scores(found.logits) if found.logits is not None else {})
-  )
-
-
-def make_extractor(subject: Subject, clean: np.ndarray) -> features.Extractor:
-  """The config's extractor; clean references [n, ...] as features.make's."""
-  fields = subject.config.evaluation
-  return features.make(
+def make_extractor(run: Run, clean: np.ndarray) -> extractors.Extractor:
+  """The run's extractor; clean references [n, ...] as extractors.make's."""
+  fields = run.evaluation
+  return extractors.make(
     fields.extractor,
     clean,
     fields.extractor_dims,
-    weights=fields.get(f"{fields.extractor}_weights", ""),
+    weights=getattr(fields, f"{fields.extractor}_weights", ""),
   )
 
 
-def compare(x: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-  """All but Frechet's distance and the Inception Score."""
+def measures(
+  name: str, found: extractors.Features, reference: np.ndarray
+) -> dict[str, float]:
+  """All measures of samples' features, by the extractor of that name."""
+  x = found.features
   size = min(_SUBSET, len(x), len(reference))
-  kid = quality.kid(x, reference, subset_size=size)
-  both = quality.precision_recall(x, reference)
-  spread = quality.density_coverage(x, reference)
-  holding = quality.balls(x, reference, 3).holding > 0
-  low, high = quality.bootstrap(np.mean, holding)[:2]
+  kid = feature_measures.kid(x, reference, subset_size=size)
+  both = feature_measures.precision_recall(x, reference)
+  spread = feature_measures.density_coverage(x, reference)
+  holding = feature_measures.balls(x, reference, 3).holding > 0
+  precision = feature_measures.bootstrap(np.mean, holding)
+  scores = _scores(found.logits) if found.logits is not None else {}
   return {
+    _DISTANCES.get(name, "feature_frechet"): feature_measures.fid(x, reference),
     "kid": kid.mean,
     "kid_std": kid.std,
     "precision": both.precision,
-    "precision_low": float(low),
-    "precision_high": float(high),
+    "precision_low": precision.low,
+    "precision_high": precision.high,
     "recall": both.recall,
     "density": spread.density,
     "coverage": spread.coverage,
+    **scores,
   }
 
 
-def scores(logits: np.ndarray) -> dict[str, float]:
+def _scores(logits: np.ndarray) -> dict[str, float]:
   """The Inception Score of class logits [n, classes]."""
   probabilities = scipy.special.softmax(logits.astype(np.float64), axis=1)
-  score = quality.inception_score(probabilities, min(10, len(logits)))
+  splits = min(10, len(logits))
+  score = feature_measures.inception_score(probabilities, splits)
   return {"inception_score": score.mean, "inception_score_std": score.std}
 
 
 def reference_features(
-  subject: Subject, extractor: features.Extractor, clean: np.ndarray
+  subject: Subject, extractor: extractors.Extractor, clean: np.ndarray
 ) -> np.ndarray:
   """Features of the clean references, [n, ...] -> [n, k], cached.
 
@@ -95,47 +93,42 @@ def reference_features(
   Raises:
     ConfigError: the file is of something else; the differences are named.
   """
-  config = subject.config
-  identity = reference_identity(config, extractor.version)
+  run = subject.run
+  identity = _identity(run, extractor.version)
   digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
   path = pathlib.Path(
-    config.evaluation.reference
+    run.evaluation.reference
     or subject.model.workdir / "references" / f"{digest}.npz"
   )
   if path.exists():
     with np.load(path) as saved:
-      refuse_other(path, json.loads(str(saved["identity"])), identity)
+      _refuse_other(path, json.loads(str(saved["identity"])), identity)
       return saved["features"]
-  found = features.extract_all(extractor, clean).features
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open("wb") as file:
-    np.savez(
-      file,
-      features=found,
-      identity=json.dumps(identity),
-      versions=json.dumps(versions()),
-    )
+  found = extractors.extract_all(extractor, clean).features
+  files.write_npz(
+    path,
+    features=found,
+    identity=json.dumps(identity),
+    versions=json.dumps(versions()),
+  )
   return found
 
 
-def reference_identity(config: ConfigDict, version: str) -> dict[str, Any]:
+def _identity(run: Run, version: str) -> dict[str, Any]:
   """All that reference features depend on, the extractor's version included."""
-  data = config.data
-  names = ["name", "split"]
-  if is_synthetic(config):
-    identity = {"seed": config.seed, "num_examples": data.num_examples}
+  data, names, identity = run.data, ["name", "split"], {}
+  if run.is_synthetic:
+    identity = {"seed": run.config["seed"], "num_examples": data.num_examples}
   else:
-    identity = {}
     names += ["crop_size", "image_size", "num_channels", "linear_rank"]
   return identity | {
     "extractor": version,
-    "count": config.evaluation.num_reference,
-    **{name: data[name] for name in names},
+    "count": run.evaluation.num_reference,
+    **{name: getattr(data, name) for name in names},
   }
 
 
-def refuse_other(path: pathlib.Path, saved: dict, identity: dict) -> None:
-  """Raises ConfigError if a file's references are of something else."""
+def _refuse_other(path: pathlib.Path, saved: dict, identity: dict) -> None:
   differing = [
     f"{name}: {saved.get(name)} there, {value} here"
     for name, value in identity.items()

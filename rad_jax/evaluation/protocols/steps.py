@@ -6,43 +6,39 @@ and frechet (protocol truth's). Samples that are not finite have None.
 """
 
 import logging
+from typing import Any
 
-from rad_jax.config import is_synthetic
 from rad_jax.evaluation import sampling
 from rad_jax.evaluation.protocols import truth
 from rad_jax.evaluation.sampling import NonFiniteSamples
-from rad_jax.evaluation.subject import Result, Subject
-from rad_jax.training import build
+from rad_jax.evaluation.subject import Result, Subject, of_rows
 
 _LOG = logging.getLogger("rad_jax")
 
 
 def measure(subject: Subject) -> Result:
   """Every sampler at every number of steps."""
-  fields = subject.config.evaluation
-  rows = [
-    row(subject, name, num_steps)
-    for name in fields.samplers
-    for num_steps in fields.step_counts
-  ]
-  return Result({}, {name: [row[name] for row in rows] for name in rows[0]})
+  fields = subject.run.evaluation
+  return of_rows(
+    [
+      _row(subject, name, num_steps)
+      for name in fields.samplers
+      for num_steps in fields.step_counts
+    ]
+  )
 
 
-def row(subject: Subject, sampler: str, num_steps: int) -> dict:
-  """One sampler at one number of steps."""
-  config = subject.config
-  images = not is_synthetic(config)
-  found: dict[str, float] = {}
+def _row(subject: Subject, name: str, num_steps: int) -> dict[str, Any]:
+  found: dict[str, Any] = {"support_rms": None, "frechet": None}
   try:
-    count = config.evaluation.num_step_samples
-    x_0 = sampling.draw(subject.model, count, sampler, num_steps)
-    found = truth.compare(x_0, subject.truth, images)
+    count = subject.run.evaluation.num_step_samples
+    x_0 = sampling.draw(subject.model, count, name, num_steps)
+    found = truth.distances(subject, x_0)
   except NonFiniteSamples as error:
-    _LOG.warning("%s, %d steps: %s", sampler, num_steps, error)
+    _LOG.warning("%s, %d steps: %s", name, num_steps, error)
   return {
-    "sampler": sampler,
+    "sampler": name,
     "num_steps": num_steps,
-    "evaluations": build.evaluations(config, num_steps, sampler),
-    "support_rms": found.get("support_rms"),
-    "frechet": found.get("frechet"),
+    "evaluations": sampling.evaluations(subject.run, num_steps, name),
+    **found,
   }

@@ -3,30 +3,37 @@
 support_rms: root mean square distance from the true support.
 support_psnr_db: the same offset as PSNR; images only.
 frechet: Frechet distance of the moments: in the points themselves for
-  worlds, in the leading principal components for images. It is no FID.
+  synthetic sets, in the leading principal components for images. It is no FID.
 mean_error: Euclidean distance of the means, in the same features.
 spread_ratio: total standard deviation inside the support over the truth's.
 sliced_wasserstein: mean 1-Wasserstein distance to clean examples along 100
   random directions of the features.
 mode_error: largest difference of a mode's share of samples from the truth's;
-  spurious: share of samples that belong to no mode. Worlds with modes only.
+  spurious: share of samples that belong to no mode. Synthetic sets with modes.
 """
 
 import numpy as np
 
-from rad_jax.config import is_synthetic
 from rad_jax.evaluation import measures
+from rad_jax.evaluation.reference import Reference
 from rad_jax.evaluation.subject import Result, Subject
-from rad_jax.evaluation.truth import Truth
 
 
 def measure(subject: Subject) -> Result:
   """The measures of evaluation.num_samples samples."""
-  images = not is_synthetic(subject.config)
-  return Result(compare(subject.samples(), subject.truth, images), {})
+  images = not subject.run.is_synthetic
+  return Result(compare(subject.samples(), subject.reference, images), {})
 
 
-def compare(x_0: np.ndarray, clean: Truth, images: bool) -> dict[str, float]:
+def distances(subject: Subject, x_0: np.ndarray) -> dict[str, float]:
+  """support_rms and frechet of samples x_0 [n, ...], for tables."""
+  found = compare(x_0, subject.reference, images=False)
+  return {name: found[name] for name in ("support_rms", "frechet")}
+
+
+def compare(
+  x_0: np.ndarray, clean: Reference, images: bool
+) -> dict[str, float]:
   """The measures of samples x_0 [n, ...] against the truth."""
   flat = x_0.reshape(len(x_0), -1)
   features = clean.features(flat)

@@ -1,7 +1,7 @@
 """Sample quality from features: FID, KID, IS, precision, recall, and kin.
 
 Pure NumPy in float64, on features [n, k] of samples and of a clean reference;
-`rad_jax.evaluation.features` makes them. The measures get their known names
+`rad_jax.features.extractors` makes them. The measures get their known names
 with Inception's features only: of others they are distances in those.
 
 FID and the Inception Score are biased in n: compare at equal n only. KID is
@@ -18,17 +18,6 @@ from rad_jax.evaluation import measures
 
 # Rows of distances in memory at once: 10,000 reference rows make 80 MB.
 _CHUNK = 1000
-
-
-class Moments(NamedTuple):
-  """Of the rows seen so far: how many, their mean [k], their scatter [k, k].
-
-  The scatter is the sum of outer products of rows less their mean.
-  """
-
-  rows: int
-  mean: np.ndarray
-  scatter: np.ndarray
 
 
 class Estimate(NamedTuple):
@@ -70,54 +59,28 @@ class Interval(NamedTuple):
   high: float
 
 
-def start_moments(dims: int) -> Moments:
-  """The moments of no rows."""
-  return Moments(0, np.zeros(dims), np.zeros((dims, dims)))
-
-
-def update_moments(moments: Moments, x: np.ndarray) -> Moments:
-  """With the rows of x [b, k] as well."""
-  x = np.asarray(x, np.float64)
-  if not len(x):
-    return moments
-  mean = x.mean(axis=0)
-  offset = x - mean
-  return merge_moments(moments, Moments(len(x), mean, offset.T @ offset))
-
-
-def merge_moments(a: Moments, b: Moments) -> Moments:
-  """Of the rows of both; stable (Chan, Golub & LeVeque 1983, Eq. 1.5)."""
-  rows = a.rows + b.rows
-  if not rows:
-    return a
-  shift = b.mean - a.mean
-  between = np.outer(shift, shift) * (a.rows * b.rows / rows)
-  return Moments(
-    rows,
-    a.mean + shift * (b.rows / rows),
-    a.scatter + b.scatter + between,
-  )
-
-
-def finish_moments(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
-  """Mean [k] and unbiased covariance [k, k].
-
-  Raises:
-    ValueError: fewer than two rows were seen.
-  """
-  if moments.rows < 2:
-    raise ValueError(f"no covariance of {moments.rows} rows: two are needed")
-  return moments.mean, moments.scatter / (moments.rows - 1)
-
-
-def moments_of(
+def moments(
   x: np.ndarray, batch_size: int = 10_000
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Mean [k] and unbiased covariance [k, k] of x [n, k], batch by batch."""
-  moments = start_moments(x.shape[1])
-  for start in range(0, len(x), batch_size):
-    moments = update_moments(moments, x[start : start + batch_size])
-  return finish_moments(moments)
+  """Mean [k] and unbiased covariance [k, k] of x [n, k], batch by batch.
+
+  Batches are merged by Chan, Golub & LeVeque 1983, Eq. 1.5, stable far from 0.
+
+  Raises:
+    ValueError: there are fewer than two rows.
+  """
+  if len(x) < 2:
+    raise ValueError(f"no covariance of {len(x)} rows: two are needed")
+  mean, scatter = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
+  for rows in range(0, len(x), batch_size):
+    batch = np.asarray(x[rows : rows + batch_size], np.float64)
+    total = rows + len(batch)
+    centre = batch.mean(axis=0)
+    offset, shift = batch - centre, centre - mean
+    between = np.outer(shift, shift) * (rows * len(batch) / total)
+    scatter = scatter + offset.T @ offset + between
+    mean = mean + shift * (len(batch) / total)
+  return mean, scatter / (len(x) - 1)
 
 
 def fid(x: np.ndarray, reference: np.ndarray) -> float:
@@ -126,7 +89,7 @@ def fid(x: np.ndarray, reference: np.ndarray) -> float:
   Squared, in feature units squared. With n at or below k the covariance is
   singular and the distance large by bias alone.
   """
-  return measures.frechet_distance(*moments_of(x), *moments_of(reference))
+  return measures.frechet_distance(*moments(x), *moments(reference))
 
 
 def fid_interval(
@@ -141,16 +104,12 @@ def fid_interval(
   Resampled rows repeat, which adds FID's bias a second time; so the interval
   is moved by the resamples' mean excess. Each resample takes O(n k^2 + k^3):
   about half a minute of CPU time at k = 2048 (measured), well below a second
-  at k = 64. Choose num_resamples by it.
-
-  Args:
-    x, reference: features [n, k] and [m, k].
-    num_resamples, level, seed: as for `bootstrap`.
+  at k = 64. Arguments as for `fid` and `bootstrap`.
   """
-  moments = moments_of(reference)
-  distance = lambda rows: measures.frechet_distance(*moments_of(rows), *moments)
-  values = resampled(distance, x, num_resamples, seed)
-  low, high = interval(values, level)
+  there = moments(reference)
+  distance = lambda rows: measures.frechet_distance(*moments(rows), *there)
+  values = _resampled(distance, x, num_resamples, seed)
+  low, high = _interval(values, level)
   excess = float(np.mean(values)) - distance(x)
   return Interval(low - excess, high - excess)
 
@@ -207,10 +166,9 @@ def kid(
   draw = lambda rows: rows[
     generator.choice(len(rows), subset_size, replace=False)
   ]
-  values = [
-    polynomial_mmd(draw(x), draw(reference)) for _ in range(num_subsets)
-  ]
-  return Estimate(float(np.mean(values)), float(np.std(values)))
+  return _estimate(
+    [polynomial_mmd(draw(x), draw(reference)) for _ in range(num_subsets)]
+  )
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 10) -> Estimate:
@@ -227,15 +185,18 @@ def inception_score(probabilities: np.ndarray, splits: int = 10) -> Estimate:
   """
   if not 1 <= splits <= len(probabilities):
     raise ValueError(f"no {splits} splits of {len(probabilities)} rows")
+
+  def score(part: np.ndarray) -> float:
+    marginal = part.mean(axis=0, keepdims=True)
+    divergence = scipy.special.rel_entr(part, marginal).sum(axis=1)
+    return float(np.exp(divergence.mean()))
+
   parts = np.array_split(np.asarray(probabilities, np.float64), splits)
-  values = [_score(part) for part in parts]
+  return _estimate([score(part) for part in parts])
+
+
+def _estimate(values: list[float]) -> Estimate:
   return Estimate(float(np.mean(values)), float(np.std(values)))
-
-
-def _score(probabilities: np.ndarray) -> float:
-  marginal = probabilities.mean(axis=0, keepdims=True)
-  divergence = scipy.special.rel_entr(probabilities, marginal).sum(axis=1)
-  return float(np.exp(divergence.mean()))
 
 
 def precision_recall(
@@ -245,14 +206,7 @@ def precision_recall(
 
   Precision: the part of samples within some reference row's ball, which
   reaches to its k-th nearest other reference row. Recall: the same with the
-  roles exchanged.
-
-  Args:
-    x, reference: features [n, k] and [m, k].
-    k: neighbours, 1 to min(n, m) - 1.
-
-  Raises:
-    ValueError: k is out of its range.
+  roles exchanged. Arguments and errors as for `balls`, in both roles.
   """
   return PrecisionRecall(
     precision=float(np.mean(balls(x, reference, k).holding > 0)),
@@ -265,15 +219,9 @@ def density_coverage(
 ) -> DensityCoverage:
   """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, Eqs. 4 and 5).
 
-  Density: reference balls that hold a sample, over k, meant over samples.
-  Coverage: the part of reference balls that hold any sample.
-
-  Args:
-    x, reference: features [n, k] and [m, k].
-    k: neighbours, 1 to m - 1.
-
-  Raises:
-    ValueError: k is out of its range.
+  Density: reference balls that hold a sample, over k, averaged over samples.
+  Coverage: the part of reference balls that hold any sample. Arguments and
+  errors as for `balls`.
   """
   found = balls(x, reference, k)
   return DensityCoverage(
@@ -335,7 +283,9 @@ def bootstrap(
   """Percentile interval of a statistic of x [n, ...] over resampled rows.
 
   (Efron 1979.) Not for statistics of neighbours, which repeated rows spoil:
-  take those of `balls`, row by row; for FID there is `fid_interval`.
+  take those of `balls`, row by row; for FID there is `fid_interval`. SciPy's
+  bootstrap draws the same rows, but resamples columns apart and rounds the
+  quantiles differently.
 
   Args:
     statistic: rows [n, ...] -> a number, called num_resamples times.
@@ -344,10 +294,10 @@ def bootstrap(
     level: how much lies inside, in (0, 1).
     seed: of the draw.
   """
-  return interval(resampled(statistic, x, num_resamples, seed), level)
+  return _interval(_resampled(statistic, x, num_resamples, seed), level)
 
 
-def resampled(
+def _resampled(
   statistic: Callable[[np.ndarray], float],
   x: np.ndarray,
   num_resamples: int,
@@ -359,7 +309,6 @@ def resampled(
   return np.array([statistic(draw()) for _ in range(num_resamples)])
 
 
-def interval(values: np.ndarray, level: float) -> Interval:
-  """The middle `level` of values."""
+def _interval(values: np.ndarray, level: float) -> Interval:
   low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
   return Interval(float(low), float(high))

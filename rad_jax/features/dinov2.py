@@ -20,14 +20,13 @@ are the user's: see `WEIGHTS_HELP`.
 import math
 import pathlib
 import re
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
 
-from rad_jax.models import weights
+from rad_jax.interop import weights
 
 SIZE = 224
 PATCH = 14
@@ -66,12 +65,7 @@ _HUGGING_FACE = (
 def apply(
   params: PyTree, images: UInt8[Array, "b h w c"]
 ) -> Float[Array, "b width"]:
-  """The class token of images of any size; safe under jit.
-
-  Args:
-    params: of `load_weights`.
-    images: as for `preprocessed`.
-  """
+  """The class token of images of any size, c 3, or 1; safe under jit."""
   x = jax.lax.conv_general_dilated(
     preprocessed(images),
     params["patch"]["kernel"],
@@ -123,11 +117,8 @@ def preprocessed(
 ) -> Float[Array, "b 224 224 3"]:
   """What the network sees of images: resized, standardised as ImageNet.
 
-  Args:
-    images: c is 3, or 1 for grey.
-
   Raises:
-    ValueError: c is neither 1 nor 3.
+    ValueError: c is neither 3 nor 1, which is grey.
   """
   channels = images.shape[-1]
   if channels not in (1, 3):
@@ -151,20 +142,12 @@ def resized(images: UInt8[Array, "b h w c"]) -> Float[Array, "b 224 224 c"]:
 
 
 def load_weights(path: str | pathlib.Path) -> PyTree:
-  """Reads the params of `apply` from a file.
-
-  Args:
-    path: as for `weights.load`.
-
-  Raises:
-    WeightsError: there is no path or file, it cannot be read, or it is not
-      one of these networks'.
-  """
+  """Reads the params of `apply` from a file; see `weights.load`."""
   return weights.load(path, from_state_dict, WEIGHTS_HELP)
 
 
 def from_state_dict(
-  state: Mapping[str, np.ndarray], position_offset: float = POSITION_OFFSET
+  state: weights.State, position_offset: float = POSITION_OFFSET
 ) -> PyTree:
   """The params of `apply` from a state dict of Meta's or Hugging Face's keys.
 
@@ -183,97 +166,97 @@ def from_state_dict(
     raise weights.WeightsError(
       "the weights are of a network with registers: take those without"
     )
-  source = _Source(state)
-  width = source.size("cls_token", axis=2)
+  width = _shape(state, "cls_token")[2]
   if width % _HEAD:
     raise weights.WeightsError(
       f"the weights are of width {width}, which is no multiple of {_HEAD}"
     )
-  side = math.isqrt(source.size("pos_embed", axis=1) - 1)
-  positions = source.take("pos_embed", 1, 1 + side**2, width)[0]
+  side = math.isqrt(_shape(state, "pos_embed")[1] - 1)
+  positions = _take(state, "pos_embed", 1, 1 + side**2, width)[0]
   grid = positions[1:].reshape(side, side, width)
   grid = interpolated(grid, _GRID, position_offset)
-  kernel = source.take("patch_embed.proj.weight", width, 3, PATCH, PATCH)
-  bias = source.take("patch_embed.proj.bias", width)
-  blocks = [source.block(i, width) for i in range(source.depth())]
+  kernel = _take(state, "patch_embed.proj.weight", width, 3, PATCH, PATCH)
+  bias = _take(state, "patch_embed.proj.bias", width)
+  prefix = re.escape(_key(state, "blocks."))
+  numbers = [re.match(rf"{prefix}(\d+)\.", key) for key in state]
+  depth = 1 + max((int(match[1]) for match in numbers if match), default=0)
+  blocks = [_block_params(state, f"blocks.{i}", width) for i in range(depth)]
   params = {
     "patch": {"kernel": kernel.transpose(2, 3, 1, 0)},
     "positions": grid.reshape(-1, width) + bias,
-    "class_token": source.take("cls_token", 1, 1, width) + positions[0],
+    "class_token": _take(state, "cls_token", 1, 1, width) + positions[0],
     "blocks": jax.tree.map(lambda *x: np.stack(x), *blocks),
-    "norm": source.norm("norm", width),
+    "norm": _norm_params(state, "norm", width),
   }
   return jax.tree.map(lambda x: np.asarray(x, np.float32), params)
 
 
-class _Source:
-  """A state dict, asked for by Meta's keys whichever its own are."""
+def _block_params(state: weights.State, prefix: str, width: int) -> PyTree:
+  """A block's params; its layer scales are in "proj" and the last "mlp"."""
+  gated = _key(state, "blocks.0.mlp.w12.weight") in state
+  first, last = ("w12", "w3") if gated else ("fc1", "fc2")
+  hidden = 8 * math.ceil(width / 3) if gated else 4 * width
+  dense = lambda key, *sizes: _dense_params(state, f"{prefix}.{key}", *sizes)
 
-  def __init__(self, state: Mapping[str, np.ndarray]):
-    self._state = state
-    self._is_hugging_face = "embeddings.cls_token" in state
+  def scaled(key: str, fan_in: int, scale: str) -> dict[str, np.ndarray]:
+    factor = _take(state, f"{prefix}.{scale}", width)
+    return {k: x * factor for k, x in dense(key, fan_in, width).items()}
 
-  def _key(self, key: str) -> str:
-    for metas, theirs in _HUGGING_FACE if self._is_hugging_face else ():
-      key = key.replace(metas, theirs)
-    return key
+  return {
+    "norm1": _norm_params(state, f"{prefix}.norm1", width),
+    "qkv": dense("attn.qkv", width, 3 * width),
+    "proj": scaled("attn.proj", width, "ls1.gamma"),
+    "norm2": _norm_params(state, f"{prefix}.norm2", width),
+    first: dense(f"mlp.{first}", width, (1 + gated) * hidden),
+    last: scaled(f"mlp.{last}", hidden, "ls2.gamma"),
+  }
 
-  def size(self, key: str, axis: int) -> int:
-    """The array's size along an axis of three."""
-    if np.ndim(self._state.get(self._key(key), 0.0)) != 3:
-      raise weights.WeightsError(f"the weights have no 3-D {self._key(key)}")
-    return self._state[self._key(key)].shape[axis]
 
-  def depth(self) -> int:
-    """How many blocks there are, one at least."""
-    prefix = re.escape(self._key("blocks."))
-    found = [re.match(rf"{prefix}(\d+)\.", key) for key in self._state]
-    return 1 + max((int(match[1]) for match in found if match), default=0)
+def _norm_params(
+  state: weights.State, key: str, width: int
+) -> dict[str, np.ndarray]:
+  return {
+    "scale": _take(state, f"{key}.weight", width),
+    "bias": _take(state, f"{key}.bias", width),
+  }
 
-  def take(self, key: str, *shape: int) -> np.ndarray:
-    array = weights.take(self._state, self._key(key), shape)
-    return array.astype(np.float32, copy=False)
 
-  def norm(self, key: str, width: int) -> dict[str, np.ndarray]:
-    return {
-      "scale": self.take(f"{key}.weight", width),
-      "bias": self.take(f"{key}.bias", width),
-    }
+def _dense_params(
+  state: weights.State, key: str, fan_in: int, outputs: int
+) -> dict[str, np.ndarray]:
+  return {
+    "kernel": _take(state, f"{key}.weight", outputs, fan_in).T,
+    "bias": _take(state, f"{key}.bias", outputs),
+  }
 
-  def dense(self, key: str, fan_in: int, outputs: int) -> dict[str, np.ndarray]:
-    return {
-      "kernel": self.take(f"{key}.weight", outputs, fan_in).T,
-      "bias": self.take(f"{key}.bias", outputs),
-    }
 
-  def block(self, i: int, width: int) -> PyTree:
-    """A block's params; its layer scales are in "proj" and the last "mlp"."""
-    prefix = f"blocks.{i}"
-    gated = self._key("blocks.0.mlp.w12.weight") in self._state
-    first, last = ("w12", "w3") if gated else ("fc1", "fc2")
-    hidden = 8 * math.ceil(width / 3) if gated else 4 * width
+def _take(state: weights.State, key: str, *shape: int) -> np.ndarray:
+  """The array of Meta's key, whichever keys the state has."""
+  if ".qkv." in key and _is_hugging_faces(state):
+    part = shape[0] // 3, *shape[1:]
+    names = [key.replace("qkv", name) for name in ("query", "key", "value")]
+    return np.concatenate([_take(state, name, *part) for name in names])
+  array = weights.take(state, _key(state, key), shape)
+  return array.astype(np.float32, copy=False)
 
-    def scaled(key: str, fan_in: int, scale: str) -> dict[str, np.ndarray]:
-      factor = self.take(f"{prefix}.{scale}", width)
-      dense = self.dense(f"{prefix}.{key}", fan_in, width)
-      return {name: values * factor for name, values in dense.items()}
 
-    return {
-      "norm1": self.norm(f"{prefix}.norm1", width),
-      "qkv": self._projections(f"{prefix}.attn", width),
-      "proj": scaled("attn.proj", width, "ls1.gamma"),
-      "norm2": self.norm(f"{prefix}.norm2", width),
-      first: self.dense(f"{prefix}.mlp.{first}", width, (1 + gated) * hidden),
-      last: scaled(f"mlp.{last}", hidden, "ls2.gamma"),
-    }
+def _shape(state: weights.State, key: str) -> tuple[int, ...]:
+  """Of an array that must have three axes."""
+  key = _key(state, key)
+  if np.ndim(state.get(key, 0.0)) != 3:
+    raise weights.WeightsError(f"the weights have no 3-D {key}")
+  return state[key].shape
 
-  def _projections(self, key: str, width: int) -> dict[str, np.ndarray]:
-    """Those to queries, keys and values, side by side."""
-    if not self._is_hugging_face:
-      return self.dense(f"{key}.qkv", width, 3 * width)
-    names = ("query", "key", "value")
-    parts = [self.dense(f"{key}.{name}", width, width) for name in names]
-    return jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *parts)
+
+def _key(state: weights.State, key: str) -> str:
+  """The state's own key for Meta's."""
+  for metas, theirs in _HUGGING_FACE if _is_hugging_faces(state) else ():
+    key = key.replace(metas, theirs)
+  return key
+
+
+def _is_hugging_faces(state: weights.State) -> bool:
+  return "embeddings.cls_token" in state
 
 
 def interpolated(

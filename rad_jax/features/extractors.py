@@ -4,8 +4,11 @@ Inception's are those of FID, KID and the Inception Score as published, and
 DINOv2's those of FD_DINOv2; they need weights. Two need no download, so that
 everything runs anywhere: principal components of the clean data, and a random
 convolutional network. What is measured in those is comparable with itself only.
+
+The networks are imported when they are made: names are all that a config needs.
 """
 
+import functools
 import hashlib
 import math
 import pathlib
@@ -15,13 +18,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num, PyTree, UInt8
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Num, PyTree, UInt8
 from tqdm import tqdm
 
 from rad_jax.data import examples, subspace
-from rad_jax.models import dinov2 as dinov2_networks
-from rad_jax.models import inception as inception_network
-from rad_jax.training import sharding
 
 _WIDTHS = (32, 64, 128)
 
@@ -52,32 +53,29 @@ class Extractor(NamedTuple):
   batch_size: int
 
 
-def pca(clean: np.ndarray, dims: int, batch_size: int = 1000) -> Extractor:
+def pca(clean: np.ndarray, dims: int) -> Extractor:
   """Coordinates along the clean data's leading principal components.
 
   Args:
     clean: images or points, [n, ...], uint8 or in model units.
     dims: how many components: 1 to min(n, elements).
-    batch_size: as in Extractor.
 
   Raises:
     ValueError: dims is out of its range.
   """
   fitted = subspace.fit(examples.to_model_range(clean), dims)
-  mean, basis = (np.asarray(x, np.float32) for x in fitted)
+  params = subspace.Subspace(*(np.asarray(x, np.float32) for x in fitted))
 
   def apply(params: PyTree, x: Array) -> Features:
     flat = examples.to_model_range(x).reshape(len(x), -1)
     return Features((flat - params.mean[None]) @ params.basis.T, None)
 
-  digest = hashlib.sha256(mean.tobytes() + basis.tobytes()).hexdigest()
-  params = subspace.Subspace(mean, basis)
-  return Extractor("pca", f"pca-{dims}-{digest[:8]}", params, apply, batch_size)
+  content = params.mean.tobytes() + params.basis.tobytes()
+  digest = hashlib.sha256(content).hexdigest()[:8]
+  return Extractor("pca", f"pca-{dims}-{digest}", params, apply, 1000)
 
 
-def random_conv(
-  shape: tuple[int, ...], seed: int = 0, batch_size: int = 256
-) -> Extractor:
+def random_conv(shape: tuple[int, ...], seed: int = 0) -> Extractor:
   """An untrained convolutional network: NOT Inception, and no FID.
 
   Three 3x3 convolutions with relu, means of 2x2 pixels between them; the
@@ -87,7 +85,6 @@ def random_conv(
   Args:
     shape: of an image, (height, width, channels); sides of 4 or more.
     seed: of the weights.
-    batch_size: as in Extractor.
 
   Raises:
     ValueError: shape is not that of an image of such sides.
@@ -102,77 +99,64 @@ def random_conv(
 
   def apply(params: PyTree, images: Array) -> Features:
     x = examples.to_model_range(images).astype(jnp.float32)
+    convolved = functools.partial(
+      jax.lax.conv_general_dilated,
+      window_strides=(1, 1),
+      padding="SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    window = (1, 2, 2, 1)
     found = []
     for i, kernel in enumerate(params):
-      x = _pooled(x) if i else x
-      x = jax.nn.relu(_convolved(x, kernel))
+      if i:
+        x = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, window, "VALID")
+        x = x / 4
+      x = jax.nn.relu(convolved(x, kernel))
       found.append(x.mean(axis=(1, 2)))
     return Features(jnp.concatenate(found, axis=1), None)
 
   version = f"random_conv-1-{shape[2]}x{seed}"
-  return Extractor("random_conv", version, params, apply, batch_size)
+  return Extractor("random_conv", version, params, apply, 256)
 
 
-def _convolved(
-  x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
-) -> Float[Array, "b h w d"]:
-  return jax.lax.conv_general_dilated(
-    x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-  )
-
-
-def _pooled(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-  """Means of 2x2 pixels; an odd side's last is dropped."""
-  total = jax.lax.reduce_window(
-    x, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
-  )
-  return total / 4
-
-
-def inception(
-  weights_path: str | pathlib.Path, batch_size: int = 32
-) -> Extractor:
+def inception(weights_path: str | pathlib.Path) -> Extractor:
   """The FID Inception's pool features [n, 2048] and logits [n, 1008].
 
-  Images are taken as saved: see `_as_saved`. The logits leave out the last
-  layer's bias, as the Inception Score's own code does (Salimans et al. 2016).
-
-  Args:
-    weights_path: see `rad_jax.models.inception.load_weights`.
-    batch_size: as in Extractor.
+  Images are taken as saved. The logits leave out the last layer's bias, as the
+  Inception Score's own code does (Salimans et al. 2016).
 
   Raises:
     WeightsError: no weights, or wrong ones; with what to fetch.
   """
-  params = inception_network.load_weights(weights_path)
+  from rad_jax.features import inception as network
+
+  params = network.load_weights(weights_path)
 
   def apply(params: PyTree, images: Array) -> Features:
-    found = inception_network.apply(params, _as_saved(images))
+    found = network.apply(params, _as_saved(images))
     return Features(found.pool, found.logits - params["fc"]["bias"][None])
 
   version = f"inception-2015-12-05-{_digest(weights_path)}"
-  return Extractor("inception", version, params, apply, batch_size)
+  return Extractor("inception", version, params, apply, 32)
 
 
-def dinov2(weights_path: str | pathlib.Path, batch_size: int = 32) -> Extractor:
+def dinov2(weights_path: str | pathlib.Path) -> Extractor:
   """DINOv2's class token, [n, width]: 1024 wide of ViT-L/14.
 
-  Images are taken as saved: see `_as_saved`.
-
-  Args:
-    weights_path: see `rad_jax.models.dinov2.load_weights`.
-    batch_size: as in Extractor.
+  Images are taken as saved.
 
   Raises:
     WeightsError: no weights, or wrong ones; with what to fetch.
   """
-  params = dinov2_networks.load_weights(weights_path)
+  from rad_jax.features import dinov2 as network
+
+  params = network.load_weights(weights_path)
 
   def apply(params: PyTree, images: Array) -> Features:
-    return Features(dinov2_networks.apply(params, _as_saved(images)), None)
+    return Features(network.apply(params, _as_saved(images)), None)
 
   version = f"dinov2-1-{_digest(weights_path)}"
-  return Extractor("dinov2", version, params, apply, batch_size)
+  return Extractor("dinov2", version, params, apply, 32)
 
 
 def _as_saved(images: Num[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
@@ -187,41 +171,17 @@ def _digest(path: str | pathlib.Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()[:8]
 
 
-def extract_all(extractor: Extractor, images: np.ndarray) -> Features:
-  """Features of all images, [n, ...], over all devices.
-
-  One compilation: the last batch is filled up with its own first rows. At full
-  float32 precision on every device, where GPUs and TPUs would else round
-  products to fewer bits.
-
-  Returns:
-    Features [n, k] and logits [n, classes] or None: float32 NumPy arrays.
-
-  Raises:
-    ValueError: there are no images.
-  """
-  if not len(images):
-    raise ValueError("no images to take features of")
-  devices = jax.device_count()
-  size = math.ceil(min(extractor.batch_size, len(images)) / devices) * devices
-  mesh = sharding.device_mesh()
-  everywhere = sharding.replicated(mesh)
-  params = jax.device_put(extractor.params, everywhere)
-  run = jax.jit(
-    extractor.apply,
-    in_shardings=(everywhere, sharding.by_example(mesh)),
-    out_shardings=everywhere,
-  )
-  parts = []
-  with jax.default_matmul_precision("highest"):
-    for start in tqdm(
-      range(0, len(images), size), desc=extractor.name, unit="batch"
-    ):
-      rows = images[start : start + size]
-      found = run(params, np.resize(rows, (size, *rows.shape[1:])))
-      count = len(rows)
-      parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], found))
-  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+# From (clean, dims, seed, weights), as `make` takes them.
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {
+  "pca": lambda clean, dims, seed, path: pca(
+    clean, min(dims, len(clean), math.prod(clean.shape[1:]))
+  ),
+  "random_conv": lambda clean, dims, seed, path: random_conv(
+    clean.shape[1:], seed
+  ),
+  "inception": lambda clean, dims, seed, path: inception(path),
+  "dinov2": lambda clean, dims, seed, path: dinov2(path),
+}
 
 
 def make(
@@ -249,13 +209,39 @@ def make(
   return EXTRACTORS[name](clean, dims, seed, weights)
 
 
-EXTRACTORS: dict[str, Callable[..., Extractor]] = {
-  "pca": lambda clean, dims, seed, path: pca(
-    clean, min(dims, len(clean), math.prod(clean.shape[1:]))
-  ),
-  "random_conv": lambda clean, dims, seed, path: random_conv(
-    clean.shape[1:], seed
-  ),
-  "inception": lambda clean, dims, seed, path: inception(path),
-  "dinov2": lambda clean, dims, seed, path: dinov2(path),
-}
+def extract_all(extractor: Extractor, images: np.ndarray) -> Features:
+  """Features of all images, [n, ...], over all devices.
+
+  One compilation: the last batch is filled up with its own first rows. At full
+  float32 precision on every device, where GPUs and TPUs would else round
+  products to fewer bits.
+
+  Returns:
+    Features [n, k] and logits [n, classes] or None: float32 NumPy arrays.
+
+  Raises:
+    ValueError: there are no images.
+  """
+  if not len(images):
+    raise ValueError("no images to take features of")
+  mesh = Mesh(np.array(jax.devices()), ("data",))
+  size = math.ceil(min(extractor.batch_size, len(images)) / mesh.size)
+  size *= mesh.size
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  by_example = NamedSharding(mesh, PartitionSpec("data"))
+  params = jax.device_put(extractor.params, everywhere)
+  run = jax.jit(
+    extractor.apply,
+    in_shardings=(everywhere, by_example),
+    out_shardings=everywhere,
+  )
+  parts = []
+  with jax.default_matmul_precision("highest"):
+    for start in tqdm(
+      range(0, len(images), size), desc=extractor.name, unit="batch"
+    ):
+      rows = images[start : start + size]
+      found = run(params, np.resize(rows, (size, *rows.shape[1:])))
+      count = len(rows)
+      parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], found))
+  return jax.tree.map(lambda *x: np.concatenate(x), *parts)

@@ -1,6 +1,7 @@
-"""What samples are held against: a world's closed form, or the clean set."""
+"""What samples are held against: a closed form, or the clean set."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,22 +11,22 @@ from rad_jax.data import examples, subspace, synthetic
 from rad_jax.evaluation import measures
 
 _CHUNK = 500
-# Points of a world that samples are held against where a set is needed.
-_WORLD_POINTS = 5000
+# Points of a synthetic set, where measures need examples.
+_SYNTHETIC_POINTS = 5000
 
 
-class Truth(NamedTuple):
+class Reference(NamedTuple):
   """A clean distribution, in flattened examples of d elements.
 
   project: [n, d] -> the nearest points of the support, [n, d].
   features: [n, d] -> [n, k], in which moments are compared.
   mean, covariance: the clean moments in the features, [k] and [k, k].
   inside: the covariance, in the features, of the projected clean examples.
-  examples: clean examples [m, d]: of a world, drawn anew; of an image set, the
-    references themselves.
-  denoise: (x_t [n, d], alpha, sigma) -> E[x_0 | x_t], [n, d]; of an image set,
-    for the distribution that puts equal mass on its references.
-  modes, mode_radius: a world's (data.synthetic.World).
+  examples: clean examples [m, d]: of a synthetic set, drawn anew; of images,
+    those that the moments are of.
+  denoise: (x_t [n, d], alpha, sigma) -> E[x_0 | x_t], [n, d]; of images, for
+    the distribution that puts equal mass on the examples.
+  modes, mode_radius: a synthetic set's (data.synthetic.World).
   """
 
   project: Callable[[np.ndarray], np.ndarray]
@@ -39,29 +40,23 @@ class Truth(NamedTuple):
   mode_radius: float = np.inf
 
 
-def of_world(world: synthetic.World) -> Truth:
-  """A synthetic world's own support and moments, exact.
-
-  Examples:
-    >>> truth = rad_jax.truth.of_world(rad_jax.synthetic.oblique_plane())
-    >>> print(truth.examples.shape, truth.covariance.trace().round(3))
-    (5000, 3) 0.667
-  """
-  return Truth(
+def of_world(world: synthetic.World) -> Reference:
+  """A synthetic set's own support and moments, exact."""
+  return Reference(
     project=world.project,
     features=lambda x: x,
     mean=world.mean,
     covariance=world.covariance,
     inside=world.covariance,
     # Apart from the training sets' streams [seed, 0, 1].
-    examples=world.sample(np.random.default_rng([0, 0, 2]), _WORLD_POINTS),
+    examples=world.sample(np.random.default_rng([0, 0, 2]), _SYNTHETIC_POINTS),
     denoise=world.denoise,
     modes=world.modes,
     mode_radius=world.mode_radius,
   )
 
 
-def of_images(x_0: np.ndarray, rank: int, frechet_dims: int) -> Truth:
+def of_images(x_0: np.ndarray, rank: int, frechet_dims: int) -> Reference:
   """The clean set's principal subspace, and its moments in its components.
 
   Args:
@@ -69,36 +64,18 @@ def of_images(x_0: np.ndarray, rank: int, frechet_dims: int) -> Truth:
     rank: dimension of the subspace taken as the support. Exact where the set
       was linearised to this rank.
     frechet_dims: how many leading components the moments are taken in.
-
-  Examples:
-    >>> x_0 = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
-    >>> truth = rad_jax.truth.of_images(x_0, rank=3, frechet_dims=5)
-    >>> truth.project(truth.examples).shape, truth.mean.shape
-    ((50, 16), (5,))
   """
   x_0 = examples.to_model_range(x_0).reshape(len(x_0), -1)
   dims = min(frechet_dims, *x_0.shape)
   components = subspace.fit(x_0, max(rank, dims))
-  leading = subspace.truncate(components, dims)
-  support = subspace.truncate(components, rank)
-
-  def project(x):
-    return subspace.project(support, x)
-
-  def features(x):
-    return subspace.coordinates(leading, x)
-
+  features = partial(
+    subspace.coordinates, subspace.truncate(components, dims)
+  )
+  project = partial(subspace.project, subspace.truncate(components, rank))
   mean, covariance = measures.moments(features(x_0))
   _, inside = measures.moments(features(project(x_0)))
-  return Truth(
-    project,
-    features,
-    mean,
-    covariance,
-    inside,
-    x_0,
-    lambda x_t, alpha, sigma: empirical_mean(x_0, x_t, alpha, sigma),
-  )
+  denoise = partial(empirical_mean, x_0)
+  return Reference(project, features, mean, covariance, inside, x_0, denoise)
 
 
 def empirical_mean(
@@ -120,7 +97,7 @@ def empirical_mean(
 
     >>> x_0, x_t = np.array([[0.0], [1.0]]), np.array([[0.9]])
     >>> for sigma in (0.1, 1.0, 10.0):
-    ...   mean = rad_jax.truth.empirical_mean(x_0, x_t, alpha=1.0, sigma=sigma)
+    ...   mean = rad_jax.reference.empirical_mean(x_0, x_t, 1.0, sigma)
     ...   print(sigma, mean[0, 0].round(3))
     0.1 1.0
     1.0 0.599

@@ -10,6 +10,9 @@ import safetensors
 from jaxtyping import PyTree
 from safetensors.numpy import load_file
 
+State = Mapping[str, np.ndarray]
+SUFFIXES = (".safetensors", ".pt", ".pth")
+
 
 class WeightsError(ValueError):
   """The weights file is missing, unreadable, or of another network."""
@@ -26,7 +29,7 @@ def load(
     path: `.safetensors`, or PyTorch's `.pth` or `.pt`, which torch must be
       installed for.
     convert: from the state dict; its WeightsErrors are told with the path.
-    to_fetch: what to say where there is no such file, or another network's.
+    to_fetch: added to errors where there is no such file, or another network's.
 
   Raises:
     WeightsError: there is no path or file, it cannot be read, or it is not
@@ -37,19 +40,14 @@ def load(
   path = pathlib.Path(path)
   if not path.is_file():
     raise WeightsError(f"{path} is no file; {to_fetch}")
-  state = _read(path)
+  if path.suffix not in SUFFIXES:
+    raise WeightsError(f"{path} is neither .safetensors nor .pth nor .pt")
+  is_torch = path.suffix != ".safetensors"
+  state = _read_torch(path) if is_torch else _read_safetensors(path)
   try:
     return convert(state)
   except WeightsError as error:
     raise WeightsError(f"in {path}, {error}; {to_fetch}") from error
-
-
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-  if path.suffix == ".safetensors":
-    return _read_safetensors(path)
-  if path.suffix in (".pth", ".pt"):
-    return _read_torch(path)
-  raise WeightsError(f"{path} is neither .safetensors nor .pth nor .pt")
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -67,21 +65,15 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
       f"reading {path} needs PyTorch: pip install torch, or give the weights"
       " as .safetensors"
     ) from error
+  damaged = AttributeError, EOFError, RuntimeError, pickle.UnpicklingError
   try:
     state = torch.load(path, map_location="cpu", weights_only=True)
     return {key: value.numpy() for key, value in state.items()}
-  except (
-    AttributeError,
-    EOFError,
-    RuntimeError,
-    pickle.UnpicklingError,
-  ) as error:
+  except damaged as error:
     raise WeightsError(f"{path} is no PyTorch state dict: {error}") from error
 
 
-def take(
-  state: Mapping[str, np.ndarray], key: str, shape: tuple[int, ...]
-) -> np.ndarray:
+def take(state: State, key: str, shape: tuple[int, ...]) -> np.ndarray:
   """The array of that key and shape.
 
   Raises:

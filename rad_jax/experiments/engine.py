@@ -1,0 +1,273 @@
+"""Trains, samples and evaluates the runs of an experiment, once each.
+
+Interrupted, it goes on with the runs that have no row in the table. Runs are
+trained one by one (training.loop), or those of one program side by side
+(training.together), whose checkpoints lie in groups/.
+"""
+
+import copy
+import logging
+import math
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from rad_jax import config as configs
+from rad_jax import files
+from rad_jax import run as runs
+from rad_jax.config import ConfigDict
+from rad_jax.evaluation import evaluate, sampling, subject
+from rad_jax.experiments import pool, table
+from rad_jax.experiments.pool import Job
+from rad_jax.experiments.table import Entry, Row
+from rad_jax.run import Run
+from rad_jax.training import (
+  loop,
+  metrics,
+  passes,
+  sharding,
+  together,
+  watch,
+)
+from rad_jax.training import (
+  workdir as folders,
+)
+
+_LOG = logging.getLogger("rad_jax")
+
+
+def run_all(
+  entries: list[Entry],
+  workdir: pathlib.Path,
+  processes: int = 1,
+  group_size: int = 0,
+) -> list[Row]:
+  """Does the runs that have no row in workdir yet; returns all rows in order.
+
+  A run that diverges gets a row with its error, and the others go on.
+
+  Args:
+    entries: the runs, under unique names.
+    workdir: the experiment's folder, made if missing.
+    processes: jobs at a time, as pool.work_off.
+    group_size: runs of one program trained together, at most; 0 trains every
+      run by itself.
+
+  Raises:
+    ConfigError: workdir holds a run of the same name and another config.
+    Interrupted, HostError: as pool.work_off.
+  """
+  table.refuse_changed(entries, workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  done = {row["run"] for row in table.read(workdir)}
+  missing = [one for one in entries if one.name not in done]
+  jobs = groups(missing, group_size) if group_size else [[e] for e in missing]
+  work = run_group if group_size else run_each
+  first = len(entries) - len(missing)
+  with (
+    table.appending(workdir) as append,
+    tqdm(total=len(entries), initial=first, unit="run") as bar,
+  ):
+    for job, job_rows in pool.work_off(jobs, work, workdir, processes):
+      for one, row in zip(job, job_rows, strict=True):
+        append(row)
+        measures = row.keys() - _record(one).keys() - {"seconds"}
+        found = (f"{k} {row[k]:.4g}" for k in row if k in measures)
+        bar.write(f"{one.name}: {row.get('error') or ', '.join(found)}")
+        bar.update()
+  rows = {row["run"]: row for row in table.read(workdir)}
+  return [rows[one.name] for one in entries]
+
+
+def groups(entries: list[Entry], size: int) -> list[Job]:
+  """The runs by program, at most `size` together."""
+  by_program: dict[tuple, Job] = {}
+  for one in entries:
+    by_program.setdefault(together.program(one.config.to_dict()), []).append(
+      one
+    )
+  return [
+    group[start : start + size]
+    for group in by_program.values()
+    for start in range(0, len(group), size)
+  ]
+
+
+def run_each(job: Job, workdir: pathlib.Path) -> list[Row]:
+  """The rows of a job's runs, done one after another."""
+  return [run_one(one, workdir) for one in job]
+
+
+def run_one(one: Entry, workdir: pathlib.Path) -> Row:
+  """Trains, samples and evaluates in workdir/runs/<name>; returns its row."""
+  run, folder = runs.build(one.config), workdir / "runs" / one.name
+  try:
+    loop.train(run, folder)
+  except (watch.NonFiniteLoss, watch.LossSpike) as error:
+    return _record(one) | {"error": str(error)}
+  seconds = training_seconds(folder, run.train.batch_size)
+  return _measured(one, subject.open_subject(run, folder), seconds)
+
+
+def run_group(group: Job, workdir: pathlib.Path) -> list[Row]:
+  """Trains a group, then samples and evaluates each of its runs."""
+  built = [runs.build(one.config) for one in group]
+  prints = [table.fingerprint(run.config) for run in built]
+  names = [one.name for one in group]
+  identity = table.digest(list(zip(names, prints, strict=True)))
+  sets = together.training_sets(built)
+  states = together.train(built, sets, workdir / "groups" / identity)
+  ema = built[0].sampling.ema
+  params = states.ema_params if ema else states.params
+  rows = []
+  for place, (one, training_set) in enumerate(zip(group, sets, strict=True)):
+    run, folder = built[place], workdir / "runs" / one.name
+    folder.mkdir(parents=True, exist_ok=True)
+    folders.claim(folder, run, resuming=False)
+    own, mesh = together.one(params, place), sharding.device_mesh()
+    step, digest = run.train.num_steps, sampling.digest(own)
+    model = sampling.Model(run, folder, mesh, own, step, digest)
+    truth = subject.clean_truth(run, training_set)
+    found = subject.Subject(model, training_set, truth)
+    rows.append(_measured(one, found))
+  return rows
+
+
+def _measured(
+  one: Entry, trained: subject.Subject, seconds: float | None = None
+) -> Row:
+  """The row of a trained run, after sampling and evaluation."""
+  row = _record(one)
+  try:
+    sampling.save_samples(trained.model)
+    measures = evaluate.measure(trained)["measures"]
+  except sampling.NonFiniteSamples as error:
+    return row | {"error": str(error)}
+  return row | ({} if seconds is None else {"seconds": seconds}) | measures
+
+
+def _record(one: Entry) -> Row:
+  """What a run's row holds before it is measured."""
+  return {
+    "run": one.name,
+    **one.labels,
+    "config": table.fingerprint(one.config.to_dict()),
+    "steps": one.config.train.num_steps,
+    "passes": _total_passes(one.config),
+  }
+
+
+def training_seconds(folder: pathlib.Path, batch_size: int) -> float:
+  """Time that a run spent in training steps, however often interrupted."""
+  rows = metrics.read(folder)
+  steps = np.diff([row["step"] for row in rows], prepend=0)
+  speeds = np.array([row["speed/images_per_second"] for row in rows])
+  return float(np.sum(steps * batch_size / speeds))
+
+
+# ---- How long ----
+
+
+def matched(
+  entries: list[Entry], match: str, workdir: pathlib.Path
+) -> list[Entry]:
+  """The runs with as many steps as make them equal.
+
+  Args:
+    entries: runs whose train.num_steps are those of DDPM.
+    match: "steps" leaves them; with "passes" or "seconds" every run but DDPM's
+      gets the steps that cost as many network passes, or as much time, as
+      DDPM's would.
+    workdir: the experiment's folder, as `timed`.
+  """
+  if match == "steps":
+    return entries
+  step_cost = timed(workdir) if match == "seconds" else _step_passes
+  found = []
+  for one in entries:
+    config = copy.deepcopy(one.config)
+    if config.objective.name != "ddpm":
+      ratio = step_cost(configs.as_ddpm(config)) / step_cost(config)
+      config.train.num_steps = max(1, round(config.train.num_steps * ratio))
+    found.append(one._replace(config=config))
+  return found
+
+
+def _total_passes(config: ConfigDict) -> float:
+  run = runs.build(config)
+  return passes.total_passes(
+    run.timetable, run.train.num_steps, run.step_passes
+  )
+
+
+def _step_passes(config: ConfigDict) -> float:
+  return _total_passes(config) / config.train.num_steps
+
+
+def timed(workdir: pathlib.Path) -> Callable[[ConfigDict], float]:
+  """step_seconds, measured once for each program, kept in step_seconds.json.
+
+  Call it while nothing else runs.
+  """
+  path = workdir / "step_seconds.json"
+  known = files.read_json(path)
+
+  def seconds(config: ConfigDict) -> float:
+    name = _program(config)
+    if name not in known:
+      _LOG.info("timing the step of %s", name)
+      known[name] = step_seconds(config)
+      files.write_json(path, known)
+    return known[name]
+
+  return seconds
+
+
+def _program(config: ConfigDict) -> str:
+  """A name for all configs whose training step takes the same time.
+
+  It leaves out the axes, which only change numbers in it, but for the
+  objective and whether there is corruption at all.
+  """
+  fields = table.bound(config.to_dict())
+  name, corrupted = config.objective.name, config.data.corruption.fraction > 0
+  for path in table.AXES.values():
+    del fields[path]
+  return f"{name}-{table.digest([name, corrupted, fields])}"
+
+
+def step_seconds(config: ConfigDict) -> float:
+  """Seconds of a step on this machine, on average over the training."""
+  run = runs.build(config)
+  num_steps = run.train.num_steps
+  on = passes.steps_on(run.timetable, num_steps) / num_steps
+  return sum(
+    share * _measured_seconds(run, regularised)
+    for regularised, share in ((True, on), (False, 1 - on))
+    if share > 0
+  )
+
+
+def _measured_seconds(run: Run, regularised: bool) -> float:
+  """Median of five rounds, each of 20 dispatches and 0.2 s or more."""
+  mesh = sharding.device_mesh()
+  batch = next(loop.dispatched_batches(run, run.open_training_set(), 0, mesh))
+  steps_each = len(next(loop.dispatches(run, 0)).steps)
+  state = jax.jit(run.initial_state, out_shardings=sharding.replicated(mesh))()
+  step = loop.compile_step(run, state, batch, mesh, regularised)
+
+  def seconds(dispatches: int) -> float:
+    nonlocal state
+    started = time.perf_counter()
+    for _ in range(dispatches):
+      state, _ = step(state, batch)
+    jax.block_until_ready(state)
+    return (time.perf_counter() - started) / dispatches
+
+  seconds(3)  # the first are slow
+  dispatches = max(20, math.ceil(0.2 / seconds(20)))
+  return float(np.median([seconds(dispatches) for _ in range(5)])) / steps_each

@@ -1,0 +1,114 @@
+"""Jobs, of one run or more each, in this process or in several."""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import pathlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeAlias
+
+import jax
+
+from rad_jax.experiments.table import Entry, Row
+from rad_jax.training import hosts, loop
+
+Job: TypeAlias = list[Entry]
+Work: TypeAlias = Callable[[Job, pathlib.Path], list[Row]]
+
+
+def work_off(
+  jobs: list[Job], work: Work, workdir: pathlib.Path, processes: int
+) -> Iterator[tuple[Job, list[Row]]]:
+  """Yields each job with its rows as it is done.
+
+  Args:
+    jobs: what is to be done.
+    work: does a job; a function of a module, as processes find it by name.
+    workdir: the experiment's folder.
+    processes: 1 works in this process, on all its devices; more, so many jobs
+      at a time, each in a process of its own on one CPU thread, with its
+      messages in its first run's log.txt.
+
+  Raises:
+    Interrupted: by SIGTERM or Ctrl-C; what was in training is saved.
+    HostError: one of several processes died.
+  """
+  if processes == 1:
+    yield from ((job, work(job, workdir)) for job in jobs)
+    return
+  ahead = iter(jobs)
+  running: dict[futures.Future, Job] = {}
+  spawn = multiprocessing.get_context("spawn")
+  with (
+    hosts.stop_requests() as asked,
+    futures.ProcessPoolExecutor(processes, spawn, _enter) as pool,
+  ):
+    while True:
+      # As processes are free: none lies in a queue.
+      for job in itertools.islice(ahead, processes - len(running)):
+        running[pool.submit(_logged, work, job, workdir)] = job
+      if not running:
+        return
+      done, _ = futures.wait(running, 0.5, futures.FIRST_COMPLETED)
+      if asked():
+        for process in multiprocessing.active_children():
+          process.terminate()
+        raise loop.Interrupted(
+          f"asked to stop: what the runs had reached is saved in {workdir};"
+          " the same command goes on from there"
+        )
+      for future in done:
+        job = running.pop(future)
+        try:
+          yield job, future.result()
+        except BrokenProcessPool as error:
+          raise hosts.HostError(
+            f"a process died, perhaps out of memory, while {job[0].name} was"
+            f" running (see {_folder(job, workdir) / 'log.txt'}): the same"
+            " command goes on from there"
+          ) from error
+
+
+def _enter() -> None:
+  """Before JAX starts in a process: its neighbours use the other cores.
+
+  Signals are the parent's to hand on, and without it there is nothing to do.
+  """
+  flags = os.environ.get("XLA_FLAGS", "")
+  os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
+  jax.config.update("jax_platforms", "cpu")
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+  assert parent
+  leave_with_it = lambda: (parent.join(), os._exit(1))
+  threading.Thread(target=leave_with_it, daemon=True).start()
+
+
+def _logged(work: Work, job: Job, workdir: pathlib.Path) -> list[Row]:
+  def stop(number, frame):
+    raise loop.Interrupted("asked to stop")
+
+  folder = _folder(job, workdir)
+  folder.mkdir(parents=True, exist_ok=True)
+  with (
+    (folder / "log.txt").open("a") as log,
+    contextlib.redirect_stderr(log),
+  ):
+    signal.signal(signal.SIGTERM, stop)
+    try:
+      return work(job, workdir)
+    except loop.Interrupted as stopped:
+      print(stopped, file=log)
+      raise
+    finally:
+      signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _folder(job: Job, workdir: pathlib.Path) -> pathlib.Path:
+  return workdir / "runs" / job[0].name

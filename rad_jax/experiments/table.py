@@ -1,0 +1,146 @@
+"""The runs of an experiment, and its rows.
+
+An experiment's folder holds runs/<name>/, each a run's own folder, and
+rows.jsonl, one row for each run that is done: run, its name; LABELS, null
+where an axis makes no difference; config, a fingerprint; steps and passes, of
+training; seconds, in training steps (not of runs trained together); measures
+(evaluation.evaluate). Where a run failed, error stands in the place of the
+last two.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from rad_jax import checks, files
+from rad_jax import config as configs
+from rad_jax.config import ConfigDict, ConfigError
+from rad_jax.robustness import objectives
+
+Changes: TypeAlias = dict[str, Any]
+Row: TypeAlias = dict[str, Any]
+
+AXES = {
+  "objective": "objective.name",
+  "lam": "objective.lam",
+  "radius": "objective.radius",
+  "beta": "objective.beta",
+  "fraction": "data.corruption.fraction",
+  "sigma": "data.corruption.sigma",
+  "seed": "seed",
+}
+LABELS = ("data", "corruption", "method", *AXES)
+
+
+class Entry(NamedTuple):
+  """One run: its folder's name, unique; its LABELS; a valid config."""
+
+  name: str
+  labels: dict[str, Any]
+  config: ConfigDict
+
+
+def entry(name: str, base: ConfigDict, changes: Changes, **names: str) -> Entry:
+  """The run of a config with changes, by dotted path.
+
+  The config itself tells the labels; `names` are those that it cannot tell.
+
+  Raises:
+    ConfigError: the changed config is not valid; the run is named.
+  """
+  config = copy.deepcopy(base)
+  try:
+    config.update_from_flattened_dict(changes)
+    checks.validate(config)
+  except (TypeError, ConfigError) as error:
+    raise ConfigError(f"run {name}: {error}") from error
+  fields = configs.flatten(config.to_dict())
+  ignored = ignores(config.objective.name, config.data.corruption.fraction)
+  labels = {
+    "data": config.data.name,
+    "corruption": None,
+    "method": config.objective.name,
+    **{a: None if a in ignored else fields[path] for a, path in AXES.items()},
+  }
+  return Entry(name, labels | names, config)
+
+
+def ignores(objective: str, fraction: float | int = 1) -> set[str]:
+  """Axes that make no difference to an objective on data so corrupted."""
+  found = set() if fraction else {"sigma"}
+  chosen = objectives.OBJECTIVES.get(objective)
+  if chosen and not (chosen.target and chosen.clean):
+    found |= {"lam"} if chosen.target else {"lam", "radius", "beta"}
+  return found
+
+
+def read(workdir: pathlib.Path) -> list[Row]:
+  """The rows of workdir, oldest first, without a torn last line."""
+  return files.read_rows(workdir / "rows.jsonl")
+
+
+@contextlib.contextmanager
+def appending(workdir: pathlib.Path) -> Iterator[Callable[[Row], None]]:
+  """Yields append(row), which writes a whole line at once."""
+  path = workdir / "rows.jsonl"
+  if path.exists():  # what is behind the last newline was torn off
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+  with path.open("a") as file:
+
+    def append(row: Row) -> None:
+      file.write(json.dumps(row) + "\n")
+      file.flush()
+
+    yield append
+
+
+def refuse_changed(entries: Sequence[Entry], workdir: pathlib.Path) -> None:
+  """Raises ConfigError if workdir holds a run of a name with another config."""
+  known = {row["run"]: row["config"] for row in read(workdir)}
+  for one in entries:
+    saved = files.read_json(workdir / "runs" / one.name / "config.json")
+    if saved:
+      known.setdefault(one.name, fingerprint(saved))
+    now = one.config.to_dict()
+    if known.get(one.name, fingerprint(now)) == fingerprint(now):
+      continue
+    old, new = bound(saved), bound(now)
+    differing = "; ".join(
+      f"{path}: {old[path]} -> {new.get(path, 'unset')}"
+      for path in old
+      if old[path] != new.get(path)
+    )
+    raise ConfigError(
+      f"{workdir} holds a run {one.name} of another config"
+      f" ({differing or 'its folder is gone'}): restore it, or choose another"
+      " --workdir"
+    )
+
+
+def bound(config: dict[str, Any]) -> dict[str, Any]:
+  """What binds a run, by dotted path.
+
+  All but where and how fast the data is read from, and the sections of sweep
+  and study themselves.
+  """
+  return {
+    path: value
+    for path, value in configs.flatten(config).items()
+    if path not in configs.UNBOUND and not path.startswith(("sweep.", "study."))
+  }
+
+
+def fingerprint(config: dict[str, Any]) -> str:
+  """Twelve characters that stand for what is bound of a resolved config."""
+  return digest(bound(config))
+
+
+def digest(tree: Any) -> str:
+  """Twelve characters of a hash of what JSON can hold."""
+  text = json.dumps(tree, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]

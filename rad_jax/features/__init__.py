@@ -1,0 +1,1 @@
+"""What sample quality is measured in: networks, and how they are run."""

@@ -1,0 +1,1 @@
+"""Other libraries' weights: their files, their layouts, and back."""

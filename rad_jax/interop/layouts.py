@@ -1,0 +1,258 @@
+"""Our U-Net's parameters in the layouts of PyTorch's diffusion libraries.
+
+diffusers' UNet2DModel (of which google/ddpm-cifar10-32 is one) and
+improved-diffusion's UNetModel (Nichol & Dhariwal 2021, arXiv 2102.09672) hold
+the U-Net of DDPM under other names and with other axes:
+
+- a convolution's kernel is `[out, in, height, width]`, and `[height, width, in,
+  out]` here; a dense layer's `[out, in]`, and `[in, out]` here;
+- a shortcut is a 1x1 convolution, and a dense layer here; so are the layers of
+  improved-diffusion's attention, in one dimension;
+- improved-diffusion has query, key and value in one `qkv`, whose outputs are
+  `[heads, 3, channels / heads]`.
+
+Names and shapes do not tell epsilons, paddings, embeddings and heads: those are
+arguments of `unet.unet`. Every array of either side is used exactly once.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from flax import traverse_util
+from jaxtyping import PyTree
+
+from rad_jax.interop import weights
+
+# The columns of the tables below.
+_LAYOUTS = ("diffusers", "improved-diffusion")
+_DIFFUSERS, _IMPROVED = range(2)
+# Our layers outside blocks, and theirs.
+_OUTSIDE = {
+  "conv_in": ("conv_in", "input_blocks.0.0"),
+  "time_0": ("time_embedding.linear_1", "time_embed.0"),
+  "time_1": ("time_embedding.linear_2", "time_embed.2"),
+  "norm_out": ("conv_norm_out", "out.0"),
+  "conv_out": ("conv_out", "out.2"),
+}
+# Inside residual blocks, then inside attention.
+_INSIDE = {
+  "norm_in": ("norm1", "in_layers.0"),
+  "conv_in": ("conv1", "in_layers.2"),
+  "time": ("time_emb_proj", "emb_layers.1"),
+  "norm_out": ("norm2", "out_layers.0"),
+  "conv_out": ("conv2", "out_layers.3"),
+  "shortcut": ("conv_shortcut", "skip_connection"),
+  "norm": ("group_norm", "norm"),
+  "query": ("to_q", "qkv"),
+  "key": ("to_k", "qkv"),
+  "value": ("to_v", "qkv"),
+  "output": ("to_out.0", "proj_out"),
+}
+_KINDS = {"res": ("resnets", 0), "attention": ("attentions", 1)}
+# How many axes of length one their kernels have beyond ours.
+_ONES = {"shortcut": (2, 2)} | dict.fromkeys(
+  ("query", "key", "value", "output"), (0, 1)
+)
+# Attention's layers in diffusers before 0.15; the files were never rewritten.
+_OLD_NAMES = {
+  "query": "to_q",
+  "key": "to_k",
+  "value": "to_v",
+  "proj_attn": "to_out.0",
+}
+
+
+class _Size(NamedTuple):
+  """What the numbering of blocks depends on.
+
+  levels: of the network.
+  per_level: residual blocks of a level on the way down.
+  attended: the levels with attention.
+  """
+
+  levels: int
+  per_level: int
+  attended: frozenset[int]
+
+
+class _Tensor(NamedTuple):
+  """A tensor of theirs: its shape, and our path or packed paths."""
+
+  shape: tuple[int, ...]
+  paths: tuple[str, ...]
+
+
+def from_pytorch(
+  state: weights.State, like: PyTree, num_heads: int = 1
+) -> tuple[PyTree, str]:
+  """Our parameters, from a state dict in either layout.
+
+  Where an improved-diffusion network predicts a variance as well, that half of
+  its output is left out.
+
+  Args:
+    state: names to arrays of any float type.
+    like: the structure and shapes of our parameters: arrays or
+      ShapeDtypeStructs.
+    num_heads: of attention, on which improved-diffusion's packing depends.
+
+  Returns:
+    The parameters as float32 NumPy arrays, and the layout, "diffusers" or
+    "improved-diffusion".
+
+  Raises:
+    weights.WeightsError: it is in neither layout, or of another network. All
+      tensors that are missing, left over or of another shape are named.
+  """
+  if "input_blocks.0.0.weight" in state:
+    layout = _IMPROVED
+    state = _without_variance(state, like)
+  elif "conv_in.weight" in state:
+    layout = _DIFFUSERS
+    state = {_renamed(key): array for key, array in state.items()}
+  else:
+    raise weights.WeightsError(
+      "the tensors are neither of diffusers' UNet2DModel nor of"
+      f" improved-diffusion's UNetModel: {', '.join(sorted(state)[:3])} ..."
+    )
+  tensors = _tensors(like, layout)
+  _check(state, tensors)
+  shapes = traverse_util.flatten_dict(like, sep="/")
+  flat = {}
+  for key, tensor in tensors.items():
+    array, count = np.asarray(state[key], np.float32), len(tensor.paths)
+    # Packed arrays are [heads, count, width] along their first axis.
+    heads = num_heads if count > 1 else 1
+    packed = array.reshape(heads, count, -1, *array.shape[1:])
+    for i, path in enumerate(tensor.paths):
+      part = packed[:, i].reshape(-1, *array.shape[1:])
+      flat[path] = _turned(part, (0, 1), (-1, -2)).reshape(shapes[path].shape)
+  return traverse_util.unflatten_dict(flat, sep="/"), _LAYOUTS[layout]
+
+
+def to_diffusers(params: PyTree) -> dict[str, np.ndarray]:
+  """The state dict of diffusers' UNet2DModel, as float32 NumPy arrays."""
+  flat = traverse_util.flatten_dict(params, sep="/")
+  state = {}
+  for key, tensor in _tensors(params, _DIFFUSERS).items():
+    array = np.asarray(flat[tensor.paths[0]], np.float32)
+    state[key] = _turned(array, (-1, -2), (0, 1)).reshape(tensor.shape)
+  return state
+
+
+def _turned(
+  array: np.ndarray, source: tuple[int, int], target: tuple[int, int]
+) -> np.ndarray:
+  """A kernel with its axes of outputs and inputs moved; vectors as they are."""
+  if array.ndim == 1:
+    return array
+  return np.ascontiguousarray(np.moveaxis(array, source, target))
+
+
+def _tensors(like: PyTree, layout: int) -> dict[str, _Tensor]:
+  """All tensors of a network of these parameters, by their name."""
+  flat = traverse_util.flatten_dict(like, sep="/")
+  size = _size(flat)
+  found: dict[str, _Tensor] = {}
+  # Queries come before keys, and values last, as improved-diffusion packs them.
+  for path in sorted(flat, key=lambda p: ("/value/" in p, "/key/" in p)):
+    *block, layer, leaf = path.split("/")
+    key = _block(block[0] if block else layer, size)[layout]
+    if block:
+      key += f".{_INSIDE[layer][layout]}"
+    key += ".bias" if leaf == "bias" else ".weight"
+    shape = flat[path].shape
+    if leaf == "kernel":
+      ones = _ONES.get(layer, (0, 0))[layout]
+      shape = (shape[-1], shape[-2], *shape[:-2], *[1] * ones)
+    before = found.get(key, _Tensor((0,), ()))
+    shape = (before.shape[0] + shape[0], *shape[1:])
+    found[key] = _Tensor(shape, (*before.paths, path))
+  return found
+
+
+def _block(name: str, size: _Size) -> tuple[str, str]:
+  """Both libraries' names of a block, or of a layer outside blocks.
+
+  improved-diffusion counts through the blocks of each way, with the layers
+  that follow them inside.
+  """
+  per_level = size.per_level + 1
+  match name.split("_"):
+    case ["down", level, i, kind]:
+      (plural, part), n = _KINDS[kind], 1 + per_level * int(level) + int(i)
+      return f"down_blocks.{level}.{plural}.{i}", f"input_blocks.{n}.{part}"
+    case ["downsample", level]:
+      n, theirs = per_level * (int(level) + 1), "downsamplers.0.conv"
+      return f"down_blocks.{level}.{theirs}", f"input_blocks.{n}.0.op"
+    case ["middle", "attention"]:
+      return "mid_block.attentions.0", "middle_block.1"
+    case ["middle", i, "res"]:
+      return f"mid_block.resnets.{i}", f"middle_block.{2 * int(i)}"
+    case ["up", level, i, kind]:
+      above = size.levels - 1 - int(level)
+      (plural, part), n = _KINDS[kind], per_level * above + int(i)
+      return f"up_blocks.{above}.{plural}.{i}", f"output_blocks.{n}.{part}"
+    case ["upsample", level]:
+      above = size.levels - 1 - int(level)
+      n, last = per_level * (above + 1) - 1, 1 + (int(level) in size.attended)
+      theirs = f"output_blocks.{n}.{last}.conv"
+      return f"up_blocks.{above}.upsamplers.0.conv", theirs
+  return _OUTSIDE[name]
+
+
+def _size(paths: Iterable[str]) -> _Size:
+  """From the names of our parameters."""
+  down = [re.match(r"down_(\d+)_(\d+)_(\w+)/", path) for path in paths]
+  found = [(int(m[1]), int(m[2]), m[3]) for m in down if m]
+  return _Size(
+    levels=1 + max(level for level, _, _ in found),
+    per_level=1 + max(i for _, i, _ in found),
+    attended=frozenset(
+      level for level, _, kind in found if kind == "attention"
+    ),
+  )
+
+
+def _renamed(key: str) -> str:
+  """diffusers' name of today."""
+  if ".attentions." not in key:
+    return key
+  block, layer, leaf = key.rsplit(".", 2)
+  return f"{block}.{_OLD_NAMES.get(layer, layer)}.{leaf}"
+
+
+def _without_variance(
+  state: weights.State, like: PyTree
+) -> dict[str, np.ndarray]:
+  """Only the first half of the outputs, where there are twice as many."""
+  channels = like["conv_out"]["bias"].shape[0]
+  cut = {
+    key: state[key][:channels]
+    for key in ("out.2.weight", "out.2.bias")
+    if key in state and state[key].shape[:1] == (2 * channels,)
+  }
+  return {**state, **cut}
+
+
+def _check(state: weights.State, tensors: Mapping[str, _Tensor]) -> None:
+  """Raises unless the state has these tensors, and no others."""
+  problems = {
+    "missing": tensors.keys() - state.keys(),
+    "left over": state.keys() - tensors.keys(),
+    "of another shape": {
+      f"{key} {state[key].shape}, expected {tensor.shape}"
+      for key, tensor in tensors.items()
+      if key in state and state[key].shape != tensor.shape
+    },
+  }
+  found = [
+    f"{what}: {', '.join(sorted(n))}" for what, n in problems.items() if n
+  ]
+  if found:
+    raise weights.WeightsError(
+      "the tensors are of another network than config.model.unet"
+      f" ({'; '.join(found)})"
+    )

@@ -1,0 +1,167 @@
+"""Figures of an experiment, from its rows; a panel for each data set."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rad_jax.reports import looks, panels, tables
+from rad_jax.reports.panels import Line, Panel
+from rad_jax.reports.tables import Row
+
+# What the runs of a panel and those of a line in it have in common.
+_SET = ("data", "corruption", "fraction", "sigma")
+_LINE = ("objective", "radius", "beta")
+_MARKERS = "osD^vPX*"
+
+
+def looks_of(
+  rows: Sequence[Row], key: Sequence[str], told: Sequence[str]
+) -> dict[tuple, looks.Look]:
+  """The look of each group of rows that agree on `key`, by objective.
+
+  Groups of one objective share its colour, and are told apart by marker,
+  dashes and the columns `told` in their labels.
+  """
+  order = [*looks.LOOKS, *tables.distinct(rows, "objective")]
+  found: dict[tuple, looks.Look] = {}
+  for name in sorted(tables.distinct(rows, "objective"), key=order.index):
+    own = [row for row in rows if row["objective"] == name]
+    differing = tables.varying(own, told)
+    for n, (its_key, group) in enumerate(tables.groups(own, key).items()):
+      look = looks.of(name)
+      if n:
+        marker = _MARKERS[(_MARKERS.find(look.marker) + n) % len(_MARKERS)]
+        look = look._replace(marker=marker, dashes=(0, (2, n)))
+      words = tables.title(group[0], ("objective", *differing))
+      found[its_key] = look._replace(label=words.replace("lam ", "lambda "))
+  return found
+
+
+def _line(points: Iterable[tuple], style: dict[str, Any]) -> Line:
+  """Means and standard deviations of points (x [n], y [n], text)."""
+  kept = [(x, y, text) for x, y, text in points if len(x) and len(y)]
+  x, y, texts = zip(*kept, strict=True) if kept else ((), (), ())
+  return Line(
+    *([v.mean() for v in x], [v.mean() for v in y]),
+    {"linewidth": 1, "markersize": 5} | style,
+    *([v.std() for v in x], [v.std() for v in y], texts if any(texts) else ()),
+  )
+
+
+def _by_set(
+  rows: Sequence[Row],
+  lines_of: Callable[[list[Row]], list[Line]],
+  xlabel: str,
+  ylabel: str,
+) -> list[Panel]:
+  return [
+    Panel(
+      *(tables.title(peers[0], _SET), xlabel, lines_of(peers), ylabel),
+      *("close", "close"),
+    )
+    for peers in tables.groups(rows, _SET).values()
+  ]
+
+
+def _by_lambda(rows: Sequence[Row]) -> list[list[Row]]:
+  ordered = sorted(rows, key=lambda row: row.get("lam") or 0)
+  return list(tables.groups(ordered, ("lam",)).values())
+
+
+def frontier_figure(
+  clean: Sequence[Row], dirty: Sequence[Row], measure: str
+) -> Figure:
+  """Clean against dirty: what a method costs where the data is clean.
+
+  Across, the measure of runs trained on clean data; up, that of the same runs
+  trained on dirty data, a panel for each dirty set. One point for each lambda,
+  joined in its order.
+  """
+  found = looks_of(dirty, _LINE, _LINE)
+  like = ("data", *_LINE, "lam")
+  ours = tables.groups(clean, like)
+
+  def point(theirs: list[Row]) -> tuple:
+    same = ours.get(tuple(map(theirs[0].get, like)), [])
+    lam = tables.text_of(theirs[0].get("lam"))
+    return tables.values(same, measure), tables.values(theirs, measure), lam
+
+  def lines_of(peers: list[Row]) -> list[Line]:
+    return [
+      _line(
+        map(point, _by_lambda(group)),
+        looks.style(found[key]) | {"linestyle": "-"},
+      )
+      for key, group in tables.groups(peers, _LINE).items()
+    ]
+
+  words = [f"{measure}, trained on {kind} data" for kind in ("clean", "dirty")]
+  shown = _by_set(dirty, lines_of, *words)
+  return panels.line_figure(shown, legend="numbers: lambda")
+
+
+def lambda_figure(rows: Sequence[Row], measure: str) -> Figure:
+  """The measure against lambda; a method without it is a level line."""
+  lams = sorted(tables.distinct(rows, "lam"))
+  found = looks_of(rows, _LINE, _LINE)
+
+  def lines_of(peers: list[Row]) -> list[Line]:
+    lines = []
+    for key, group in tables.groups(peers, _LINE).items():
+      points = [
+        (np.array([lam]), tables.values(same, measure), "")
+        for same in _by_lambda(group)
+        for lam in tables.distinct(same, "lam") or (lams[0], lams[-1])
+      ]
+      dashes = "-" if tables.distinct(group, "lam") else "--"
+      style = looks.style(found[key]) | {"linestyle": dashes}
+      lines.append(_line(points, style))
+    return lines
+
+  return panels.line_figure(_by_set(rows, lines_of, "lambda", measure))
+
+
+def scheme_figure(rows: Sequence[Row], across: str, measure: str) -> Figure:
+  """The measure against another column; one named point for each method."""
+
+  def lines_of(peers: list[Row]) -> list[Line]:
+    lines = []
+    for group in tables.groups(peers, ("method", *_LINE, "lam")).values():
+      look = looks.of(group[0]["objective"])
+      style = looks.style(look) | {"linestyle": "none", "marker": "o"}
+      x, y = tables.values(group, across), tables.values(group, measure)
+      lines.append(_line([(x, y, group[0].get("method") or look.label)], style))
+    return lines
+
+  words = "passes of the training, relative to DDPM"
+  xlabel = words if across == "cost" else across
+  shown = _by_set(rows, lines_of, xlabel, measure)
+  return panels.line_figure(shown, legend=None)
+
+
+def error_figure(rows: Sequence[Row], corruptions: Sequence[Any]) -> Figure:
+  """The error of each method, named by `method`, under each corruption."""
+  found = looks_of(rows, ("method",), ("lam",))
+  shown = []
+  for (data,), peers in tables.groups(rows, ("data",)).items():
+    cells = tables.groups(peers, ("corruption", "method"))
+    lines = []
+    for n, ((method,), look) in enumerate(found.items()):
+      shift = 0.7 * ((n + 0.5) / len(found) - 0.5)
+      points = [
+        (np.array([place + shift]), tables.values(of, "support_rms"), "")
+        for place, corruption in enumerate(corruptions)
+        if (of := cells.get((corruption, method)))
+      ]
+      style = looks.style(look) | {"linestyle": "none", "markersize": 6}
+      lines.append(_line(points, style))
+    shown.append(Panel(data, "", lines, "error (RMS)", y_scale="linear"))
+  figure = panels.line_figure(shown)
+  for axis in figure.axes:
+    names = [name or "" for name in corruptions]
+    axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
+    for place in range(1, len(names)):
+      axis.axvline(place - 0.5, color="0.9", linewidth=1, zorder=0)
+  return figure

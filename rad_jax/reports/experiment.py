@@ -1,0 +1,168 @@
+"""Tables and figures of an experiment, drawn from its rows and runs."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from rad_jax import files
+from rad_jax.reports import charts, figures, looks, page, panels, study, tables
+from rad_jax.reports.tables import Row, Table
+
+_AXES = (*tables.LABELS, "steps")
+# Columns of the demo's table: the measure's name there, and its digits.
+_DEMO = {
+  "support_rms": ("error (RMS)", 3),
+  "support_psnr_db": ("PSNR, dB", 1),
+  "frechet": ("Frechet", 3),
+  "spread_ratio": ("spread", 3),
+}
+
+
+def write(
+  rows: Sequence[Row],
+  folder: pathlib.Path,
+  view: str,
+  across: str = "cost",
+  notes: pathlib.Path | None = None,
+) -> list[pathlib.Path]:
+  """Writes what a view shows of an experiment; returns the paths.
+
+  Args:
+    rows: of its rows.jsonl, in the order of the table.
+    folder: the experiment's, where runs/ holds its runs.
+    view: "sweep": a table, and the measure against lambda, or, where there are
+      clean and dirty sets, dirty against clean. "schemes": a table with cost,
+      and the error against the column `across`. "demo": a table, errors and
+      samples. "study": a page, as reports.study.write.
+    across: a measure, or "cost", `relative_cost`.
+    notes: for a study, a text of paragraphs that discusses it.
+
+  Raises:
+    OSError: there are no such notes.
+    ValueError: there is no such view, a data set has no run of DDPM where
+      costs are relative to it, or a run's folder is gone or damaged.
+  """
+  done = tables.finished(rows)
+  if view == "study":
+    return study.write(rows, folder, notes)
+  if view == "sweep":
+    text, drawn = summary(rows), _sweep_figures(done)
+  elif view == "schemes":
+    rows = relative_cost(rows)
+    text = summary(rows)
+    done = tables.finished(rows)
+    drawn = {"schemes": charts.scheme_figure(done, across, "support_rms")}
+  elif view == "demo":
+    done = [row | {"method": row["objective"]} for row in done]
+    text, drawn = tables.markdown(demo_table(done)), _demo_figures(done, folder)
+  else:
+    raise ValueError(f"view={view!r}: it must be sweep, schemes, demo or study")
+  files.write_text(folder / "table.md", text)
+  return [
+    folder / "table.md",
+    *(panels.save(drawn[name], folder / f"{name}.png") for name in drawn),
+  ]
+
+
+def summary(rows: Sequence[Row]) -> str:
+  """The rows as a Markdown table, mean ± standard deviation over seeds.
+
+  Labels that do not vary stand above it, runs that failed below.
+  """
+  varying = tables.varying(rows, _AXES)
+  same = [axis for axis in _AXES if axis not in varying]
+  common = {
+    name: found[0] for name in same if (found := tables.distinct(rows, name))
+  }
+  measures = tables.measures_of(rows)
+  lines = []
+  for group in tables.groups(rows, _AXES).values():
+    done = tables.finished(group)
+    count = f"{len(done)}" + f" of {len(group)}" * (len(done) < len(group))
+    lines.append(
+      [
+        *(tables.label(axis, group[0].get(axis)) for axis in varying),
+        *(
+          tables.mean_std(tables.values(done, name)) if done else "failed"
+          for name in measures
+        ),
+        count,
+      ]
+    )
+  table = tables.markdown(Table("", [*varying, *measures, "seeds"], lines))
+  above = f"All runs: {tables.title(common, _AXES)}.\n\n" if common else ""
+  errors = [
+    f"- {row['run']}: {row['error']}\n" for row in rows if "error" in row
+  ]
+  below = "".join(["\nFailed:\n\n", *errors]) if errors else ""
+  return above + table + below
+
+
+def relative_cost(rows: Sequence[Row]) -> list[Row]:
+  """The rows with `cost`: passes of the training over DDPM's on the same data.
+
+  Of several trainings of DDPM, the shortest is meant.
+
+  Raises:
+    ValueError: a data set has no run of DDPM.
+  """
+  costed = []
+  for (data,), peers in tables.groups(rows, ("data",)).items():
+    ddpm = [row["passes"] for row in peers if row["objective"] == "ddpm"]
+    if not ddpm:
+      raise ValueError(f"no run of ddpm on {data}")
+    costed += [{"cost": row["passes"] / min(ddpm)} | row for row in peers]
+  return costed
+
+
+def _sweep_figures(rows: Sequence[Row], measure: str = "frechet") -> dict:
+  clean = [row for row in rows if row["fraction"] == 0]
+  dirty = [row for row in rows if row["fraction"] > 0]
+  if clean and dirty:
+    return {"frontier": charts.frontier_figure(clean, dirty, measure)}
+  if tables.varying(rows, ("lam",)):
+    return {"error": charts.lambda_figure(rows, measure)}
+  return {}
+
+
+def demo_table(rows: Sequence[Row]) -> Table:
+  """A line for each data set and objective; the smallest errors are bold.
+
+  The cost is the time of a step over DDPM's.
+  """
+  lines: list[list[tables.Cell]] = []
+  best = set()
+  for (data,), peers in tables.groups(rows, ("data",)).items():
+    cells = tables.groups(peers, ("objective",))
+    seconds = {k: tables.values(v, "step_seconds") for k, v in cells.items()}
+    errors = [tables.values(c, "support_rms").mean() for c in cells.values()]
+    best |= {(len(lines) + i, 2) for i in tables.best_of(errors, "lower")}
+    for key, group in cells.items():
+      found = [
+        tables.mean_std(tables.values(group, name), digits=digits)
+        for name, (_, digits) in _DEMO.items()
+      ]
+      ddpm = seconds.get(("ddpm",), np.empty(0))
+      known = len(ddpm) and len(seconds[key])
+      cost = f"{seconds[key].mean() / ddpm.mean():.2f}" if known else ""
+      lines.append([data, looks.of(key[0]).label, *found, cost])
+  names = [name for name, _ in _DEMO.values()]
+  return Table("", ["data", "objective", *names, "cost"], lines, "", best)
+
+
+def _demo_figures(rows: Sequence[Row], folder: pathlib.Path) -> dict:
+  corruptions = list(dict.fromkeys(row.get("corruption") for row in rows))
+  drawn = {"errors": charts.error_figure(rows, corruptions)}
+  for (data,), peers in tables.groups(rows, ("data",)).items():
+    shown = []
+    for (name,), group in tables.groups(peers, ("objective",)).items():
+      first = min(group, key=lambda row: row["seed"])
+      error = tables.values(group, "support_rms").mean()
+      look = looks.of(name)
+      words = f"{look.label}: error {error:.3f}"
+      shown.append((folder / "runs" / first["run"], words, look.colour))
+    views = figures.beside_truth(shown)
+    name = f"samples_{page.file_name(data)}"
+    drawn[name] = figures.example_figure(views)
+  return drawn

@@ -1,0 +1,70 @@
+"""How each objective is named and drawn, the same in all reports.
+
+Colours are Okabe & Ito's. Markers and dashes all differ, so that lines are
+told apart in grey; the noise-aware objectives have the colours of their blind
+counterparts.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class Look(NamedTuple):
+  """A label, and colour, marker and dashes as Matplotlib's."""
+
+  label: str
+  colour: str
+  marker: str
+  dashes: tuple[int, tuple[float, ...]]
+
+
+LOOKS = {
+  "ddpm": Look("DDPM", "#0072B2", "o", (0, ())),
+  "invariance": Look("invariance", "#D55E00", "X", (0, (1, 1))),
+  "robust_ran": Look("Robust_ran", "#56B4E9", "s", (0, (5, 1.5))),
+  "robust_adv": Look("Robust_adv", "#009E73", "D", (0, (6, 1.5, 1, 1.5))),
+  "true_noise": Look("true noise", "#E69F00", "^", (0, (3, 1))),
+  "true_noise_only": Look("true noise only", "#CC79A7", "v", (0, (3, 1, 1, 1))),
+  "input_perturbation": Look("DDPM-IP", "#000000", "P", (0, (8, 3))),
+  "noise_aware": Look("noise-aware", "#0072B2", "h", (0, (1, 3))),
+  "noise_aware_ran": Look(
+    "noise-aware + ran", "#56B4E9", "*", (0, (6, 1, 1, 1, 1, 1))
+  ),
+  "noise_aware_adv": Look(
+    "noise-aware + adv", "#009E73", "p", (0, (8, 2, 2, 2))
+  ),
+}
+
+
+def of(objective: str) -> Look:
+  """The objective's look; an unknown one is grey, under its own name."""
+  return LOOKS.get(objective) or Look(objective, "grey", ".", (0, ()))
+
+
+def style(look: Look) -> dict[str, Any]:
+  """The look as keyword arguments of Axes.plot."""
+  return {
+    "color": look.colour,
+    "marker": look.marker,
+    "linestyle": look.dashes,
+    "label": look.label,
+  }
+
+
+def of_runs(objectives: Sequence[str], labels: Sequence[str]) -> list[Look]:
+  """Looks that tell runs apart: their objectives', unless two share one."""
+  if len(set(objectives)) < len(objectives):
+    return cycle(labels)
+  return [
+    of(objective)._replace(label=label)
+    for objective, label in zip(objectives, labels, strict=True)
+  ]
+
+
+def cycle(labels: Sequence[str]) -> list[Look]:
+  """Looks for anything else, one after another."""
+  known = list(LOOKS.values())
+  return [
+    known[i % len(known)]._replace(label=label)
+    for i, label in enumerate(labels)
+  ]

@@ -1,0 +1,197 @@
+"""Rows of an experiment, grouped and averaged over seeds, and tables of them.
+
+A row is a flat dict: `run`, labels, `steps`, `passes`, then measures, or
+`error` where the run failed.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from rad_jax.reports import looks
+
+Row: TypeAlias = dict[str, Any]
+Cell: TypeAlias = str | int | float | None
+
+# Columns that are not measures. Rows whose labels differ in the seed only are
+# one line of a table and one point of a figure.
+LABELS = tuple(
+  "data corruption method objective lam radius beta fraction sigma".split()
+)
+_RECORD = "run seed config steps passes seconds step_seconds error".split()
+
+_COST = {
+  "lower": lambda value: value,
+  "higher": lambda value: -value,
+  "near 1": lambda value: abs(value - 1),
+}
+_LOWER = (
+  "support_rms frechet mean_error sliced_wasserstein mode_error spurious fid"
+  " feature_frechet fd_dinov2 kid reconstruction_rms near_duplicates"
+  " reconstruction_support_rms score_error"
+)
+_HIGHER = (
+  "support_psnr_db reconstruction_psnr_db precision recall coverage"
+  " inception_score"
+)
+# Where a measure's best value lies; of the others none is marked.
+BETTER = {"spread_ratio": "near 1"}
+BETTER |= dict.fromkeys(_LOWER.split(), "lower")
+BETTER |= dict.fromkeys(_HIGHER.split(), "higher")
+
+
+class Table(NamedTuple):
+  """Rows of cells, the first of which names the row; None is an empty cell.
+
+  name: of its files, unique on a page.
+  best: (row, column) of cells to be bold, from 0, the head not counted.
+  """
+
+  name: str
+  head: Sequence[str]
+  rows: Sequence[Sequence[Cell]]
+  caption: str = ""
+  best: Collection[tuple[int, int]] = ()
+
+
+def finished(rows: Sequence[Row]) -> list[Row]:
+  """The rows of runs that did not fail."""
+  return [row for row in rows if "error" not in row]
+
+
+def measures_of(rows: Sequence[Row]) -> list[str]:
+  """The names of the measures, in order of appearance."""
+  names = dict.fromkeys(name for row in rows for name in row)
+  return [name for name in names if name not in (*LABELS, *_RECORD)]
+
+
+def groups(
+  rows: Sequence[Row], columns: Sequence[str]
+) -> dict[tuple, list[Row]]:
+  """Rows by their values in the columns, in order of appearance."""
+  found: dict[tuple, list[Row]] = {}
+  for row in rows:
+    found.setdefault(tuple(map(row.get, columns)), []).append(row)
+  return found
+
+
+def distinct(rows: Sequence[Row], column: str) -> list[Any]:
+  """The column's values without None, in order of appearance."""
+  found = dict.fromkeys(row.get(column) for row in rows)
+  return [value for value in found if value is not None]
+
+
+def varying(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+  """The columns in which the rows have two values or more."""
+  return [name for name in columns if len(distinct(rows, name)) > 1]
+
+
+def values(rows: Sequence[Row], measure: str) -> np.ndarray:
+  """A measure over seeds: of the rows that have it, float64 [n]."""
+  found = [row.get(measure) for row in rows]
+  return np.array([value for value in found if value is not None], float)
+
+
+def mean_std(
+  found: np.ndarray, significant: int = 4, digits: int | None = None
+) -> str:
+  """Mean ± standard deviation to the same place; empty without values.
+
+  Args:
+    found: [n]; equal values are shown without a deviation.
+    significant: digits of the mean, where `digits` is not given.
+    digits: those after the point.
+  """
+  if len(found) == 0:
+    return ""
+  mean = found.mean()
+  if digits is None:
+    known = np.isfinite(mean) and mean
+    size = math.floor(math.log10(abs(mean))) if known else 0
+    digits = max(0, significant - 1 - size)
+  deviation = f" ± {found.std():.{digits}f}" if np.ptp(found) else ""
+  return f"{mean:.{digits}f}{deviation}"
+
+
+def best_of(found: Sequence[float | None], better: str | None) -> list[int]:
+  """Places of the best of values; none where all are alike, or none is best.
+
+  Args:
+    found: None is no value.
+    better: "lower", "higher", "near 1", or None.
+  """
+  if better is None:
+    return []
+  costs = [
+    _COST[better](v) if v is not None and math.isfinite(v) else math.inf
+    for v in found
+  ]
+  least = min(costs)
+  if math.isinf(least) or all(cost == least for cost in costs):
+    return []
+  return [place for place, cost in enumerate(costs) if cost == least]
+
+
+# ---- Words ----
+
+
+def text_of(cell: Cell) -> str:
+  """A cell as it is shown: four digits of a fraction, whole numbers whole."""
+  if cell is None:
+    return ""
+  return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def label(column: str, value: Cell) -> str:
+  """A row's label as it is shown."""
+  if column == "objective":
+    return looks.of(str(value)).label
+  return text_of(value)
+
+
+def title(row: Row, columns: Sequence[str]) -> str:
+  """A row's labels in words, as "digits, fraction 0.9, sigma 0.2"."""
+  bare = ("data", "corruption", "method", "objective")
+  return ", ".join(
+    ("" if name in bare else f"{name} ") + label(name, row[name])
+    for name in columns
+    if row.get(name) is not None
+  )
+
+
+def markdown(table: Table) -> str:
+  """The table as Markdown, its best cells bold.
+
+  Raises:
+    ValueError: a row is not as long as the head.
+  """
+  lines = [list(map(_escaped, table.head))]
+  for i, row in enumerate(table.rows):
+    if len(row) != len(table.head):
+      raise ValueError(
+        f"table {table.name}: a row of {len(row)} cells under a head of"
+        f" {len(table.head)}"
+      )
+    cells = [_escaped(text_of(cell)) for cell in row]
+    lines.append(
+      [f"**{c}**" if (i, j) in table.best else c for j, c in enumerate(cells)]
+    )
+  head, *rest = [f"| {' | '.join(cells)} |\n" for cells in lines]
+  return "".join([head, "|" + "---|" * len(table.head) + "\n", *rest])
+
+
+def in_full(table: Table) -> str:
+  """The table as CSV, its values in full."""
+  lines = io.StringIO()
+  csv.writer(lines, lineterminator="\n").writerows([table.head, *table.rows])
+  return lines.getvalue()
+
+
+def _escaped(text: str) -> str:
+  """Text in a Markdown cell: no column, line or tag begins in it."""
+  text = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+  return " ".join(text.split())
