@@ -50,19 +50,25 @@ def _line(points: Iterable[tuple], style: dict[str, Any]) -> Line:
   )
 
 
-def _by_set(
+def _figure(
   rows: Sequence[Row],
-  lines_of: Callable[[list[Row]], list[Line]],
-  xlabel: str,
-  ylabel: str,
-) -> list[Panel]:
-  return [
-    Panel(
-      *(tables.title(peers[0], _SET), xlabel, lines_of(peers), ylabel),
-      *("close", "close"),
-    )
-    for peers in tables.groups(rows, _SET).values()
-  ]
+  key: Sequence[str],
+  points_of: Callable[[list[Row]], list[tuple]],
+  labels: Sequence[str],
+  legend: str | None,
+) -> Figure:
+  """A panel for each set, in it a line for each group of rows by `key`."""
+  found = looks_of(rows, key, _LINE)
+  shown = []
+  for peers in tables.groups(rows, _SET).values():
+    lines = [
+      _line(points_of(group), looks.style(found[k]) | {"linestyle": "-"})
+      for k, group in tables.groups(peers, key).items()
+    ]
+    words = tables.title(peers[0], _SET)
+    x, y = labels
+    shown.append(Panel(words, x, lines, y, "close", "close"))
+  return panels.line_figure(shown, legend=legend)
 
 
 def _by_lambda(rows: Sequence[Row]) -> list[list[Row]]:
@@ -79,66 +85,45 @@ def frontier_figure(
   trained on dirty data, a panel for each dirty set. One point for each lambda,
   joined in its order.
   """
-  found = looks_of(dirty, _LINE, _LINE)
   like = ("data", *_LINE, "lam")
   ours = tables.groups(clean, like)
 
-  def point(theirs: list[Row]) -> tuple:
-    same = ours.get(tuple(map(theirs[0].get, like)), [])
-    lam = tables.text_of(theirs[0].get("lam"))
-    return tables.values(same, measure), tables.values(theirs, measure), lam
-
-  def lines_of(peers: list[Row]) -> list[Line]:
-    return [
-      _line(
-        map(point, _by_lambda(group)),
-        looks.style(found[key]) | {"linestyle": "-"},
-      )
-      for key, group in tables.groups(peers, _LINE).items()
-    ]
+  def points_of(group: list[Row]) -> list[tuple]:
+    points = []
+    for theirs in _by_lambda(group):
+      same = ours.get(tuple(map(theirs[0].get, like)), [])
+      x, y = (tables.values(of, measure) for of in (same, theirs))
+      points.append((x, y, tables.text_of(theirs[0].get("lam"))))
+    return points
 
   words = [f"{measure}, trained on {kind} data" for kind in ("clean", "dirty")]
-  shown = _by_set(dirty, lines_of, *words)
-  return panels.line_figure(shown, legend="numbers: lambda")
+  return _figure(dirty, _LINE, points_of, words, "numbers: lambda")
 
 
 def lambda_figure(rows: Sequence[Row], measure: str) -> Figure:
   """The measure against lambda; a method without it is a level line."""
   lams = sorted(tables.distinct(rows, "lam"))
-  found = looks_of(rows, _LINE, _LINE)
 
-  def lines_of(peers: list[Row]) -> list[Line]:
-    lines = []
-    for key, group in tables.groups(peers, _LINE).items():
-      points = [
-        (np.array([lam]), tables.values(same, measure), "")
-        for same in _by_lambda(group)
-        for lam in tables.distinct(same, "lam") or (lams[0], lams[-1])
-      ]
-      dashes = "-" if tables.distinct(group, "lam") else "--"
-      style = looks.style(found[key]) | {"linestyle": dashes}
-      lines.append(_line(points, style))
-    return lines
+  def points_of(group: list[Row]) -> list[tuple]:
+    return [
+      (np.array([lam]), tables.values(same, measure), "")
+      for same in _by_lambda(group)
+      for lam in tables.distinct(same, "lam") or (lams[0], lams[-1])
+    ]
 
-  return panels.line_figure(_by_set(rows, lines_of, "lambda", measure))
+  return _figure(rows, _LINE, points_of, ("lambda", measure), "")
 
 
 def scheme_figure(rows: Sequence[Row], across: str, measure: str) -> Figure:
   """The measure against another column; one named point for each method."""
 
-  def lines_of(peers: list[Row]) -> list[Line]:
-    lines = []
-    for group in tables.groups(peers, ("method", *_LINE, "lam")).values():
-      look = looks.of(group[0]["objective"])
-      style = looks.style(look) | {"linestyle": "none", "marker": "o"}
-      x, y = tables.values(group, across), tables.values(group, measure)
-      lines.append(_line([(x, y, group[0].get("method") or look.label)], style))
-    return lines
+  def points_of(group: list[Row]) -> list[tuple]:
+    name = group[0].get("method") or looks.of(group[0]["objective"]).label
+    return [(tables.values(group, across), tables.values(group, measure), name)]
 
-  words = "passes of the training, relative to DDPM"
-  xlabel = words if across == "cost" else across
-  shown = _by_set(rows, lines_of, xlabel, measure)
-  return panels.line_figure(shown, legend=None)
+  cost = "passes of the training, relative to DDPM"
+  labels = (cost if across == "cost" else across, measure)
+  return _figure(rows, ("method", *_LINE, "lam"), points_of, labels, None)
 
 
 def error_figure(rows: Sequence[Row], corruptions: Sequence[Any]) -> Figure:

@@ -14,11 +14,7 @@ from rad_jax.reports import looks, panels, tables
 from rad_jax.reports.panels import Line, Panel
 from rad_jax.reports.tables import Table
 
-_LAWS = {
-  "uniform": "uniform",
-  "gaussian": "Gaussian",
-  "corner": "at corners",
-}
+_LAWS = {"uniform": "uniform", "gaussian": "Gaussian", "corner": "at corners"}
 # Okabe & Ito's palette, told apart in grey too.
 _COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73")
 # A measure's title, its value of an equivariant network, and the columns of

@@ -71,32 +71,22 @@ def summary(rows: Sequence[Row]) -> str:
   Labels that do not vary stand above it, runs that failed below.
   """
   varying = tables.varying(rows, _AXES)
-  same = [axis for axis in _AXES if axis not in varying]
-  common = {
-    name: found[0] for name in same if (found := tables.distinct(rows, name))
-  }
+  same = {name: tables.distinct(rows, name) for name in _AXES}
+  common = {name: v[0] for name, v in same.items() if len(v) == 1}
   measures = tables.measures_of(rows)
   lines = []
   for group in tables.groups(rows, _AXES).values():
     done = tables.finished(group)
-    count = f"{len(done)}" + f" of {len(group)}" * (len(done) < len(group))
-    lines.append(
-      [
-        *(tables.label(axis, group[0].get(axis)) for axis in varying),
-        *(
-          tables.mean_std(tables.values(done, name)) if done else "failed"
-          for name in measures
-        ),
-        count,
-      ]
-    )
+    line = [tables.label(axis, group[0].get(axis)) for axis in varying]
+    for name in measures:
+      found = tables.mean_std(tables.values(done, name))
+      line.append(found if done else "failed")
+    failed = f" of {len(group)}" if len(done) < len(group) else ""
+    lines.append([*line, f"{len(done)}{failed}"])
   table = tables.markdown(Table("", [*varying, *measures, "seeds"], lines))
   above = f"All runs: {tables.title(common, _AXES)}.\n\n" if common else ""
-  errors = [
-    f"- {row['run']}: {row['error']}\n" for row in rows if "error" in row
-  ]
-  below = "".join(["\nFailed:\n\n", *errors]) if errors else ""
-  return above + table + below
+  errors = [f"- {r['run']}: {r['error']}\n" for r in rows if "error" in r]
+  return above + table + "\nFailed:\n\n" * bool(errors) + "".join(errors)
 
 
 def relative_cost(rows: Sequence[Row]) -> list[Row]:

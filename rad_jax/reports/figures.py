@@ -129,9 +129,7 @@ def _same_limits(axes: list[Axes]) -> float:
   return float((high[1] - low[1]) / (high[0] - low[0]))
 
 
-def beside_truth(
-  runs: Sequence[tuple[pathlib.Path, str, str]],
-) -> list[View]:
+def beside_truth(runs: Sequence[tuple[pathlib.Path, str, str]]) -> list[View]:
   """Views of training examples, clean and as trained on, then of samples.
 
   Args:

@@ -69,8 +69,6 @@ def write(
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
   )
   text = environment.get_template("page.html.jinja").render(
     title=title,
@@ -113,19 +111,13 @@ def _view(part: Part, folder: pathlib.Path) -> dict[str, Any]:
       "inches": part.figure.get_figwidth(),
       "caption": part.caption,
     }
+  is_number = lambda cell: isinstance(cell, int | float | None)
+  columns = range(len(part.head))
   return {
     "kind": "table",
     "caption": part.caption,
     "head": part.head,
-    "numbers": [
-      all(isinstance(row[j], int | float | None) for row in part.rows)
-      for j in range(len(part.head))
-    ],
-    "rows": [
-      [
-        {"text": tables.text_of(cell), "best": (i, j) in part.best}
-        for j, cell in enumerate(row)
-      ]
-      for i, row in enumerate(part.rows)
-    ],
+    "numbers": [all(is_number(row[j]) for row in part.rows) for j in columns],
+    "rows": [[tables.text_of(cell) for cell in row] for row in part.rows],
+    "best": part.best,
   }

@@ -37,9 +37,8 @@ def read(workdirs: Sequence[pathlib.Path]) -> list[SavedRun]:
     ValueError: a workdir holds no run, there are more than MOST, or a file
       is damaged.
   """
-  folders = list(
-    dict.fromkeys(found for workdir in workdirs for found in _find(workdir))
-  )
+  folders = [found for workdir in workdirs for found in _find(workdir)]
+  folders = list(dict.fromkeys(folders))
   if len(folders) > MOST:
     raise ValueError(
       f"{len(folders)} runs, and a report shows {MOST} at most: name some of"
@@ -47,13 +46,11 @@ def read(workdirs: Sequence[pathlib.Path]) -> list[SavedRun]:
     )
   return [
     SavedRun(
-      name=name,
-      folder=folder,
-      config=files.read_json(folder / "config.json"),
-      metrics=files.read_rows(folder / "metrics.jsonl"),
-      evaluation=files.read_json(folder / "evaluation.json"),
-      diagnosis=files.read_json(folder / "diagnosis.json"),
-      purification=files.read_json(folder / "purified" / "purification.json"),
+      *(name, folder, files.read_json(folder / "config.json")),
+      files.read_rows(folder / "metrics.jsonl"),
+      files.read_json(folder / "evaluation.json"),
+      files.read_json(folder / "diagnosis.json"),
+      files.read_json(folder / "purified" / "purification.json"),
     )
     for name, folder in zip(_names(folders), folders, strict=True)
   ]
@@ -102,7 +99,5 @@ def newest_step(run: SavedRun) -> int | None:
 
 def looks_of(runs: Sequence[SavedRun]) -> list[looks.Look]:
   """How each run is drawn, its name as label."""
-  return looks.of_runs(
-    [run.config["objective"]["name"] for run in runs],
-    [run.name for run in runs],
-  )
+  objectives = [run.config["objective"]["name"] for run in runs]
+  return looks.of_runs(objectives, [run.name for run in runs])

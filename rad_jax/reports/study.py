@@ -40,10 +40,7 @@ MEASURES = {
 _CLEAR = 2.0
 _CURVES = (
   ("score", "score_error", "error of eps_hat"),
-  (
-    *("reconstruction", "reconstruction_support_rms"),
-    "noised and back: distance from support",
-  ),
+  ("reconstruction", "reconstruction_support_rms", "noised and back: error"),
   ("flow", "estimate_to_centroid", "clean estimate to centroid"),
 )
 
@@ -110,10 +107,7 @@ def write(
 ) -> list[pathlib.Path]:
   """Writes workdir/report; returns the paths, the page first.
 
-  Args:
-    rows: in the order of data sets and methods.
-    workdir: the study's folder.
-    notes: a text that discusses it, paragraphs between empty lines.
+  `notes` is a text that discusses the study, paragraphs between empty lines.
 
   Raises:
     OSError: there are no such notes.
