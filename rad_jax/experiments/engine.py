@@ -129,13 +129,8 @@ def run_group(group: Job, workdir: pathlib.Path) -> list[Row]:
     own, mesh = together.one(params, place), sharding.device_mesh()
     step, digest = run.train.num_steps, sampling.digest(own)
     model = sampling.Model(run, folder, mesh, own, step, digest)
-<<<<<<< HEAD
     reference = subject.reference_of(run, training_set)
     found = subject.Subject(model, training_set, reference)
-=======
-    truth = subject.reference_of(run, training_set)
-    found = subject.Subject(model, training_set, truth)
->>>>>>> main
     rows.append(_measured(one, found))
   return rows
 

@@ -105,14 +105,9 @@ def score(subject: Subject) -> Result:
   minus the exact one, which is sigma times the error of the score. Measure:
   its mean over the levels.
   """
-<<<<<<< HEAD
   x_0, grid = _clean(subject), sampling.levels(subject.run)
   index = jnp.arange(len(x_0))
   keys = samplers.sample_keys(subject.run.keys.sampling, index)
-=======
-  x_0, grid, places = _setting(subject)
-  keys = samplers.sample_keys(subject.run.keys.sampling, jnp.arange(len(x_0)))
->>>>>>> main
   eps = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(keys)
   estimate = noise_estimate(subject, grid)
 
