@@ -6,18 +6,20 @@
   python -m rad_jax.main --config=configs/butterflies.py --mode=evaluate
 
 The set is Hugging Face's huggan/smithsonian_butterflies_subset, at 32 x 32 in
-colour. Any folder of images does as well, and needs no preparation:
+colour. Any folder of images works as well, and needs no preparation:
 
   python -m rad_jax.main --config=configs/butterflies.py \
     --config.data.name=image_folder --config.data.path=DIR
 
 The set is projected on its 32 leading principal components, so that its true
-subspace is known. No clip_x_0: noised and projected images leave [-1, 1].
+subspace is known. clip_x_0 is off: noised and projected images leave [-1, 1].
+--config.data.linear_rank=0 --config.data.corruption.fraction=0 takes the images
+as they are.
 
 Expected: the butterflies were not run here. On a folder of 3,534 colour images
-(emoji), all else as here: support_rms 6.00 (DDPM 10.00), support_psnr_db 25.3
-(20.9), spread_ratio 0.83 (0.81), frechet 36.2 (40.8), one seed; 5 minutes (DDPM
-3.5) on 2 CPU cores.
+(emoji), with all else as here: support_rms 6.00 (DDPM 10.00), support_psnr_db
+25.3 (20.9), spread_ratio 0.83 (0.81), frechet 36.2 (40.8), one seed; 5 minutes
+(DDPM 3.5) on 2 CPU cores.
 """
 
 from rad_jax import config as schema

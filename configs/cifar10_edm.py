@@ -7,7 +7,7 @@
 ln sigma normal (-1.2, 1.2), the network's output F preconditioned, 18 Heun
 steps (35 network evaluations), as in table 1 of Karras et al. 2022 (arXiv
 2206.00364). The network is DDPM's U-Net, as in configs/cifar10.py, so that
-the two differ in the process alone; EDM's own is larger. The radius follows
+the two differ only in the process; EDM's own is larger. The radius follows
 the signal-to-noise ratio, sigma_t = sigma / sqrt(1 + sigma^2): a reading of
 ours, as the paper trains DDPM.
 

@@ -10,10 +10,10 @@
 --config.train.init_from=PATH starts from another network: a run's workdir, a
 diffusers folder, a .safetensors or .pt file (docs/interop.md). lambda rises
 from 0 while the optimiser is new. The numbers are ours: a tenth of the
-learning rate, 20,000 steps, an average as short as they ask for.
+learning rate, 20,000 steps, and a moving average short enough for them.
 
-:smoke starts from nothing, unless init_from says otherwise: no published
-network is as small.
+:smoke starts from random parameters, unless init_from says otherwise: no
+published network is as small.
 
 Expected result and time: not run here (it needs an accelerator and the
 download).

@@ -6,7 +6,7 @@
 
 The set is projected on its 16 leading principal components, so that its true
 subspace is known; --config.data.linear_rank=0 takes the digits as they are,
---config.model.name=unet the small U-Net. No clip_x_0: noised and projected
+--config.model.name=unet the small U-Net. clip_x_0 is off: noised and projected
 images leave [-1, 1].
 
 Expected: support_rms 0.65 (DDPM 1.20), support_psnr_db 27.8 (22.5), over three

@@ -6,7 +6,8 @@
 
 The network is the LSUN one of Ho et al. 2020, appendix B (114 M parameters).
 The paper reports FID 44.3 at 90% and sigma 0.2 (DDPM: 95.9); its own settings
-are not public in full. Preparing needs the extra `rad_jax[lsun]`.
+are not public in full. Preparing needs
+`pip install "rad_jax[lsun]"`.
 
 Expected result and time: not run here.
 """

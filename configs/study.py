@@ -11,7 +11,7 @@ images:
 
 Interrupted, it goes on where it was. Data, corruptions and methods are
 names in rad_jax/experiments/study.py; all other fields are those of every
-run. Expected: docs/study/report.html; 306 runs.
+run. Expected: 306 runs; docs/study.md has their numbers.
 """
 
 from rad_jax import config as schema
