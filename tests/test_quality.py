@@ -155,7 +155,7 @@ def _reference_balls(x, reference, k):
 
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_neighbour_measures_are_scikit_learns(k, monkeypatch):
-  monkeypatch.setattr(quality, "_CHUNK", 32)
+  monkeypatch.setattr(measures, "_CHUNK", 32)
   x, y = _normal(90, 3, shift=0.7), _normal(110, 3, seed=1)
   inside, inverse = _reference_balls(x, y, k), _reference_balls(y, x, k)
   assert measures.precision_recall(x, y, k) == pytest.approx(

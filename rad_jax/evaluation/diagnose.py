@@ -8,10 +8,8 @@ equivariance error: RMS(moved - w) / RMS(w). 0 for an equivariant network,
 invariance error: RMS(moved) / RMS(w). 1 for an equivariant network, 0 for an
   invariant one.
 Lipschitz constant: the largest singular value of the Jacobian of w ->
-  eps_theta(x_t + sigma w) at w = 0. An equivariant network has eps_theta(x_t
-  + sigma w) = eps_theta(x_t) + w, whose Jacobian is the identity: 1, and with
-  it every other singular value. In state units, of x_t -> eps_theta(x_t), it
-  is divided by sigma.
+  eps_theta(x_t + sigma w) at w = 0. An equivariant network's Jacobian is the
+  identity: 1. In state units, of x_t -> eps_theta(x_t), divide it by sigma.
 
 w is uniform in the linf ball of the run's radius r(t), or the strongest that
 PGD-10 finds there for the error concerned. The measures are defined for
@@ -50,30 +48,20 @@ _LEAST_MOVE = 1e-5
 
 
 class Errors(NamedTuple):
-  """Mean squares over each example's elements, [b], in noise units squared.
+  """Mean squares over each example's elements, [b], in noise units squared."""
 
-  equivariance: of moved - w. invariance: of moved. w: of w.
-  """
-
-  equivariance: Scalars
-  invariance: Scalars
+  equivariance: Scalars  # of moved - w
+  invariance: Scalars  # of moved
   w: Scalars
 
 
 class Measured(NamedTuple):
-  """The measures of a batch, [b] each.
+  """The measures of a batch, [b] each."""
 
-  radius: of w's ball, noise units.
-  random: errors at w uniform in the ball.
-  least_equivariant, most_moved: errors at the w that PGD finds for |moved -
-    w|^2 and for |moved|^2.
-  lipschitz: the Lipschitz constants.
-  """
-
-  radius: Scalars
-  random: Errors
-  least_equivariant: Errors
-  most_moved: Errors
+  radius: Scalars  # of w's ball, noise units
+  random: Errors  # at w uniform in the ball
+  least_equivariant: Errors  # at the w that PGD finds for |moved - w|^2
+  most_moved: Errors  # at the w that it finds for |moved|^2
   lipschitz: Scalars
 
 
@@ -81,12 +69,8 @@ def diagnose(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
   """Measures the newest checkpoint in workdir, and writes diagnosis.json.
 
   Returns:
-    step, objective, data, process, prediction, num_examples,
-    power_iterations; and levels, from the most noise to the least, each with
-    alpha, sigma, sigma_t, radius (noise units, mean over examples),
-    equivariance_random, equivariance_adversarial, invariance_random,
-    invariance_adversarial, lipschitz_mean and lipschitz_max. Errors are None
-    where the radius is 0 or lost in float32's rounding.
+    What the file holds: the run, and levels, from the most noise to the least,
+    each a `summary`.
 
   Raises:
     CheckpointError, ConfigError: as `training.workdir.newest_state`.
@@ -129,10 +113,7 @@ def diagnose(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
 def _batches(
   x_0: np.ndarray, size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-  """Equal batches of x_0, the place of each row, how many are not filling.
-
-  The last batch is filled up from the start.
-  """
+  """Equal batches, the last filled up; rows' places; how many rows count."""
   for start in range(0, len(x_0), size):
     place = np.arange(start, start + size, dtype=np.int32)
     yield x_0[place % len(x_0)], place, min(size, len(x_0) - start)
@@ -141,8 +122,8 @@ def _batches(
 def make_measure(run: Run) -> Callable[..., Measured]:
   """Builds (params, x_0 [b, ...], place [b], level, n) -> measures. Jit-able.
 
-  The level is one, with scalar fields; n is its number. Noise and w of an
-  example are drawn from the run's seed, n and its place alone.
+  Of one level, with scalar fields, and its number n. An example's draws
+  depend on the run's seed, n and its place alone.
   """
   key = jax.random.fold_in(run.keys.sampling, np.uint32(_STREAM))
 
@@ -172,12 +153,8 @@ def measure(
 ) -> Measured:
   """All measures of one noise predictor at one batch of states.
 
-  Args:
-    eps_fn: x_t [b, ...] -> eps_hat [b, ...], example by example.
-    noised: the states; its x_t, eps and sigma are used.
-    keys: one an example, [b].
-    radius: of w's ball, [b], noise units.
-    power_iterations: of `lipschitz`.
+  eps_fn takes each example alone; keys [b] are one an example, radius [b] is
+  that of w's ball in noise units.
   """
   keys = jax.vmap(lambda k: jax.random.split(k, 4))(keys)
   shape = noised.x_t.shape[1:]
@@ -217,9 +194,8 @@ def lipschitz(
 ) -> Scalars:
   """The largest singular value of each example's Jacobian of eps_hat by w.
 
-  By power iteration on the Jacobian's transpose times itself, from a random
-  direction, by one key an example: it comes from below, and gets closer with
-  each iteration; 0 iterations give the gain along that direction.
+  By power iteration from a random direction, by one key an example: it comes
+  from below; 0 iterations give the gain along that direction.
   """
   still = jnp.zeros_like(noised.x_t)
   estimate = lambda w: eps_fn(processes.shifted(noised.x_t, noised.sigma, w))
@@ -237,6 +213,9 @@ def lipschitz(
 
 def summary(level: Level, measured: Measured) -> dict[str, float | None]:
   """One level's line: of a level with scalar fields and all examples, [n].
+
+  The radius is the mean over examples, in noise units. Errors are None where
+  it is 0 or lost in float32's rounding.
 
   Raises:
     FloatingPointError: a measure is not finite.

@@ -1,9 +1,8 @@
 """Evaluation of a run's newest checkpoint: a list of protocols, one JSON file.
 
-evaluation.protocols names them; each one's module in evaluation/protocols says
-what it measures. The file is written after each protocol: an interrupted
-evaluation goes on in the next call, which keeps what the same version has done
-on the same parameters and settings.
+Each protocol's module in evaluation/protocols says what it measures. The file
+is written after each: the next call keeps what the same version has done on
+the same parameters and settings, and goes on.
 """
 
 import json
@@ -57,12 +56,8 @@ def refuse_unknown(names: Sequence[str]) -> None:
 def evaluate(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
   """Runs the protocols of evaluation.protocols on workdir's model.
 
-  Returns: as `measure`.
-
-  Raises:
-    CheckpointError, ConfigError, NotPrepared: as `open_subject`; ConfigError
-      also as `refuse_unknown`.
-    NonFiniteSamples: the sampler diverged.
+  Returns: as `measure`. Raises: as `refuse_unknown`, `open_subject` and
+  `measure`.
   """
   refuse_unknown(run.evaluation.protocols)
   return measure(open_subject(run, workdir))
@@ -71,15 +66,12 @@ def evaluate(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
 def measure(subject: Subject) -> dict[str, Any]:
   """Runs the protocols of the run's evaluation.protocols.
 
-  Writes evaluation.json into the run's folder, and training_examples.npz to
-  look at: sampling.num_samples of the training examples, `clean` and `dirty`,
-  as the run saw them, by example index.
+  Writes evaluation.json into the run's folder, and training_examples.npz: the
+  first sampling.num_samples, `clean` and, as the run saw them, `dirty`.
 
   Returns:
-    The file's content: version, step, weights ("ema" or "raw"), parameters
-    (a digest), seed, data, objective, sampling, evaluation, versions;
-    protocols, by name, each with measures, curves and seconds; and measures,
-    those of all protocols together.
+    The file's content: what the numbers belong to; protocols, by name, each
+    with measures, curves and seconds; and measures, those of all protocols.
 
   Raises:
     NonFiniteSamples: the sampler diverged.
@@ -105,7 +97,7 @@ def measure(subject: Subject) -> dict[str, Any]:
 
 
 def _header(subject: Subject) -> dict[str, Any]:
-  """What all numbers of the file belong to."""
+  """What all numbers of the file belong to, as JSON has it."""
   run, model = subject.run, subject.model
   found = {
     "version": VERSION,
@@ -119,7 +111,7 @@ def _header(subject: Subject) -> dict[str, Any]:
     "evaluation": run.evaluation._asdict() | {"protocols": None},
     "versions": versions(),
   }
-  return json.loads(json.dumps(found))  # Tuples as the lists of the file.
+  return json.loads(json.dumps(found))
 
 
 def _write(result: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:

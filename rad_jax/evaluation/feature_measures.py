@@ -21,21 +21,17 @@ _CHUNK = 1000
 
 
 class Estimate(NamedTuple):
-  """A mean over subsets, and the standard deviation among them."""
+  """Over subsets."""
 
   mean: float
   std: float
 
 
 class Balls(NamedTuple):
-  """Samples in the balls round reference rows, to their k-th neighbours.
+  """Samples in the balls round reference rows, to their k-th neighbours."""
 
-  holding: how many balls hold each sample, int [n].
-  covered: whether each ball holds any sample, [m].
-  """
-
-  holding: np.ndarray
-  covered: np.ndarray
+  holding: np.ndarray  # how many balls hold each sample, int [n]
+  covered: np.ndarray  # whether each ball holds any sample, bool [m]
 
 
 def moments(

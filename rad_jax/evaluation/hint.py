@@ -42,13 +42,10 @@ def hint(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
   clean estimates are not clipped.
 
   Returns:
-    data, objective, lam, law, reach, eta, num_steps, applies; stds [k], in
-    model units; rows, each with lam, own (whether it is the config's) and
-    ratios [k], standard deviation of samples over the data's; halving [k],
-    the lambda that leaves half of it, None where none does; and curves:
-    sigma_t [m] and readings, each with radius, beta_role, lambda_t, own, r
-    [m] in noise units, lam_t [m], and mean_shift [m], mean |sigma w_i| in
-    state units.
+    What the file holds: the run and its law of w; stds [k]; rows, each with
+    lam, own (whether it is the run's) and ratios [k], standard deviation of
+    samples over the data's; halving [k], the lambda that leaves half of it, or
+    None; and `curves`.
   """
   fields, law, eta = run.objective, law_of_w(run), _eta(run)
   levels = sampling.levels(run)
@@ -131,10 +128,11 @@ def radii(run: Run, levels: Level, shape: str, beta_role: str) -> np.ndarray:
 
 
 def curves(run: Run, law: Law) -> dict[str, Any]:
-  """r, lambda_t and the mean shift over the noise levels, by reading.
+  """sigma_t [m], and readings: each radius, beta_role and lambda_t there is.
 
-  A reading is a combination of radius, beta_role and lambda_t. The radius
-  "constant" is beta in either role and stands once; `own` marks the config's.
+  Each has r [m] in noise units, lam_t [m] and mean_shift [m], mean |sigma w_i|
+  in state units; `own` marks the run's. The radius "constant" is beta in
+  either role and stands once.
   """
   fields, diffusion = run.objective, run.config["diffusion"]
   count = _CURVE_LEVELS

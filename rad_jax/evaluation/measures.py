@@ -86,7 +86,7 @@ def mode_shares(
 ) -> tuple[np.ndarray, float]:
   """Shares of x [n, d] within radius of each centre [k, d], and of the rest.
 
-  A point belongs to its nearest centre. The shares and the rest sum to 1.
+  A point belongs to its nearest centre.
   """
   distance = np.linalg.norm(x[:, None] - centres, axis=-1)
   inside = distance.min(axis=1) <= radius

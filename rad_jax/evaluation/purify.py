@@ -19,14 +19,11 @@ def purify(run: Run, workdir: pathlib.Path) -> pathlib.Path:
   """Purifies purify.num_examples inputs.
 
   Returns:
-    workdir/purified: samples.npz (x_0: each input, then what became of it;
+    workdir/purified: samples.npz (x_0: the inputs, then what became of them;
     float32, model units) and purification.json: the settings, and the root
     mean square distance from the true support, before and after.
 
-  Raises:
-    ConfigError: the input cannot be read, or is of another shape.
-    CheckpointError: there is no checkpoint, or it is damaged.
-    ValueError: no level of the grid is at or below t_star.
+  Raises: as `open_subject`, `inputs` and `purified`.
   """
   subject = open_subject(run, workdir)
   x = inputs(subject)
@@ -80,12 +77,10 @@ def there_and_back(
 
 
 def inputs(subject: Subject) -> np.ndarray:
-  """The inputs, float32 [n, ...] in model units.
-
-  They are the training examples as the run saw them, or purify.input's.
+  """purify.input's, or the training examples as the run saw them; model units.
 
   Raises:
-    ConfigError: as `purify`.
+    ConfigError: the input cannot be read, or is of another shape.
   """
   run, path = subject.run, subject.run.purify.input
   count = run.purify.num_examples

@@ -22,10 +22,9 @@ class Reference(NamedTuple):
   features: [n, d] -> [n, k], in which moments are compared.
   mean, covariance: the clean moments in the features, [k] and [k, k].
   inside: the covariance, in the features, of the projected clean examples.
-  examples: clean examples [m, d]: of a synthetic set, drawn anew; of images,
-    those that the moments are of.
-  denoise: (x_t [n, d], alpha, sigma) -> E[x_0 | x_t], [n, d]; of images, for
-    the distribution that puts equal mass on the examples.
+  examples: clean examples [m, d]; of a synthetic set, drawn anew.
+  denoise: (x_t [n, d], alpha, sigma) -> E[x_0 | x_t], [n, d]; of images, as
+    `empirical_mean` of the examples.
   modes, mode_radius: a synthetic set's (data.synthetic.World).
   """
 
@@ -61,8 +60,7 @@ def of_images(x_0: np.ndarray, rank: int, frechet_dims: int) -> Reference:
 
   Args:
     x_0: the clean examples, [n, ...], uint8 or in model units.
-    rank: dimension of the subspace taken as the support. Exact where the set
-      was linearised to this rank.
+    rank: of the subspace, exact where the set was linearised to it.
     frechet_dims: how many leading components the moments are taken in.
   """
   x_0 = examples.to_model_range(x_0).reshape(len(x_0), -1)
@@ -79,16 +77,10 @@ def of_images(x_0: np.ndarray, rank: int, frechet_dims: int) -> Reference:
 def empirical_mean(
   x_0: np.ndarray, x_t: np.ndarray, alpha: float, sigma: float
 ) -> np.ndarray:
-  """E[x_0 | x_t] where x_0 is one of the rows of x_0, each equally likely.
+  """E[x_0 | x_t [n, d]], float64, where x_0 is any row of x_0 [m, d] alike.
 
   The optimum of denoising on a finite set: the mean of all its examples,
   weighted by exp(-|x_t - alpha x_0|^2 / (2 sigma^2)).
-
-  Args:
-    x_0: [m, d]. x_t: [n, d]. alpha, sigma: of x_t.
-
-  Returns:
-    float64 [n, d].
 
   Examples:
     Two examples, 0 and 1: little noise tells them apart, much does not.

@@ -31,19 +31,14 @@ class NonFiniteSamples(FloatingPointError):
 
 
 class Model(NamedTuple):
-  """A run's trained network, ready to be sampled from and measured.
-
-  params: the parameters that sampling.ema chooses, replicated over mesh.
-  step: the step of their checkpoint.
-  digest: twelve characters that stand for the parameters' values.
-  """
+  """A run's trained network, ready to be sampled from and measured."""
 
   run: Run
   workdir: pathlib.Path
   mesh: jax.sharding.Mesh
-  params: Any
-  step: int
-  digest: str
+  params: Any  # those that sampling.ema chooses, replicated over mesh
+  step: int  # of their checkpoint
+  digest: str  # stands for their values
 
   @property
   def samples_folder(self) -> pathlib.Path:
@@ -130,13 +125,10 @@ def over_devices(
   b must be a multiple of the number of devices.
   """
   everywhere, split = sharding.replicated(mesh), sharding.by_example(mesh)
+  inputs = [everywhere, *[split] * num_split, *[everywhere] * num_shared]
   return jax.jit(
     function,
-    in_shardings=(
-      everywhere,
-      *[split] * num_split,
-      *[everywhere] * num_shared,
-    ),
+    in_shardings=tuple(inputs),
     out_shardings=everywhere,
     compiler_options=chips.compiler_options(),
   )
@@ -147,10 +139,7 @@ def draw(
 ) -> np.ndarray:
   """Samples 0 .. count - 1, float32 [count, ...] in model units.
 
-  Args:
-    model: the network.
-    count: how many.
-    name, num_steps: sampler and steps, in place of the run's own.
+  By the sampler of that name and by num_steps, or the run's own.
 
   Raises:
     NonFiniteSamples: the sampler diverged.
@@ -186,21 +175,14 @@ def draw(
 
 
 def sample(run: Run, workdir: pathlib.Path) -> pathlib.Path:
-  """Draws sampling.num_samples of the newest checkpoint and saves them.
-
-  Returns: as `save_samples`.
-
-  Raises: as `training.workdir.newest_state` and `draw`.
-  """
+  """`save_samples` of the newest checkpoint."""
   return save_samples(newest_model(run, workdir))
 
 
 def save_samples(model: Model) -> pathlib.Path:
-  """Draws and saves sampling.num_samples.
+  """Draws sampling.num_samples; returns their folder, samples/step_N.
 
-  Returns:
-    workdir/samples/step_N: samples.npz (x_0, float32, model units) and
-    sampling.json beside it.
+  It holds samples.npz (x_0, float32, model units) and sampling.json.
   """
   settings, folder = model.run.sampling, model.samples_folder
   files.write_npz(folder / "samples.npz", x_0=draw(model, settings.num_samples))

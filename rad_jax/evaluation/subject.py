@@ -19,14 +19,10 @@ from rad_jax.version import __version__
 
 
 class Result(NamedTuple):
-  """A protocol's numbers.
+  """A protocol's numbers."""
 
-  measures: one number each, by names that no other protocol has.
-  curves: lists of equal length, one for each x of the protocol.
-  """
-
-  measures: dict[str, float]
-  curves: dict[str, list]
+  measures: dict[str, float]  # by names that no other protocol has
+  curves: dict[str, list]  # of equal length
 
 
 class Subject(NamedTuple):
@@ -60,10 +56,9 @@ class Subject(NamedTuple):
   def over_devices(
     self, function: Callable[..., Any], *arrays: Any, axis: int = 0
   ) -> Any:
-    """function(params, *arrays [b, ...]), split over all devices.
+    """function(params, *arrays [b, ...]) over all devices, as NumPy arrays.
 
-    The arrays are filled up to whole batches, and the results cut back to b
-    rows along `axis`; NumPy arrays.
+    Filled up to whole batches, and cut back to b rows along `axis`.
     """
     mesh = self.model.mesh
     count = len(arrays[0])
@@ -78,9 +73,7 @@ class Subject(NamedTuple):
 def open_subject(run: Run, workdir: pathlib.Path) -> Subject:
   """The newest checkpoint in workdir.
 
-  Raises:
-    CheckpointError, ConfigError: as `training.workdir.newest_state`.
-    NotPrepared: the data is not on the disk.
+  Raises: as `training.workdir.newest_state` and `open_training_set`.
   """
   model = sampling.newest_model(run, workdir)
   training_set = run.open_training_set()

@@ -76,11 +76,8 @@ def flow_measures(
 ) -> tuple[dict[str, float], dict[str, list]]:
   """`flow`'s measures and curves.
 
-  Args:
-    path: [n, b, ...].
-    grid: its levels, [n].
-    mean: of the clean data, flat, [d].
-    places: which levels the curves show.
+  Of a path [n, b, ...] over the grid's levels [n], a mean [d] of the clean
+  data, and the levels that the curves show.
   """
   states, estimates = (
     np.asarray(x, np.float64).reshape(*x.shape[:2], -1)

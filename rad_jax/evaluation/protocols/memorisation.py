@@ -64,8 +64,7 @@ def nearest_two(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Distances [n, 2] of x [n, k] to the two nearest rows of train [m, k].
 
-  Returns:
-    The distances, rising, and the nearest row's index [n].
+  They rise; and the nearest row's index, [n].
   """
   distances, places = NearestNeighbors(n_neighbors=2).fit(train).kneighbors(x)
   return distances, places[:, 0]
@@ -88,13 +87,9 @@ def compare(distances: np.ndarray) -> dict[str, float]:
 def held_out_images(
   subject: Subject, train: np.ndarray, count: int
 ) -> np.ndarray:
-  """The first images of evaluation.held_out, as the training set's are.
+  """At most `count` first images of evaluation.held_out.
 
-  Args:
-    subject: the run.
-    train: its training images; with data.linear_rank they lie in a subspace,
-      on which these are projected too.
-    count: at most so many.
+  With data.linear_rank, projected on the subspace of the training images.
   """
   run, rank = subject.run, subject.run.data.linear_rank
   held_out = run.open_training_set(split=run.evaluation.held_out, linear_rank=0)

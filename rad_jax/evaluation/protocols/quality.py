@@ -86,12 +86,10 @@ def reference_features(
 ) -> np.ndarray:
   """Features of the clean references, [n, ...] -> [n, k], cached.
 
-  evaluation.reference names a file to share among runs: it is written if
-  missing, and refused if it is of another set, count, preprocessing or
-  extractor. Without a name they lie beside the run.
+  In evaluation.reference, a file to share among runs, or beside the run.
 
   Raises:
-    ConfigError: the file is of something else; the differences are named.
+    ConfigError: the file is of another set, count, preprocessing or extractor.
   """
   run = subject.run
   identity = _identity(run, extractor.version)
