@@ -37,14 +37,11 @@ def measure(subject: Subject) -> Result:
 
 
 def make_extractor(run: Run, clean: np.ndarray) -> extractors.Extractor:
-  """The run's extractor; clean references [n, ...] as extractors.make's."""
+  """The run's extractor; of clean references [n, ...]."""
   fields = run.evaluation
-  return extractors.make(
-    fields.extractor,
-    clean,
-    fields.extractor_dims,
-    weights=getattr(fields, f"{fields.extractor}_weights", ""),
-  )
+  weights = getattr(fields, f"{fields.extractor}_weights", "")
+  make = extractors.EXTRACTORS[fields.extractor]
+  return make(clean, fields.extractor_dims, 0, weights)
 
 
 def measures(
