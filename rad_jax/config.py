@@ -161,9 +161,7 @@ FIELDS: dict[str, Any] = {
     },
   },
   "diffusion": {
-    "process": Field(
-      "ddpm", "The noise process.", one_of(("ddpm", "edm", "flow"))
-    ),
+    "process": Field("ddpm", "The noise process.", one_of(schedules.PROCESSES)),
     "prediction": Field(
       "eps",
       "What the network predicts.",
@@ -505,7 +503,7 @@ FIELDS: dict[str, Any] = {
     "notes": Field("", 'A text of paragraphs for the report; "": none.'),
     "processes": Field(
       1,
-      "Groups, or schemes, at the same time, each in a process of its own.",
+      "How many at the same time, each in a process of its own.",
       COUNT,
     ),
   },

@@ -16,6 +16,7 @@ from jaxtyping import Array, PRNGKeyArray
 from rad_jax import config as configs
 from rad_jax.config import ConfigDict
 from rad_jax.data import prepare, training_set
+from rad_jax.data.batches import Batch
 from rad_jax.data.training_set import TrainingSet
 from rad_jax.diffusion import parametrisation, schedules
 from rad_jax.diffusion import process as processes
@@ -75,7 +76,7 @@ class Run(NamedTuple):
   prepare: prepare.Prepare
   initial_state: Callable[[], states.State]
   train_step: Callable[[bool], step.Step]
-  monitor: step.Step
+  monitor: Callable[[states.State, Batch], step.Metrics]
   data: Any
   objective: Any
   train: Any
@@ -152,27 +153,9 @@ def record(values: Mapping[str, Any], name: str = "record") -> Any:
   return collections.namedtuple(name, values)(**values)
 
 
-def _process(config: ConfigDict) -> schedules.Process:
-  diffusion = config.diffusion
-  if diffusion.process == "edm":
-    return schedules.edm(
-      diffusion.sigma_min,
-      diffusion.sigma_max,
-      diffusion.sigma_data,
-      diffusion.log_mean,
-      diffusion.log_std,
-      diffusion.rho,
-    )
-  if diffusion.process == "flow":
-    return schedules.flow(diffusion.time)
-  return schedules.ddpm(
-    schedules.ALPHA_BAR[diffusion.schedule](diffusion.num_timesteps)
-  )
-
-
 def _network(config: ConfigDict, dtype: str = "") -> Network:
   model = config.model
-  make = {"mlp": mlp, "unet": unet}[model.name]
+  make = mlp if model.name == "mlp" else unet
   return make(**model[model.name], dtype=dtype or model.dtype)
 
 
@@ -193,10 +176,11 @@ def _attack(config: ConfigDict) -> attacks.Attack | None:
 
 def _method(config: ConfigDict, attack: attacks.Attack | None) -> Method:
   """config.objective and config.attack, on the config's process."""
-  chosen, process = config.objective, _process(config)
+  chosen, diffusion = config.objective, config.diffusion
+  process = schedules.PROCESSES[diffusion.process](diffusion)
   objective = objectives.OBJECTIVES[chosen.name]
-  prediction = parametrisation.predictions(config.diffusion.sigma_data)[
-    config.diffusion.prediction
+  prediction = parametrisation.predictions(diffusion.sigma_data)[
+    diffusion.prediction
   ]
   predictor = lambda dtype: as_predictor(_network(config, dtype), prediction)
   noisiest = processes.unit_sigma(process.grid(1))[0]
@@ -214,7 +198,7 @@ def _method(config: ConfigDict, attack: attacks.Attack | None) -> Method:
       in_state_units=chosen.radius_units == "state",
     ),
     lambda_t=partial(radius.LAMBDAS[chosen.lambda_t], chosen.lam),
-    weight=parametrisation.weightings(prediction)[config.diffusion.weighting],
+    weight=parametrisation.weightings(prediction)[diffusion.weighting],
     perturb=(
       partial(attacks.maximise, attack)
       if attack

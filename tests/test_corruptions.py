@@ -11,8 +11,7 @@ from scipy import ndimage
 
 from rad_jax import config as configs
 from rad_jax import validation
-from rad_jax.data import corruptions, examples, jpeg
-from rad_jax.training import build
+from rad_jax.data import corruptions, examples, jpeg, prepare
 
 KINDS = sorted(corruptions.CORRUPTIONS)
 RANDOM = ("gaussian", "mask", "outlier", "salt_and_pepper")
@@ -258,6 +257,13 @@ def test_blur_spreads_a_point_by_its_variance_and_keeps_the_mean():
 # The config.
 
 
+def _strength(config):
+  """The arguments that data.corruption stands for."""
+  fields = config.data.corruption
+  sigma = corruptions.strength_of(fields.kind, fields.sigma, fields.severity)
+  return fields.kind, fields.fraction, sigma
+
+
 def _config(name="cifar10", objective="robust_adv", **fields):
   config = configs.default()
   config.data.name = name
@@ -273,7 +279,8 @@ def test_severity_stands_for_its_strength(kind):
   def dirty(**fields):
     config = _config(kind=kind, fraction=0.5, **fields)
     validation.validate(config)
-    return np.asarray(build.corruption(config)(index, x_0))
+    corrupt = prepare.make_corruption(_key(), *_strength(config))
+    return np.asarray(corrupt(index, x_0))
 
   ladder = corruptions.CORRUPTIONS[kind].severities
   by_severity = dirty(severity=4)
@@ -287,17 +294,14 @@ def test_severity_zero_is_as_before():
   x_0, index = _images(8), jnp.arange(8)
   config = _config(fraction=0.5, sigma=0.3)
   flags, noise = jax.vmap(
-    lambda i: jax.random.split(
-      jax.random.fold_in(build.keys(config).corruption, i)
-    ),
-    out_axes=1,
+    lambda i: jax.random.split(jax.random.fold_in(_key(), i)), out_axes=1
   )(index)
   dirty = x_0 + 0.3 * jax.vmap(lambda k: jax.random.normal(k, (16, 12, 3)))(
     noise
   )
   hit = jax.vmap(jax.random.uniform)(flags) < 0.5
   np.testing.assert_array_equal(
-    build.corruption(config)(index, x_0),
+    prepare.make_corruption(_key(), *_strength(config))(index, x_0),
     jnp.where(hit[:, None, None, None], dirty, x_0),
   )
 
@@ -305,7 +309,8 @@ def test_severity_zero_is_as_before():
 def test_noise_aware_training_is_told_the_strength():
   config = _config(fraction=0.5, severity=2, objective="noise_aware")
   validation.validate(config)
-  noise = np.asarray(build.known_noise(config)(jnp.arange(64)))
+  noise_of = prepare.make_known_noise(_key(), *_strength(config))
+  noise = np.asarray(noise_of(jnp.arange(64)))
   assert set(np.unique(noise)) == {0, np.float32(0.12)}
   config.data.corruption.fraction = 1.0
   config.sampling.stop_sigma = 0.11
@@ -367,5 +372,6 @@ def test_points_take_salt_and_pepper():
   config.data.corruption.update(kind="salt_and_pepper", fraction=1.0)
   validation.validate(config)
   x_0 = jnp.full((500, 3), 0.3)
-  dirty = build.corruption(config)(jnp.arange(500), x_0)
+  corrupt = prepare.make_corruption(_key(), *_strength(config))
+  dirty = corrupt(jnp.arange(500), x_0)
   assert np.mean(np.abs(dirty) == 1) == pytest.approx(0.2, abs=0.05)

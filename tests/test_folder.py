@@ -10,7 +10,6 @@ from PIL import Image
 from rad_jax import config as configs
 from rad_jax import validation
 from rad_jax.data import builders, folder, sources, synthetic, training_set
-from rad_jax.training import build
 
 
 def _pixels(seed, shape=(8, 8, 3)):
@@ -161,6 +160,13 @@ def _config(path, **fields):
   return config
 
 
+def _open(config):
+  data = config.data.to_dict()
+  for name in ("num_threads", "flip", "corruption"):
+    del data[name]
+  return training_set.open_training_set(seed=config.seed, **data)
+
+
 @pytest.mark.parametrize("loading", ["memory", "stream"])
 def test_images_of_all_sizes_are_fitted(tmp_path, loading):
   first = _write(tmp_path / "a.png")
@@ -168,7 +174,7 @@ def test_images_of_all_sizes_are_fitted(tmp_path, loading):
   _write(tmp_path / "c.png", shape=(4, 3))
   config = _config(tmp_path, loading=loading)
   validation.validate(config)
-  opened = build.training_set(config)
+  opened = _open(config)
   assert opened.num_examples == 3
   fetched = opened.fetch(np.array([2, 1, 0], np.int32))
   assert fetched.shape == (3, 8, 8, 3) and fetched.dtype == np.uint8
@@ -178,7 +184,7 @@ def test_images_of_all_sizes_are_fitted(tmp_path, loading):
 def test_a_crop_beyond_an_image_is_named(tmp_path):
   _write(tmp_path / "a.png")
   with pytest.raises(ValueError, match="example 0: crop_size 9 exceeds"):
-    build.training_set(_config(tmp_path, crop_size=9))
+    _open(_config(tmp_path, crop_size=9))
 
 
 def test_path_and_name_go_together():

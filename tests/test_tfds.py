@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import types
 from pathlib import Path
 from unittest import mock
 
@@ -171,6 +172,13 @@ def test_prepare_twice_leaves_the_files_alone(digits_dir):
   assert before and modified() == before
 
 
+def test_tfds_is_left_as_it_was(tmp_path):
+  from_bucket = tfds.core.DatasetInfo.initialize_from_bucket
+  builders.prepare("digits", str(tmp_path))
+  assert tfds.core.DatasetInfo.initialize_from_bucket is from_bucket
+  assert type(shuffle.tf) is not types.SimpleNamespace
+
+
 def test_failed_download_names_set_url_and_remedy(tmp_path):
   error = requests.exceptions.ConnectionError("Name not known")
   url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -262,7 +270,7 @@ def test_split_slices(cifar10):
 
 def test_index_out_of_range(cifar10):
   source = builders.open_source("cifar10", "train", str(cifar10[0]))
-  assert str(source) == "dataset 'cifar10', split 'train'"
+  assert source.label == "dataset 'cifar10', split 'train'"
   for index in (-1, len(source)):
     with pytest.raises(IndexError, match=str(index)):
       source[index]

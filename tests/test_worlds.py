@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from rad_jax.data import corruptions, examples, subspace, synthetic
+from rad_jax.data import (
+  corruptions,
+  examples,
+  prepare,
+  subspace,
+  synthetic,
+  training_set,
+)
 from rad_jax.evaluation import measures, truth
 from rad_jax.evaluation.protocols import truth as truth_protocol
 
@@ -201,6 +208,50 @@ def test_flips_mirror_left_to_right_by_each_key():
   part = jnp.array([5, 2, 77, 3])
   np.testing.assert_array_equal(
     examples.random_flip(keys()[part], x[part]), flipped[part]
+  )
+
+
+def test_a_batch_is_scaled_corrupted_and_then_flipped():
+  pixels = _generator().integers(0, 256, (64, 2, 3, 1), np.uint8)
+  batch = {"x_0": jnp.asarray(pixels), "index": jnp.arange(100, 164)}
+  corrupt = prepare.make_corruption(_key(), "gaussian", 0.5, 0.2)
+  noise_of = prepare.make_known_noise(_key(), "gaussian", 0.5, 0.2)
+  x_0 = corrupt(batch["index"], examples.to_model_range(batch["x_0"]))
+  for flip in (False, True):
+    made = jax.jit(prepare.make_prepare(corrupt, noise_of, flip))
+    found, sigma_c = made(batch, jax.random.split(_key(1), 64))
+    keys = jax.random.split(_key(1), 64)
+    expected = examples.random_flip(keys, x_0) if flip else x_0
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    dirty = corruptions.is_dirty(_key(), batch["index"], 0.5)
+    np.testing.assert_allclose(sigma_c, 0.2 * dirty)
+
+
+def test_evenly_spread_indices():
+  assert training_set.evenly(11, 3).tolist() == [0, 5, 10]
+  assert training_set.evenly(4, 4).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_synthetic_training_set_has_a_stream_of_its_own(name):
+  opened = training_set.open_training_set(
+    name,
+    seed=3,
+    num_examples=20,
+    path="",
+    split="train",
+    data_dir="",
+    loading="memory",
+    crop_size=0,
+    image_size=32,
+    num_channels=3,
+    max_unreadable=0,
+    linear_rank=0,
+  )
+  expected = WORLDS[name].sample(np.random.default_rng([3, 0, 1]), 20)
+  np.testing.assert_array_equal(opened.x_0, expected)
+  np.testing.assert_array_equal(
+    opened.fetch(np.array([4, 1])), expected[[4, 1]]
   )
 
 

@@ -1,9 +1,8 @@
 """Batches whose content is a pure function of (seed, step).
 
 Example number `step * batch_size + i` of a run is looked up in a fresh
-permutation per epoch. Nothing is advanced or saved, so a run resumed at step
-n sees exactly the batches from n on, and every process of a multi-host run
-finds its rows of the global batch by itself.
+permutation per epoch. Nothing is advanced or saved: a resumed run sees exactly
+the batches it would have seen, and every process finds its rows by itself.
 """
 
 import functools
@@ -36,21 +35,10 @@ def epoch_order(
 def example_indices(
   seed: int, step: int, batch_size: int, num_examples: int
 ) -> Int32[np.ndarray, " b"]:
-  """The examples of batch `step`.
-
-  A batch may straddle epochs, or hold several of them. Within an epoch no
-  example comes twice.
+  """The examples of batch `step`; it may straddle epochs, or hold several.
 
   Raises:
     ValueError: num_examples is not positive.
-
-  Examples:
-    Batch 1 of 3 examples ends the first epoch of 5 and starts the second:
-
-    >>> rad_jax.batches.example_indices(0, 0, 3, num_examples=5).tolist()
-    [2, 4, 3]
-    >>> rad_jax.batches.example_indices(0, 1, 3, num_examples=5).tolist()
-    [0, 1, 1]
   """
   if num_examples < 1:
     raise ValueError(f"num_examples must be positive, not {num_examples}")

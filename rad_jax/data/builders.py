@@ -2,37 +2,26 @@
 
 TFDS reads array_record as NumPy. Writing it stays free of TensorFlow too as
 long as images reach the writer as encoded files and nothing opens a file with
-`tf.io.gfile`. This module supplies what is missing for that:
-
-* `Digits`, a real set that needs no download;
-* `Cifar10` and `Lsun`, TFDS's own builders with another reader of the raw
-  files, so that TFDS itself reads what they prepare;
-* Hugging Face's sets, "huggingface:owner__name" in TFDS's spelling, which need
-  no network or package once they are prepared;
-* file functions for TFDS while it extracts archives and shuffles sets of more
-  than 1 GB on disk.
+`tf.io.gfile`. This module supplies what is missing for that: builders, and
+file functions for TFDS while it extracts archives and shuffles large sets.
 """
 
 import contextlib
 import difflib
 import importlib.util
-import io
 import os
 import re
 import resource
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import absl.logging
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import shuffle
-from tensorflow_datasets.core.dataset_builders import (
-  huggingface_dataset_builder,
-)
 from tensorflow_datasets.core.download import download_manager, extractor
 
 from rad_jax.data import folder, images, sources
@@ -56,7 +45,6 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   """
 
   VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
@@ -69,12 +57,10 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         }
       ),
       supervised_keys=("image", "label"),
-      homepage="https://scikit-learn.org/stable/datasets/toy_dataset.html",
       disable_shuffling=True,
     )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-    del dl_manager
     return {"train": self._generate_examples()}
 
   def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -107,28 +93,31 @@ class Cifar10(tfds.builder_cls("cifar10"), skip_registration=True):  # type: ign
 class Lsun(tfds.builder_cls("lsun"), skip_registration=True):  # type: ignore
   """TFDS's LSUN, with the LMDB read by the `lmdb` package.
 
-  TFDS extracts the archive through memory: a category needs as much memory
-  as its largest file (43 GB for `lsun/bedroom`).
+  TFDS extracts archives in memory: `lsun/bedroom` needs 43 GB.
   """
 
   name = "lsun"
   url_infos = tfds.builder_cls("lsun").url_infos
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-    _import_lmdb()
+    if importlib.util.find_spec("lmdb") is None:
+      raise PreparationError(
+        "lsun needs the package lmdb: pip install 'rad_jax[lsun]'"
+      )
     return super()._split_generators(dl_manager)
 
   def _generate_examples(
     self, extracted_dir: str | os.PathLike[str], file_path: str
   ) -> Iterator[tuple[int, dict[str, Any]]]:
-    path = os.path.join(extracted_dir, file_path)
-    if not os.path.exists(os.path.join(path, "data.mdb")):
+    import lmdb  # An extra of the package.
+
+    path = Path(extracted_dir, file_path)
+    if not (path / "data.mdb").exists():
       raise FileNotFoundError(f"{path} holds no data.mdb")
-    lmdb = _import_lmdb()
-    with lmdb.open(path, readonly=True, lock=False) as environment:
+    with lmdb.open(str(path), readonly=True, lock=False) as environment:
       with environment.begin() as transaction:
         for index, (key, value) in enumerate(transaction.cursor()):
-          yield index, {"id": key.decode(), "image": io.BytesIO(value)}
+          yield index, {"id": key.decode(), "image": value}
 
 
 _BUILDERS = {"cifar10": Cifar10, "lsun": Lsun}
@@ -137,10 +126,9 @@ _BUILDERS = {"cifar10": Cifar10, "lsun": Lsun}
 def open_source(
   name: str, split: str, data_dir: str | None = None
 ) -> sources.Source:
-  """Opens one split of a prepared set, in the order of its files.
+  """Opens one split of a prepared set, in the order that TFDS gave its files.
 
-  TFDS fixes the order when it prepares a set, by a hash of each example's key.
-  Split slices such as "train[:90%]" work. Other arguments as `make_builder`.
+  `split` may be a slice, such as "train[:90%]".
 
   Raises:
     NotPrepared: nothing is prepared there, or in a format without random
@@ -148,13 +136,12 @@ def open_source(
     ValueError: no such set or split, or no uint8 images in it.
   """
   builder = make_builder(name, data_dir)
-  where = f"in {builder.data_dir_root}"
-  if not _is_prepared(builder):
-    raise NotPrepared(f"dataset {name!r} is not prepared {where}")
-  if not _has_random_access(builder):
+  found = _format(builder)
+  if not found or not _has_random_access(builder):
+    how = f"is prepared as {found}, not as array_record,"
     raise NotPrepared(
-      f"dataset {name!r} is prepared as {builder.info.file_format.value}, "
-      f"not as array_record, {where}"
+      f"dataset {name!r} {how if found else 'is not prepared'} in "
+      f"{builder.data_dir_root}"
     )
   num_channels = _num_channels(name, builder.info.features)
   with _quiet():
@@ -177,21 +164,18 @@ def open_source(
 def prepare(name: str, data_dir: str | None = None) -> None:
   """Downloads a set and writes it as array_record; does nothing if it is there.
 
-  Arguments as `make_builder`, which also raises.
-
   Raises:
     PreparationError: no network, a failed download or checksum, a missing
       package, a full disk, or files in the way that cannot be read.
   """
   builder = make_builder(name, data_dir)
-  if _is_prepared(builder):
-    if not _has_random_access(builder):
-      raise PreparationError(
-        f"{name} is already prepared in {builder.data_dir} as "
-        f"{builder.info.file_format.value}, which has no random access: "
-        "remove that folder or choose another data_dir"
-      )
-    return
+  if found := _format(builder):
+    if _has_random_access(builder):
+      return
+    raise PreparationError(
+      f"{name} is already prepared in {builder.data_dir} as {found}, which has "
+      "no random access: remove that folder or choose another data_dir"
+    )
   builder = make_builder(name, data_dir, file_format="array_record")
   config = tfds.download.DownloadConfig(try_download_gcs=False)
   try:
@@ -207,7 +191,7 @@ def prepare(name: str, data_dir: str | None = None) -> None:
     extractor.ExtractError,
   ) as error:
     raise PreparationError(_explain(name, builder, error)) from error
-  if not _is_prepared(builder):
+  if not _format(builder):
     raise PreparationError(
       f"{name}: {builder.data_dir} exists but is not a prepared set: "
       "remove it and prepare again"
@@ -220,8 +204,8 @@ def make_builder(
   """Returns the builder of a set, ours where TFDS's own needs TensorFlow.
 
   Args:
-    name: TFDS's, `set[/config]`, such as "lsun/bedroom"; a `:version` is for
-      reading only. Or "huggingface:owner__name".
+    name: TFDS's, such as "lsun/bedroom" or "huggingface:owner__name"; one with
+      a ":version" is for reading only.
     data_dir: root of the prepared sets; None is TFDS's default.
     file_format: to prepare in; None is that of the prepared files.
 
@@ -268,7 +252,7 @@ def _hugging_face(
     )
   try:
     # Not `tfds.builder`, which lists all sets of Hugging Face to find one.
-    return huggingface_dataset_builder.HuggingfaceDatasetBuilder(
+    return tfds.dataset_builders.HuggingfaceDatasetBuilder(
       hf_repo_id=local_name.replace("__", "/", 1),
       data_dir=data_dir,
       file_format=file_format,
@@ -281,10 +265,10 @@ def _hugging_face(
     ) from error
 
 
-def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-  """Whether the builder's files are there, in whatever format."""
+def _format(builder: tfds.core.DatasetBuilder) -> str:
+  """The format of a set's files; "" if it is not prepared."""
   with _quiet():
-    return builder.is_prepared()
+    return builder.info.file_format.value if builder.is_prepared() else ""
 
 
 def _has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
@@ -306,16 +290,6 @@ def _num_channels(name: str, features: tfds.features.FeaturesDict) -> int:
       f"{np.dtype(image.np_dtype)}; 1 or 3 of uint8 are supported"
     )
   return num_channels
-
-
-def _import_lmdb() -> types.ModuleType:
-  try:
-    import lmdb
-  except ImportError as error:
-    raise PreparationError(
-      "lsun needs the package lmdb: pip install 'rad_jax[lsun]'"
-    ) from error
-  return lmdb
 
 
 # All that TFDS's extractor and shuffler take from TensorFlow; the rest of TFDS
@@ -368,21 +342,20 @@ def _allow_open_files() -> None:
 
 def _suggest(base: str, config: str) -> str | None:
   """What may have been meant; None if set and config exist."""
-  names = set(tfds.list_builders(with_community_datasets=False))
-  if base not in names:
+  names = tfds.list_builders(with_community_datasets=False)
+  if base in names:
+    configs = list(tfds.builder_cls(base).builder_configs)
+    if not config or config in configs:
+      return None
+    if not configs:
+      return f"{base!r} has no configs"
+    close = difflib.get_close_matches(config, configs) or configs[:5]
+    close = [f"{base}/{config}" for config in close]
+  else:
     close = difflib.get_close_matches(base, names)
-    return _any_of(close) if close else "TFDS's catalogue lists the names"
-  configs = list(tfds.builder_cls(base).builder_configs)
-  if not config or config in configs:
-    return None
-  if not configs:
-    return f"{base!r} has no configs"
-  close = difflib.get_close_matches(config, configs) or configs[:5]
-  return _any_of(f"{base}/{config}" for config in close)
-
-
-def _any_of(names: Iterable[str]) -> str:
-  return "did you mean " + " or ".join(map(repr, names)) + "?"
+    if not close:
+      return "TFDS's catalogue lists the names"
+  return "did you mean " + " or ".join(map(repr, close)) + "?"
 
 
 def _explain(

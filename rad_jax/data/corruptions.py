@@ -4,10 +4,9 @@ Whether example i is dirty, and its noise, are functions of (key, i): they
 are fixed for the whole run and never redrawn, on any number of devices.
 
 Each kind is a pure function (key, x_0, strength) of one example, which jit
-and vmap take; the strength is a Python number, 0 leaves x_0 alone (but for
-outlier), and its unit is the kind's own. Nothing but jpeg clips: noised or
-projected images may leave [-1, 1] and stay as they are. jpeg and blur are not
-random and do not use their key.
+and vmap take; the strength is a Python number in the kind's own unit, and 0
+leaves x_0 alone (but for outlier). Only jpeg clips to [-1, 1]. jpeg and blur
+are not random and do not use their key.
 """
 
 import math
@@ -37,20 +36,16 @@ def outlier(key: PRNGKeyArray, x_0: Example, sigma: float) -> Example:
 
 
 def salt_and_pepper(key: PRNGKeyArray, x_0: Example, share: float) -> Example:
-  """A share of the elements at -1 or 1, with equal odds.
-
-  An element is one channel of one pixel, as in Hendrycks & Dietterich's
-  impulse noise, so that colour images get coloured specks.
-  """
+  """A share of the elements, channel by channel, at -1 or 1 with equal odds."""
   u = jax.random.uniform(key, x_0.shape)
   return jnp.where(u < share, jnp.where(u < share / 2, -1.0, 1.0), x_0)
 
 
 def mask(key: PRNGKeyArray, x_0: Image, share: float) -> Image:
-  """A rectangle of 0, mid-grey, somewhere inside the image.
+  """A rectangle of 0, mid-grey, on a share of the area, anywhere inside.
 
   Each of its sides is sqrt(share) of the image's, rounded to pixels, and one
-  pixel at least if there is a share at all. All places are equally likely.
+  pixel at least if there is a share at all.
   """
   row_key, column_key = jax.random.split(key)
   inside = jnp.ones((1, 1), bool)
@@ -64,20 +59,13 @@ def mask(key: PRNGKeyArray, x_0: Image, share: float) -> Image:
 
 
 def jpeg(key: PRNGKeyArray, x_0: Image, lost: float) -> Image:
-  """x_0, grey or RGB, through JPEG of quality 100 - lost; in [-1, 1].
-
-  `lost` is whole, 0 to 99; 0 leaves x_0 as it is, where quality 100 would
-  still round.
-  """
+  """x_0, grey or RGB, through JPEG of quality 100 - lost, a whole number."""
   del key
   return jpegs.round_trip(x_0, 100 - round(lost)) if lost else x_0
 
 
 def blur(key: PRNGKeyArray, x_0: Image, std: float) -> Image:
-  """x_0 under a Gaussian of standard deviation std in pixels.
-
-  Cut off at 4 std; the image is mirrored at its edges, which keeps its mean.
-  """
+  """x_0 under a Gaussian of std pixels, mirrored at the edges."""
   del key
   if not std:
     return x_0
@@ -103,11 +91,10 @@ class Corruption(NamedTuple):
   of_images: bool = False
 
 
-# Severities after Hendrycks & Dietterich, Benchmarking neural network
-# robustness to common corruptions (ICLR 2019), as they made CIFAR-10-C for
-# images of 32 pixels: their Gaussian noise (doubled, as their images lie in
-# [0, 1], and not clipped here), impulse noise, JPEG and Gaussian blur. Those of
-# outlier and mask are ours.
+# Severities of CIFAR-10-C, after Hendrycks & Dietterich, Benchmarking neural
+# network robustness to common corruptions (ICLR 2019): their Gaussian noise
+# (doubled, as their images lie in [0, 1]), impulse noise, JPEG and Gaussian
+# blur. Those of outlier and mask are ours.
 CORRUPTIONS = {
   "gaussian": Corruption(gaussian, (0.08, 0.12, 0.16, 0.18, 0.2)),
   "outlier": Corruption(outlier, (0.2, 0.4, 0.6, 0.8, 1.0)),
@@ -153,22 +140,10 @@ def corrupt(
     x_0: the clean examples, in [-1, 1] for images.
     kind: a name in CORRUPTIONS.
     fraction: share p of dirty examples, in [0, 1].
-    sigma: the strength: standard deviation of gaussian and half-range of
-      outlier in the units of x_0, share of the elements of salt_and_pepper
-      and of the area of mask, 100 - quality of jpeg, standard deviation of
-      blur in pixels.
+    sigma: the strength, in the kind's unit.
 
   Returns:
     [b, ...]; clean examples are unchanged to the bit.
-
-  Examples:
-    >>> x_0 = jnp.zeros((5, 1))
-    >>> x = rad_jax.corruptions.corrupt(
-    ...   jax.random.key(0), jnp.arange(5), x_0,
-    ...   "gaussian", fraction=0.5, sigma=0.2,
-    ... )
-    >>> print(x[:, 0])
-    [-0.251  0.     0.132  0.     0.   ]
   """
   _, noise = _keys(key, index)
   apply = CORRUPTIONS[kind].apply

@@ -2,15 +2,13 @@
 
 The layout is that of `tfds.ImageFolder` (which itself needs TensorFlow):
 split/label/x.png, the label being ignored; or a flat folder of images, which
-is one split, "train". The order is that of the names and not TFDS's shuffle,
-so an index means the same image everywhere.
+is one split, "train". The order is that of the names.
 """
 
 import pathlib
 from functools import partial
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from rad_jax.data import images, sources
@@ -27,12 +25,8 @@ class FolderError(ValueError):
 def open_folder(path: str, split: str, num_channels: int) -> sources.Source:
   """Finds the images of one split; decodes none.
 
-  Args:
-    path: the folder; ~ is the home folder. One with images in itself is
-      flat, and its subfolders are not looked into. In others each subfolder
-      is a split, whose images lie at any depth.
-    split: name of a split; "train" if the folder is flat. No slices.
-    num_channels: 1 or 3, to which every image is converted.
+  A folder with images in itself is flat, and its subfolders are not looked
+  into. In others each subfolder is a split, whose images lie at any depth.
 
   Raises:
     FolderError: there is no such folder, no image in it, or no such split.
@@ -51,16 +45,12 @@ def open_folder(path: str, split: str, num_channels: int) -> sources.Source:
       f"folder {str(root)!r} has no split {split!r}; available: "
       + ", ".join(sorted(splits))
     )
-  return sources.Source(
-    f"folder {str(root)!r}, split {split!r}",
-    splits[split],
-    partial(_decode, num_channels=num_channels),
-  )
+  label = f"folder {str(root)!r}, split {split!r}"
+  decode = partial(_decode, num_channels=num_channels)
+  return sources.Source(label, splits[split], decode)
 
 
-def _decode(
-  path: pathlib.Path, num_channels: int
-) -> UInt8[np.ndarray, "h w c"]:
+def _decode(path: pathlib.Path, num_channels: int) -> np.ndarray:
   """One file's image, upright as its EXIF says, of 8 bits a channel.
 
   Palettes are resolved, and what is transparent lies on white.

@@ -10,17 +10,13 @@ from PIL import Image
 PIL_MODES = {1: "L", 3: "RGB"}
 
 
-def decode(
-  encoded: bytes, num_channels: int
-) -> UInt8[np.ndarray, "h w {num_channels}"]:
-  """An encoded image, converted to 1 or 3 channels."""
+def decode(encoded: bytes, num_channels: int) -> np.ndarray:
+  """An encoded image as uint8 [h, w, num_channels]."""
   with Image.open(io.BytesIO(encoded)) as picture:
     return from_picture(picture, num_channels)
 
 
-def from_picture(
-  picture: Image.Image, num_channels: int
-) -> UInt8[np.ndarray, "h w {num_channels}"]:
+def from_picture(picture: Image.Image, num_channels: int) -> np.ndarray:
   """Pillow's image with 1 channel, grey by luma (ITU-R 601-2), or 3, RGB."""
   pixels = np.array(picture.convert(PIL_MODES[num_channels]))
   return pixels.reshape(picture.height, picture.width, num_channels)
@@ -37,10 +33,8 @@ def center_crop(
 ) -> UInt8[np.ndarray, "s s c"]:
   """Cuts the centred square of side `size` pixels.
 
-  An odd margin leaves its extra pixel at the bottom and the right.
-
-  Raises:
-    ValueError: the image is smaller than `size`.
+  An odd margin leaves its extra pixel at the bottom and the right. Raises
+  ValueError where the image is smaller.
   """
   height, width = image.shape[:2]
   if size > min(height, width):
@@ -66,11 +60,7 @@ def resize(
 def with_channels(
   image: UInt8[np.ndarray, "h w c"], num_channels: int
 ) -> UInt8[np.ndarray, "h w d"]:
-  """Turns grey into RGB by repetition, RGB into grey by luma.
-
-  Raises:
-    ValueError: any other change of channels.
-  """
+  """Grey into RGB, RGB into grey by luma; ValueError of all other changes."""
   channels = image.shape[2]
   if channels == num_channels:
     return image

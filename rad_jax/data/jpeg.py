@@ -52,11 +52,8 @@ _FROM_YCC = np.linalg.inv(_TO_YCC.astype(np.float64)).astype(np.float32)
 def round_trip(x: Float[Array, "h w c"], quality: int) -> Float[Array, "h w c"]:
   """An image as JPEG gives it back.
 
-  x is grey or RGB, of any sides; it is clipped to [-1, 1] and rounded to 256
-  levels first, as JPEG holds nothing else. quality is libjpeg's, 1 to 100.
-
-  Raises:
-    ValueError: another number of channels.
+  x is grey or RGB (else ValueError), of any sides; it is clipped to [-1, 1] and
+  rounded to 256 levels first. quality is libjpeg's, 1 to 100.
   """
   if x.shape[-1] not in (1, 3):
     raise ValueError(f"JPEG holds [h, w, 1] and [h, w, 3], not {x.shape}")
@@ -71,7 +68,7 @@ def round_trip(x: Float[Array, "h w c"], quality: int) -> Float[Array, "h w c"]:
 def quantisation_table(table: np.ndarray, quality: int) -> np.ndarray:
   """A table [8, 8] of the standard, for quality 50, by libjpeg's formula."""
   scale = 5000 // quality if quality < 50 else 200 - 2 * quality
-  return np.clip((table * scale + 50) // 100, 1, 255)
+  return np.clip((table * scale + 50) // 100, 1, 255).astype(np.float32)
 
 
 def _colour(rgb, quality):
@@ -100,12 +97,10 @@ def _quantised(plane, table, quality):
   padded = _pad(plane, _SIDE)
   rows, columns = padded.shape
   blocks = padded.reshape(rows // _SIDE, _SIDE, columns // _SIDE, _SIDE)
-  steps = quantisation_table(table, quality).astype(np.float32)
-  steps = steps[None, :, None, :]
+  steps = quantisation_table(table, quality)[None, :, None, :]
   coefficients = _transformed(blocks, _DCT)
   coefficients = steps * jnp.rint(coefficients / steps)
-  back = _transformed(coefficients, _DCT.T)
-  back = jnp.clip(jnp.rint(back), -128, 127)
+  back = jnp.clip(jnp.rint(_transformed(coefficients, _DCT.T)), -128, 127)
   return back.reshape(rows, columns)[:height, :width]
 
 

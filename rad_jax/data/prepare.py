@@ -16,10 +16,7 @@ Prepare = Callable[[Batch, Key[Array, " b"]], tuple[Array, Array]]
 def make_corruption(
   key: PRNGKeyArray, kind: str, fraction: float, sigma: float
 ) -> Corruption:
-  """(index [b], x_0 [b, ...]) -> x_0 as the training set holds it.
-
-  The arguments are those of `corruptions.corrupt`.
-  """
+  """(index [b], x_0 [b, ...]) -> x_0 by `corruptions.corrupt`."""
   if fraction == 0:
     return lambda index, x_0: x_0
   return partial(

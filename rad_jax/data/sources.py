@@ -28,10 +28,8 @@ class ExampleError(ValueError):
 class Source:
   """Images by index, decoded on access; safe to share among threads.
 
-  Attributes:
-    label: set and split, as messages name them.
-    records: what is decoded. An index means the same image everywhere.
-    decode: record -> uint8 [h, w, c] in [0, 255], of any size.
+  label: set and split, as messages name them.
+  decode: record -> uint8 [h, w, c] in [0, 255], of any size.
   """
 
   label: str
@@ -43,16 +41,12 @@ class Source:
 
   def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
     if not 0 <= index < len(self):
-      raise IndexError(f"{self}: no example {index} among {len(self)}")
+      raise IndexError(f"{self.label}: no example {index} among {len(self)}")
     try:
       return self.decode(self.records[index])
     except Exception as error:
-      raise ExampleError(
-        f"{self}: example {index} cannot be decoded: {error}"
-      ) from error
-
-  def __str__(self) -> str:
-    return self.label
+      message = f"{self.label}: example {index} cannot be decoded: {error}"
+      raise ExampleError(message) from error
 
 
 def reader(
@@ -69,7 +63,7 @@ def reader(
     ValueError: the source is empty.
   """
   if not len(source):
-    raise ValueError(f"{source} is empty")
+    raise ValueError(f"{source.label} is empty")
   allowed = min(max_unreadable, len(source) - 1)
   lock, unreadable = threading.Lock(), set[int]()
 
@@ -98,8 +92,7 @@ def load(source: Source, read_at: Reader) -> UInt8[np.ndarray, "n h w c"]:
   """Reads a whole source by its `reader`, with a progress bar on stderr.
 
   Raises:
-    ExampleError: an image cannot be decoded or transformed, or comes out in
-      another shape than the first.
+    ExampleError: as the reader, and of an image of another shape.
   """
   first = read_at(0)
   images = np.empty((len(source), *first.shape), np.uint8)
@@ -110,7 +103,7 @@ def load(source: Source, read_at: Reader) -> UInt8[np.ndarray, "n h w c"]:
       image = read_at(index)
       if image.shape != first.shape:
         raise ExampleError(
-          f"{source}: example {index} has shape {image.shape}, "
+          f"{source.label}: example {index} has shape {image.shape}, "
           f"example 0 has {first.shape}"
         )
       images[index] = image
@@ -126,11 +119,9 @@ def load(source: Source, read_at: Reader) -> UInt8[np.ndarray, "n h w c"]:
   return images
 
 
-def _read(
-  source: Source, index: int, transform: Transform
-) -> UInt8[np.ndarray, "h w c"]:
+def _read(source: Source, index: int, transform: Transform) -> np.ndarray:
   image = source[index]
   try:
     return transform(image)
   except ValueError as error:
-    raise ExampleError(f"{source}: example {index}: {error}") from error
+    raise ExampleError(f"{source.label}: example {index}: {error}") from error

@@ -14,12 +14,10 @@ PLANE_NORMAL = np.ones(3) / np.sqrt(3)
 
 
 def view(dims: int) -> np.ndarray:
-  """Two orthonormal directions [2, dims] to look at points along.
+  """Directions to look at points along, orthonormal, [2, dims].
 
   The axes of R^2; in R^3, along the edge of the oblique plane and off it.
-
-  Raises:
-    ValueError: points of another dimension.
+  Raises ValueError of another dimension.
   """
   if dims == 2:
     return np.eye(2)
@@ -37,8 +35,7 @@ class World(NamedTuple):
   denoise: (x_t [n, d], alpha, sigma) -> E[x_0 | x_t], float64 [n, d], where
     x_t = alpha x_0 + sigma eps.
   modes: centres [k, d] of equally likely modes; None where there are none.
-  mode_radius: distance from its centre that holds a mode's points, all but
-    some 1e-8 of its mass.
+  mode_radius: a mode lies within it of its centre, all but 1e-8 of its mass.
   """
 
   sample: Callable[[np.random.Generator, int], Points]

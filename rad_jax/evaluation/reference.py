@@ -68,9 +68,7 @@ def of_images(x_0: np.ndarray, rank: int, frechet_dims: int) -> Reference:
   x_0 = examples.to_model_range(x_0).reshape(len(x_0), -1)
   dims = min(frechet_dims, *x_0.shape)
   components = subspace.fit(x_0, max(rank, dims))
-  features = partial(
-    subspace.coordinates, subspace.truncate(components, dims)
-  )
+  features = partial(subspace.coordinates, subspace.truncate(components, dims))
   project = partial(subspace.project, subspace.truncate(components, rank))
   mean, covariance = measures.moments(features(x_0))
   _, inside = measures.moments(features(project(x_0)))

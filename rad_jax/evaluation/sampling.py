@@ -173,7 +173,7 @@ def draw(
       continue
     index = np.arange(start, start + run.sampling.batch_size, dtype=np.int32)
     x_0 = np.asarray(draw_batch(model.params, index))
-    files.write(path, lambda file, x_0=x_0: np.save(file, x_0))
+    _save(path, x_0)
     batches.append(x_0)
   x_0 = np.concatenate(batches)[:count]
   if not np.isfinite(x_0).all():
@@ -208,6 +208,10 @@ def save_samples(model: Model) -> pathlib.Path:
     folder / "sampling.json", {"step": model.step, **settings._asdict()}
   )
   return folder
+
+
+def _save(path: pathlib.Path, x_0: np.ndarray) -> None:
+  files.write(path, lambda file: np.save(file, x_0))
 
 
 def _key(identity: Any) -> str:

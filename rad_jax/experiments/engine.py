@@ -33,9 +33,7 @@ from rad_jax.training import (
   together,
   watch,
 )
-from rad_jax.training import (
-  workdir as folders,
-)
+from rad_jax.training import workdir as folders
 
 _LOG = logging.getLogger("rad_jax")
 
@@ -131,7 +129,7 @@ def run_group(group: Job, workdir: pathlib.Path) -> list[Row]:
     own, mesh = together.one(params, place), sharding.device_mesh()
     step, digest = run.train.num_steps, sampling.digest(own)
     model = sampling.Model(run, folder, mesh, own, step, digest)
-    truth = subject.clean_truth(run, training_set)
+    truth = subject.reference_of(run, training_set)
     found = subject.Subject(model, training_set, truth)
     rows.append(_measured(one, found))
   return rows

@@ -84,10 +84,14 @@ def _enter() -> None:
   jax.config.update("jax_platforms", "cpu")
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  threading.Thread(target=_leave_with_the_parent, daemon=True).start()
+
+
+def _leave_with_the_parent() -> None:
   parent = multiprocessing.parent_process()
   assert parent
-  leave_with_it = lambda: (parent.join(), os._exit(1))
-  threading.Thread(target=leave_with_it, daemon=True).start()
+  parent.join()
+  os._exit(1)
 
 
 def _logged(work: Work, job: Job, workdir: pathlib.Path) -> list[Row]:

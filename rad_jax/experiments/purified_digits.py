@@ -46,7 +46,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
   classify = classifier(*train)
   count = min(config.purify.num_examples, len(x))
   chosen = np.arange(count) * len(x) // count  # evenly over the writers
-  x, y = jnp.asarray(x[chosen]), jnp.asarray(y[chosen])
+  x, y = x[chosen], y[chosen]
   num_steps, radius = config.evaluation.attack_steps, jnp.full(count, RADIUS)
   pgd = attacks.ATTACKS["pgd"]._replace(
     num_steps=num_steps, step_size=2.5 / num_steps

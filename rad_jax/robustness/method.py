@@ -87,7 +87,7 @@ class Method(NamedTuple):
   objective: Objective
   predictor: Predictor
   process: Process
-  radius: Callable[[Array], Array] = radii.default
+  radius: Callable[[Array], Array] = radii.radius
   lambda_t: Callable[[Array], Array] = partial(radii.constant_lambda, 0.3)
   weight: Callable[[Level], Array] = parametrisation.eps_weight
   perturb: Callable[..., Array] | None = None

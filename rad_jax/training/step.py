@@ -134,9 +134,7 @@ def in_pieces(differentiated: Callable[..., Any], count: int):
     count: divides both parts.
   """
 
-  def cut(draws: Draws | None) -> Draws | None:
-    if draws is None:
-      return None
+  def cut(draws: Draws) -> Draws:
     take = lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
     return _rows(draws, take, jax.random.split(draws.dropout_key, count))
 
@@ -146,7 +144,7 @@ def in_pieces(differentiated: Callable[..., Any], count: int):
       return jax.tree.map(jnp.add, total, gradient), (value, terms)
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    pieces = cut(parts[0]), cut(parts[1])
+    pieces = cut(parts[0]), None if parts[1] is None else cut(parts[1])
     total, (values, terms) = jax.lax.scan(add, zeros, pieces)
     terms = {name: _over_examples(name)(term) for name, term in terms.items()}
     gradient = jax.tree.map(lambda x: x / count, total)

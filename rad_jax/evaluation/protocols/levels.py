@@ -107,9 +107,7 @@ def score(subject: Subject) -> Result:
   its mean over the levels.
   """
   x_0, grid, places = _setting(subject)
-  keys = samplers.sample_keys(
-    subject.run.keys.sampling, jnp.arange(len(x_0))
-  )
+  keys = samplers.sample_keys(subject.run.keys.sampling, jnp.arange(len(x_0)))
   eps = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(keys)
   estimate = noise_estimate(subject, grid)
   curves = _curves(grid, places)
