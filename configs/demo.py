@@ -12,7 +12,7 @@ Other tables of schemes on the same sets, and purification of attacked digits:
     --workdir=runs/purified_digits
 
 Interrupted, they go on where they were. The fields are those of
-configs/oblique_plane.py; rad_jax/experiments/schemes.py has what is other for
+configs/oblique_plane.py; rad_jax/experiments/schemes.py has what differs for
 digits (as configs/digits.py) and for each scheme.
 """
 
