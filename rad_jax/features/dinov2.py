@@ -3,18 +3,16 @@
 The networks of Oquab et al. 2023 (arXiv 2304.07193), without registers: S, B
 and L, and g, whose MLP is gated. The feature is the class token after the last
 layer norm, as Stein et al. 2023 (arXiv 2306.04675) took it of ViT-L/14. Where
-the papers are silent, what those authors' own code does was taken:
+the papers are silent, those authors' own code decides:
 
 - images are resized to 224 x 224 as Pillow does, whatever their aspect:
   bicubic with a = -1/2, antialiased where they shrink, first along rows, then
-  along columns, each time rounded to 8 bits. Of their code's two ways it is
-  the one by default; the other does not round;
+  along columns, each time rounded to 8 bits;
 - positions, learned on a grid of 37 x 37, are interpolated to 16 x 16:
   bicubic with a = -3/4, not antialiased, the border repeated, and sampled as
   if 16.1 cells covered the grid. See `POSITION_OFFSET`.
 
-Inference only: layer scales are folded into the products before them. Weights
-are the user's: see `WEIGHTS_HELP`.
+Inference only: layer scales are folded into the products before them.
 """
 
 import math
@@ -43,11 +41,12 @@ WEIGHTS_HELP = (
 _GRID = SIZE // PATCH
 _HEAD = 64
 _LAYER_NORM_EPS = 1e-6
-# Of ImageNet's pixels, in [0, 1].
+# Mean and standard deviation of ImageNet's pixels, in [0, 1].
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
+_HUGGING_FACES = "embeddings.cls_token"  # a key that only those have
 # Parts of Meta's keys, and what Hugging Face's have in their place.
-_HUGGING_FACE = (
+_RENAMED = (
   ("cls_token", "embeddings.cls_token"),
   ("pos_embed", "embeddings.position_embeddings"),
   ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
@@ -74,8 +73,8 @@ def apply(
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
   b, _, _, width = x.shape
-  x = x.reshape(b, -1, width) + params["positions"][None]
   token = jnp.broadcast_to(params["class_token"], (b, 1, width))
+  x = x.reshape(b, -1, width) + params["positions"][None]
   x = jnp.concatenate([token, x], axis=1)
   x, _ = jax.lax.scan(_block, x, params["blocks"])
   return _norm(params["norm"], x[:, :1])[:, 0]
@@ -117,8 +116,7 @@ def preprocessed(
 ) -> Float[Array, "b 224 224 3"]:
   """What the network sees of images: resized, standardised as ImageNet.
 
-  Raises:
-    ValueError: c is neither 3 nor 1, which is grey.
+  Raises ValueError unless c is 3, or 1 for grey.
   """
   channels = images.shape[-1]
   if channels not in (1, 3):
@@ -151,12 +149,8 @@ def from_state_dict(
 ) -> PyTree:
   """The params of `apply` from a state dict of Meta's or Hugging Face's keys.
 
-  Width, depth and the kind of MLP are read off the keys and shapes.
-
-  Args:
-    state: float arrays; matrices are [out, in]. Keys of no use here are passed
-      over.
-    position_offset: see `interpolated`; 0 is as Hugging Face's code does.
+  Width, depth and the kind of MLP are read off the keys and shapes; keys of no
+  use here are passed over. `position_offset`: see `interpolated`.
 
   Raises:
     WeightsError: a key is missing, its array has another shape, or the network
@@ -178,15 +172,15 @@ def from_state_dict(
   kernel = _take(state, "patch_embed.proj.weight", width, 3, PATCH, PATCH)
   bias = _take(state, "patch_embed.proj.bias", width)
   prefix = re.escape(_key(state, "blocks."))
-  numbers = [re.match(rf"{prefix}(\d+)\.", key) for key in state]
-  depth = 1 + max((int(match[1]) for match in numbers if match), default=0)
+  numbers = re.findall(rf"^{prefix}(\d+)\.", "\n".join(state), re.MULTILINE)
+  depth = 1 + max(map(int, numbers), default=0)
   blocks = [_block_params(state, f"blocks.{i}", width) for i in range(depth)]
   params = {
     "patch": {"kernel": kernel.transpose(2, 3, 1, 0)},
     "positions": grid.reshape(-1, width) + bias,
     "class_token": _take(state, "cls_token", 1, 1, width) + positions[0],
     "blocks": jax.tree.map(lambda *x: np.stack(x), *blocks),
-    "norm": _norm_params(state, "norm", width),
+    "norm": _layer(state, "norm", width),
   }
   return jax.tree.map(lambda x: np.asarray(x, np.float32), params)
 
@@ -196,43 +190,38 @@ def _block_params(state: weights.State, prefix: str, width: int) -> PyTree:
   gated = _key(state, "blocks.0.mlp.w12.weight") in state
   first, last = ("w12", "w3") if gated else ("fc1", "fc2")
   hidden = 8 * math.ceil(width / 3) if gated else 4 * width
-  dense = lambda key, *sizes: _dense_params(state, f"{prefix}.{key}", *sizes)
+  layer = lambda key, *sizes: _layer(state, f"{prefix}.{key}", *sizes)
 
   def scaled(key: str, fan_in: int, scale: str) -> dict[str, np.ndarray]:
     factor = _take(state, f"{prefix}.{scale}", width)
-    return {k: x * factor for k, x in dense(key, fan_in, width).items()}
+    return {k: x * factor for k, x in layer(key, width, fan_in).items()}
 
   return {
-    "norm1": _norm_params(state, f"{prefix}.norm1", width),
-    "qkv": dense("attn.qkv", width, 3 * width),
+    "norm1": layer("norm1", width),
+    "qkv": layer("attn.qkv", 3 * width, width),
     "proj": scaled("attn.proj", width, "ls1.gamma"),
-    "norm2": _norm_params(state, f"{prefix}.norm2", width),
-    first: dense(f"mlp.{first}", width, (1 + gated) * hidden),
+    "norm2": layer("norm2", width),
+    first: layer(f"mlp.{first}", (1 + gated) * hidden, width),
     last: scaled(f"mlp.{last}", hidden, "ls2.gamma"),
   }
 
 
-def _norm_params(
-  state: weights.State, key: str, width: int
+def _layer(
+  state: weights.State, key: str, outputs: int, fan_in: int = 0
 ) -> dict[str, np.ndarray]:
-  return {
-    "scale": _take(state, f"{key}.weight", width),
-    "bias": _take(state, f"{key}.bias", width),
-  }
-
-
-def _dense_params(
-  state: weights.State, key: str, fan_in: int, outputs: int
-) -> dict[str, np.ndarray]:
+  """The params of a dense layer, or, without `fan_in`, of a norm."""
+  bias = _take(state, f"{key}.bias", outputs)
+  if not fan_in:
+    return {"scale": _take(state, f"{key}.weight", outputs), "bias": bias}
   return {
     "kernel": _take(state, f"{key}.weight", outputs, fan_in).T,
-    "bias": _take(state, f"{key}.bias", outputs),
+    "bias": bias,
   }
 
 
 def _take(state: weights.State, key: str, *shape: int) -> np.ndarray:
   """The array of Meta's key, whichever keys the state has."""
-  if ".qkv." in key and _is_hugging_faces(state):
+  if ".qkv." in key and _HUGGING_FACES in state:
     part = shape[0] // 3, *shape[1:]
     names = [key.replace("qkv", name) for name in ("query", "key", "value")]
     return np.concatenate([_take(state, name, *part) for name in names])
@@ -250,13 +239,10 @@ def _shape(state: weights.State, key: str) -> tuple[int, ...]:
 
 def _key(state: weights.State, key: str) -> str:
   """The state's own key for Meta's."""
-  for metas, theirs in _HUGGING_FACE if _is_hugging_faces(state) else ():
-    key = key.replace(metas, theirs)
+  if _HUGGING_FACES in state:
+    for metas, theirs in _RENAMED:
+      key = key.replace(metas, theirs)
   return key
-
-
-def _is_hugging_faces(state: weights.State) -> bool:
-  return "embeddings.cls_token" in state
 
 
 def interpolated(
@@ -264,13 +250,8 @@ def interpolated(
 ) -> Float[np.ndarray, "side side width"]:
   """A grid of positions, resized as PyTorch's bicubic without antialiasing.
 
-  jax.image has another cubic and another border.
-
-  Args:
-    grid: one row and column per cell.
-    side: of the result; of a grid of that side nothing is changed.
-    offset: cell i lies at (i + 1/2) g / (side + offset) - 1/2, which is off
-      the middle unless it is 0.
+  jax.image has another cubic and another border. Cell i lies at
+  (i + 1/2) g / (side + offset) - 1/2; a grid of that side is left unchanged.
   """
   cells = len(grid)
   if side == cells:

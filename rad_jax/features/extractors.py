@@ -8,7 +8,6 @@ convolutional network. What is measured in those is comparable with itself only.
 The networks are imported when they are made: names are all that a config needs.
 """
 
-import functools
 import hashlib
 import math
 import pathlib
@@ -54,14 +53,10 @@ class Extractor(NamedTuple):
 
 
 def pca(clean: np.ndarray, dims: int) -> Extractor:
-  """Coordinates along the clean data's leading principal components.
-
-  Args:
-    clean: images or points, [n, ...], uint8 or in model units.
-    dims: how many components: 1 to min(n, elements).
+  """Coordinates along the `dims` leading principal components of clean data.
 
   Raises:
-    ValueError: dims is out of its range.
+    ValueError: dims is not in 1 .. min(n, elements).
   """
   fitted = subspace.fit(examples.to_model_range(clean), dims)
   params = subspace.Subspace(*(np.asarray(x, np.float32) for x in fitted))
@@ -82,12 +77,8 @@ def random_conv(shape: tuple[int, ...], seed: int = 0) -> Extractor:
   features are each layer's mean over pixels, [n, 224]. Weights are normal, of
   variance 2 / fan-in (He et al. 2015), and depend on seed and channels alone.
 
-  Args:
-    shape: of an image, (height, width, channels); sides of 4 or more.
-    seed: of the weights.
-
   Raises:
-    ValueError: shape is not that of an image of such sides.
+    ValueError: shape is not (height, width, channels) with sides of 4 or more.
   """
   if len(shape) != 3 or min(shape[:2]) < 4:
     raise ValueError(f"random_conv takes images of 4x4 or more, not {shape}")
@@ -99,19 +90,16 @@ def random_conv(shape: tuple[int, ...], seed: int = 0) -> Extractor:
 
   def apply(params: PyTree, images: Array) -> Features:
     x = examples.to_model_range(images).astype(jnp.float32)
-    convolved = functools.partial(
-      jax.lax.conv_general_dilated,
-      window_strides=(1, 1),
-      padding="SAME",
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    window = (1, 2, 2, 1)
+    axes, window = ("NHWC", "HWIO", "NHWC"), (1, 2, 2, 1)
     found = []
     for i, kernel in enumerate(params):
       if i:
         x = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, window, "VALID")
         x = x / 4
-      x = jax.nn.relu(convolved(x, kernel))
+      x = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=axes
+      )
+      x = jax.nn.relu(x)
       found.append(x.mean(axis=(1, 2)))
     return Features(jnp.concatenate(found, axis=1), None)
 
@@ -143,10 +131,7 @@ def inception(weights_path: str | pathlib.Path) -> Extractor:
 def dinov2(weights_path: str | pathlib.Path) -> Extractor:
   """DINOv2's class token, [n, width]: 1024 wide of ViT-L/14.
 
-  Images are taken as saved.
-
-  Raises:
-    WeightsError: no weights, or wrong ones; with what to fetch.
+  Images are taken as saved. Raises as `inception`.
   """
   from rad_jax.features import dinov2 as network
 
@@ -171,7 +156,9 @@ def _digest(path: str | pathlib.Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()[:8]
 
 
-# From (clean, dims, seed, weights), as `make` takes them.
+# By name: from (clean, dims, seed, weights), clean examples [n, ...], to which
+# `pca` is fitted, the number of its components, cut to what clean has,
+# `random_conv`'s seed, and the path of the others' weights.
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
   "pca": lambda clean, dims, seed, path: pca(
     clean, min(dims, len(clean), math.prod(clean.shape[1:]))
@@ -184,40 +171,14 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
 }
 
 
-def make(
-  name: str,
-  clean: np.ndarray,
-  dims: int,
-  seed: int = 0,
-  weights: str | pathlib.Path = "",
-) -> Extractor:
-  """An extractor by its name.
-
-  Args:
-    name: a key of EXTRACTORS.
-    clean: clean examples [n, ...], uint8 or in model units: `pca` is fitted to
-      them, `random_conv` takes their shape.
-    dims: principal components, of `pca`; cut to what clean has.
-    seed: of `random_conv`'s weights.
-    weights: path, of `inception` and `dinov2`.
-
-  Raises:
-    ValueError: there is no such name, or the extractor's own reason.
-  """
-  if name not in EXTRACTORS:
-    raise ValueError(f"no extractor {name!r}: one of {', '.join(EXTRACTORS)}")
-  return EXTRACTORS[name](clean, dims, seed, weights)
-
-
 def extract_all(extractor: Extractor, images: np.ndarray) -> Features:
   """Features of all images, [n, ...], over all devices.
 
-  One compilation: the last batch is filled up with its own first rows. At full
-  float32 precision on every device, where GPUs and TPUs would else round
-  products to fewer bits.
+  One compilation: the last batch is filled up with its own first rows. Products
+  are at full float32 precision, which GPUs and TPUs would otherwise reduce.
 
   Returns:
-    Features [n, k] and logits [n, classes] or None: float32 NumPy arrays.
+    float32 NumPy arrays.
 
   Raises:
     ValueError: there are no images.

@@ -39,101 +39,89 @@ _BATCH_NORM_EPS = 1e-3
 
 
 class Outputs(NamedTuple):
-  """The last average pool, [b, 2048], and the logits, [b, 1008]."""
+  """The last average pool, and the logits."""
 
   pool: Float[Array, "b 2048"]
   logits: Float[Array, "b 1008"]
 
 
 def _conv(
-  x: Array,
-  name: str,
-  channels: int,
-  kernel: tuple[int, int] = (1, 1),
-  stride: int = 1,
-  padding: str = "SAME",
+  x: Array, name: str, channels: int, *size: int, padding: str = ""
 ) -> Array:
-  """A convolution, its batch norm and relu; call it inside a module."""
+  """A convolution, its batch norm and relu; called inside a module.
+
+  size: height, width and stride of the kernel, 1 where they are left out.
+  """
+  height, width, stride = (*size, 1, 1, 1)[:3]
+  padding = padding or ("SAME" if stride == 1 else "VALID")
+  kernel = height, width
   return nn.relu(nn.Conv(channels, kernel, stride, padding, name=name)(x))
 
 
-_strided = functools.partial(_conv, kernel=(3, 3), stride=2, padding="VALID")
-_average = functools.partial(
-  nn.avg_pool,
-  window_shape=(3, 3),
-  strides=(1, 1),
-  padding="SAME",
-  count_include_pad=False,
-)
-_maximum = functools.partial(
-  nn.max_pool, window_shape=(3, 3), strides=(1, 1), padding="SAME"
-)
-_halved = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
+def _chain(x: Array, name: str, *layers: tuple[int, ...]) -> Array:
+  """Convolutions, each by its channels and size."""
+  for i, layer in enumerate(layers, 1):
+    x = _conv(x, f"{name}_{i}", *layer)
+  return x
 
 
 def _joined(*branches: Array) -> Array:
   return jnp.concatenate(branches, axis=-1)
 
 
+_halved = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
+_maximum = functools.partial(nn.max_pool, window_shape=(3, 3), padding="SAME")
+_average = functools.partial(
+  nn.avg_pool, window_shape=(3, 3), padding="SAME", count_include_pad=False
+)
+
+
 def _block_a(x: Array, name: str, pool: int) -> Array:
-  five = _conv(x, f"{name}.branch5x5_1", 48)
-  double = _conv(x, f"{name}.branch3x3dbl_1", 64)
-  double = _conv(double, f"{name}.branch3x3dbl_2", 96, (3, 3))
   return _joined(
     _conv(x, f"{name}.branch1x1", 64),
-    _conv(five, f"{name}.branch5x5_2", 64, (5, 5)),
-    _conv(double, f"{name}.branch3x3dbl_3", 96, (3, 3)),
+    _chain(x, f"{name}.branch5x5", (48,), (64, 5, 5)),
+    _chain(x, f"{name}.branch3x3dbl", (64,), (96, 3, 3), (96, 3, 3)),
     _conv(_average(x), f"{name}.branch_pool", pool),
   )
 
 
 def _block_b(x: Array, name: str) -> Array:
-  double = _conv(x, f"{name}.branch3x3dbl_1", 64)
-  double = _conv(double, f"{name}.branch3x3dbl_2", 96, (3, 3))
   return _joined(
-    _strided(x, f"{name}.branch3x3", 384),
-    _strided(double, f"{name}.branch3x3dbl_3", 96),
+    _conv(x, f"{name}.branch3x3", 384, 3, 3, 2),
+    _chain(x, f"{name}.branch3x3dbl", (64,), (96, 3, 3), (96, 3, 3, 2)),
     _halved(x),
   )
 
 
 def _block_c(x: Array, name: str, width: int) -> Array:
-  seven = _conv(x, f"{name}.branch7x7_1", width)
-  seven = _conv(seven, f"{name}.branch7x7_2", width, (1, 7))
-  double = _conv(x, f"{name}.branch7x7dbl_1", width)
-  double = _conv(double, f"{name}.branch7x7dbl_2", width, (7, 1))
-  double = _conv(double, f"{name}.branch7x7dbl_3", width, (1, 7))
-  double = _conv(double, f"{name}.branch7x7dbl_4", width, (7, 1))
+  seven = (width,), (width, 1, 7), (192, 7, 1)
+  twice = (width,), (width, 7, 1), (width, 1, 7), (width, 7, 1), (192, 1, 7)
   return _joined(
     _conv(x, f"{name}.branch1x1", 192),
-    _conv(seven, f"{name}.branch7x7_3", 192, (7, 1)),
-    _conv(double, f"{name}.branch7x7dbl_5", 192, (1, 7)),
+    _chain(x, f"{name}.branch7x7", *seven),
+    _chain(x, f"{name}.branch7x7dbl", *twice),
     _conv(_average(x), f"{name}.branch_pool", 192),
   )
 
 
 def _block_d(x: Array, name: str) -> Array:
-  three = _conv(x, f"{name}.branch3x3_1", 192)
-  seven = _conv(x, f"{name}.branch7x7x3_1", 192)
-  seven = _conv(seven, f"{name}.branch7x7x3_2", 192, (1, 7))
-  seven = _conv(seven, f"{name}.branch7x7x3_3", 192, (7, 1))
+  seven = (192,), (192, 1, 7), (192, 7, 1), (192, 3, 3, 2)
   return _joined(
-    _strided(three, f"{name}.branch3x3_2", 320),
-    _strided(seven, f"{name}.branch7x7x3_4", 192),
+    _chain(x, f"{name}.branch3x3", (192,), (320, 3, 3, 2)),
+    _chain(x, f"{name}.branch7x7x3", *seven),
     _halved(x),
   )
 
 
 def _block_e(x: Array, name: str, pool: Callable[[Array], Array]) -> Array:
   three = _conv(x, f"{name}.branch3x3_1", 384)
-  double = _conv(x, f"{name}.branch3x3dbl_1", 448)
-  double = _conv(double, f"{name}.branch3x3dbl_2", 384, (3, 3))
+  twice = _chain(x, f"{name}.branch3x3dbl", (448,), (384, 3, 3))
   return _joined(
     _conv(x, f"{name}.branch1x1", 320),
-    _conv(three, f"{name}.branch3x3_2a", 384, (1, 3)),
-    _conv(three, f"{name}.branch3x3_2b", 384, (3, 1)),
-    _conv(double, f"{name}.branch3x3dbl_3a", 384, (1, 3)),
-    _conv(double, f"{name}.branch3x3dbl_3b", 384, (3, 1)),
+    _conv(three, f"{name}.branch3x3_2a", 384, 1, 3),
+    _conv(three, f"{name}.branch3x3_2b", 384, 3, 1),
+    _conv(twice, f"{name}.branch3x3dbl_3a", 384, 1, 3),
+    _conv(twice, f"{name}.branch3x3dbl_3b", 384, 3, 1),
     _conv(pool(x), f"{name}.branch_pool", 192),
   )
 
@@ -143,11 +131,11 @@ class _Inception(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w 3"]) -> Outputs:
-    x = _strided(x, "Conv2d_1a_3x3", 32)
-    x = _conv(x, "Conv2d_2a_3x3", 32, (3, 3), padding="VALID")
-    x = _halved(_conv(x, "Conv2d_2b_3x3", 64, (3, 3)))
+    x = _conv(x, "Conv2d_1a_3x3", 32, 3, 3, 2)
+    x = _conv(x, "Conv2d_2a_3x3", 32, 3, 3, padding="VALID")
+    x = _halved(_conv(x, "Conv2d_2b_3x3", 64, 3, 3))
     x = _conv(x, "Conv2d_3b_1x1", 80)
-    x = _halved(_conv(x, "Conv2d_4a_3x3", 192, (3, 3), padding="VALID"))
+    x = _halved(_conv(x, "Conv2d_4a_3x3", 192, 3, 3, padding="VALID"))
     for name, channels in (("5b", 32), ("5c", 64), ("5d", 64)):
       x = _block_a(x, f"Mixed_{name}", channels)
     x = _block_b(x, "Mixed_6a")
@@ -169,16 +157,14 @@ def apply(params: PyTree, images: UInt8[Array, "b h w c"]) -> Outputs:
 def preprocessed(
   images: UInt8[Array, "b h w c"],
 ) -> Float[Array, "b 299 299 3"]:
-  """What the network sees of images: resized, in (pixel - 128) / 128.
+  """What the network sees of images, in (pixel - 128) / 128.
 
-  Raises:
-    ValueError: c is neither 3 nor 1, which is grey.
+  Raises ValueError unless c is 3, or 1 for grey.
   """
-  b, height, width, channels = images.shape
+  *sides, channels = images.shape
   if channels not in (1, 3):
     raise ValueError(f"Inception sees 1 or 3 channels, not {channels}")
-  pixels = images.astype(jnp.float32)
-  pixels = jnp.broadcast_to(pixels, (b, height, width, 3))
+  pixels = jnp.broadcast_to(images.astype(jnp.float32), (*sides, 3))
   return (resized(pixels) - 128) / 128
 
 
@@ -193,9 +179,8 @@ def _stretched(x: Array, axis: int) -> Array:
   place = np.arange(SIZE, dtype=np.float32) * np.float32(side / SIZE)
   below = place.astype(np.int32)
   above = np.minimum(below + 1, side - 1)
-  shape = [1] * x.ndim
-  shape[axis] = SIZE
-  part = (place - below.astype(np.float32)).reshape(shape)
+  part = place - below.astype(np.float32)
+  part = np.expand_dims(part, [i for i in range(x.ndim) if i != axis])
   low, high = jnp.take(x, below, axis), jnp.take(x, above, axis)
   return low + (high - low) * part
 
@@ -208,9 +193,8 @@ def load_weights(path: str | pathlib.Path) -> PyTree:
 def from_state_dict(state: weights.State) -> PyTree:
   """The params of `apply` from pytorch-fid's state dict.
 
-  Args:
-    state: float arrays by torchvision's names; kernels are [out, in, h, w].
-      Keys of no use here are passed over.
+  Its names are torchvision's; kernels are [out, in, h, w]. Keys of no use here
+  are passed over.
 
   Raises:
     WeightsError: a key is missing, or its array has another shape.

@@ -65,16 +65,11 @@ _OLD_NAMES = {
 
 
 class _Size(NamedTuple):
-  """What the numbering of blocks depends on.
-
-  levels: of the network.
-  per_level: residual blocks of a level on the way down.
-  attended: the levels with attention.
-  """
+  """What the numbering of blocks depends on; `attended`: with attention."""
 
   levels: int
-  per_level: int
-  attended: frozenset[int]
+  blocks_per_level: int
+  attended: set[int]
 
 
 class _Tensor(NamedTuple):
@@ -87,24 +82,22 @@ class _Tensor(NamedTuple):
 def from_pytorch(
   state: weights.State, like: PyTree, num_heads: int = 1
 ) -> tuple[PyTree, str]:
-  """Our parameters, from a state dict in either layout.
+  """Our parameters as float32 arrays, from a state dict in either layout.
 
   Where an improved-diffusion network predicts a variance as well, that half of
   its output is left out.
 
   Args:
     state: names to arrays of any float type.
-    like: the structure and shapes of our parameters: arrays or
-      ShapeDtypeStructs.
+    like: our parameters: arrays or ShapeDtypeStructs.
     num_heads: of attention, on which improved-diffusion's packing depends.
 
   Returns:
-    The parameters as float32 NumPy arrays, and the layout, "diffusers" or
-    "improved-diffusion".
+    The parameters, and the layout: "diffusers" or "improved-diffusion".
 
   Raises:
-    weights.WeightsError: it is in neither layout, or of another network. All
-      tensors that are missing, left over or of another shape are named.
+    WeightsError: it is in neither layout, or of another network. All tensors
+      that are missing, left over or of another shape are named.
   """
   if "input_blocks.0.0.weight" in state:
     layout = _IMPROVED
@@ -179,7 +172,7 @@ def _block(name: str, size: _Size) -> tuple[str, str]:
   improved-diffusion counts through the blocks of each way, with the layers
   that follow them inside.
   """
-  per_level = size.per_level + 1
+  per_level = size.blocks_per_level + 1
   match name.split("_"):
     case ["down", level, i, kind]:
       (plural, part), n = _KINDS[kind], 1 + per_level * int(level) + int(i)
@@ -207,13 +200,9 @@ def _size(paths: Iterable[str]) -> _Size:
   """From the names of our parameters."""
   down = [re.match(r"down_(\d+)_(\d+)_(\w+)/", path) for path in paths]
   found = [(int(m[1]), int(m[2]), m[3]) for m in down if m]
-  return _Size(
-    levels=1 + max(level for level, _, _ in found),
-    per_level=1 + max(i for _, i, _ in found),
-    attended=frozenset(
-      level for level, _, kind in found if kind == "attention"
-    ),
-  )
+  levels, numbers, _ = zip(*found, strict=True)
+  attended = {level for level, _, kind in found if kind == "attention"}
+  return _Size(1 + max(levels), 1 + max(numbers), attended)
 
 
 def _renamed(key: str) -> str:
@@ -229,12 +218,10 @@ def _without_variance(
 ) -> dict[str, np.ndarray]:
   """Only the first half of the outputs, where there are twice as many."""
   channels = like["conv_out"]["bias"].shape[0]
-  cut = {
-    key: state[key][:channels]
-    for key in ("out.2.weight", "out.2.bias")
-    if key in state and state[key].shape[:1] == (2 * channels,)
-  }
-  return {**state, **cut}
+  is_twice = lambda key: (
+    key.startswith("out.2.") and state[key].shape[:1] == (2 * channels,)
+  )
+  return {k: x[:channels] if is_twice(k) else x for k, x in state.items()}
 
 
 def _check(state: weights.State, tensors: Mapping[str, _Tensor]) -> None:

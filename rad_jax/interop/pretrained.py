@@ -4,13 +4,12 @@ Tensors' shapes say much about a network, and not all: a diffusers folder's
 config.json is compared with config.model.unet, its scheduler with
 config.diffusion. A bare file says nothing of these: they are the user's word.
 
-`fields` is a run's config as a plain mapping of paths to values, such as
-"model.unet.channels" to 128, with lists for tuples. What is read of it:
-model.name, all of model.unet, data.image_size and .num_channels,
-diffusion.process, .schedule, .num_timesteps and .prediction; by `load` also
-train.init_weights, by `export` also sampling.variance and .clip_x_0.
+`fields` is a run's config as paths to values, such as "model.unet.channels" to
+128, with lists for tuples. Those of model, data and diffusion are read; by
+`load` also train.init_weights, by `export` sampling.variance and .clip_x_0.
 """
 
+import itertools
 import logging
 import pathlib
 import re
@@ -28,6 +27,7 @@ from rad_jax.models import unet
 
 _LOG = logging.getLogger("rad_jax")
 _FILE = "diffusion_pytorch_model.safetensors"
+_SCHEDULER_FILE = "scheduler_config.json"
 _TO_FETCH = (
   "give a run's workdir, a diffusers folder, or a .safetensors or .pt file of"
   " a network as config.model.unet says (docs/interop.md)"
@@ -35,6 +35,7 @@ _TO_FETCH = (
 _NOT_THERE = "diffusers' UNet2DModel has no such network"
 _PREDICTIONS = {"eps": "epsilon", "x_0": "sample", "v": "v_prediction"}
 _SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+_TIME_SHIFTS = ("default", "scale_shift")  # by our scale_shift
 # What stands for unet.CONVENTIONS there.
 _CONVENTIONS: dict[str, dict[str, Any]] = {
   name: {"norm_eps": unet.CONVENTIONS[name].epsilon} | options
@@ -47,7 +48,6 @@ _CONVENTIONS: dict[str, dict[str, Any]] = {
 _DEFAULTS: dict[str, Any] = _CONVENTIONS["improved"] | {
   "sample_size": None,
   "in_channels": 3,
-  "out_channels": 3,
   "layers_per_block": 2,
   "norm_num_groups": 32,
   "attn_norm_num_groups": None,
@@ -64,7 +64,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
   "mid_block_scale_factor": (1,),
   "mid_block_type": ("UNetMidBlock2D",),
   "num_class_embeds": (None,),
-  "resnet_time_scale_shift": ("default", "scale_shift"),
+  "resnet_time_scale_shift": _TIME_SHIFTS,
   "time_embedding_dim": (None,),
   "time_embedding_type": ("positional",),
   "upsample_type": ("conv",),
@@ -88,23 +88,19 @@ def is_foreign(source: pathlib.Path) -> bool:
 
 
 def load(source: pathlib.Path, like: PyTree, fields: Fields) -> PyTree:
-  """The parameters of another library's network, for the U-Net of `fields`.
+  """Another library's parameters, as float32 arrays in the structure of `like`.
 
   Args:
     source: config.train.init_from: a folder that diffusers saved, a pipeline's
       or a UNet2DModel's; a folder of improved-diffusion's checkpoints; or a
       file of either layout, .safetensors or PyTorch's .pt.
-    like: the network's parameters: arrays or ShapeDtypeStructs.
-    fields: train.init_weights ("ema", "raw" or "") chooses where source has a
-      moving average beside the raw weights.
-
-  Returns:
-    float32 NumPy arrays in the structure of `like`.
+    like: the parameters of our network: arrays or ShapeDtypeStructs.
+    fields: train.init_weights, "ema" or "raw", chooses where source has both.
 
   Raises:
     MismatchError: the network, its noise schedule or what it predicts is not
-      the config's; or it is not clear which weights are meant. All differing
-      fields are named.
+      the config's (all differing fields are named), or it is not clear which
+      weights are meant.
     weights.WeightsError: a file is missing or cannot be read, or its tensors
       do not fit.
     ValueError: a JSON file is damaged.
@@ -144,28 +140,20 @@ def export(
 ) -> pathlib.Path:
   """Writes a folder that diffusers' DDPMPipeline.from_pretrained reads.
 
-  Args:
-    params: of the network of `fields`.
-    folder: made if missing; its files of an earlier export are replaced.
-    fields: of a U-Net on DDPM's process that predicts eps, x_0 or v.
-
-  Returns:
-    folder.
+  Its files of an earlier export are replaced. Returns the folder.
 
   Raises:
     MismatchError: diffusers has no such network, schedule or prediction.
   """
-  described = {
-    "unet/config.json": _network_config(fields),
-    "scheduler/scheduler_config.json": _scheduler_config(fields),
-    "model_index.json": {
-      "_class_name": "DDPMPipeline",
-      "scheduler": ["diffusers", "DDPMScheduler"],
-      "unet": ["diffusers", "UNet2DModel"],
-    },
+  network, scheduler = _network_config(fields), _scheduler_config(fields)
+  parts = {
+    "_class_name": "DDPMPipeline",
+    "scheduler": ["diffusers", "DDPMScheduler"],
+    "unet": ["diffusers", "UNet2DModel"],
   }
-  for path, content in described.items():
-    files.write_json(folder / path, content)
+  files.write_json(folder / "unet" / "config.json", network)
+  files.write_json(folder / "scheduler" / _SCHEDULER_FILE, scheduler)
+  files.write_json(folder / "model_index.json", parts)
   state = layouts.to_diffusers(params)
   save_file(state, folder / "unet" / _FILE, {"format": "pt"})
   return folder
@@ -174,14 +162,12 @@ def export(
 def _network_config(fields: Fields) -> dict[str, Any]:
   """UNet2DModel's config.json."""
   of = lambda field: fields[f"model.unet.{field}"]
-  if fields["model.name"] != "unet":
-    raise MismatchError(
-      f"config.model.name={fields['model.name']!r}: {_NOT_THERE}"
-    )
-  if of("time_scale") != 1:
-    raise MismatchError(
-      f"config.model.unet.time_scale={of('time_scale')}: {_NOT_THERE}"
-    )
+  name = fields["model.name"]
+  if name != "unet":
+    raise MismatchError(f"config.model.{name=}: {_NOT_THERE}")
+  time_scale = of("time_scale")
+  if time_scale != 1:
+    raise MismatchError(f"config.model.unet.{time_scale=}: {_NOT_THERE}")
   groups = _groups(fields)
   if not groups:
     raise MismatchError(
@@ -191,12 +177,9 @@ def _network_config(fields: Fields) -> dict[str, Any]:
     )
   side, image_channels = fields["data.image_size"], fields["data.num_channels"]
   widths = [of("channels") * m for m in of("channel_multipliers")]
-  attend = [
-    side // 2**level in of("attention_resolutions")
-    for level in range(len(widths))
-  ]
-  attended = {w for w, here in zip(widths, attend, strict=True) if here}
-  attended.add(widths[-1])
+  sides = [side // 2**level for level in range(len(widths))]
+  attend = [here in of("attention_resolutions") for here in sides]
+  attended = {widths[-1], *itertools.compress(widths, attend)}
   heads = of("num_heads")
   if heads > 1 and len(attended) > 1:
     raise MismatchError(
@@ -220,9 +203,7 @@ def _network_config(fields: Fields) -> dict[str, Any]:
     "attention_head_dim": None if heads == 1 else widths[-1] // heads,
     "norm_num_groups": groups,
     "attn_norm_num_groups": groups,
-    "resnet_time_scale_shift": (
-      "scale_shift" if of("scale_shift") else "default"
-    ),
+    "resnet_time_scale_shift": _TIME_SHIFTS[of("scale_shift")],
   } | _CONVENTIONS[of("conventions")]
 
 
@@ -259,15 +240,10 @@ def _scheduler_config(fields: Fields) -> dict[str, Any]:
 def _check_network(
   described: Mapping[str, Any], fields: Fields, name: str
 ) -> None:
-  """Raises unless `fields` has the network of this UNet2DModel's config.json.
-
-  All differences are named, and the source by `name`.
-  """
+  """Raises unless `fields` has the network of a UNet2DModel's config.json."""
   theirs = {**_DEFAULTS, **described}
-  theirs["down_block_types"], theirs["up_block_types"] = (
-    [kind.removeprefix("UNetRes") for kind in theirs[f"{way}_block_types"]]
-    for way in ("down", "up")
-  )
+  for option in ("down_block_types", "up_block_types"):
+    theirs[option] = [kind.removeprefix("UNetRes") for kind in theirs[option]]
   foreign = _foreign_options(theirs)
   if foreign:
     raise MismatchError(
@@ -275,28 +251,23 @@ def _check_network(
     )
   side = theirs["sample_size"] or fields["data.image_size"]
   widths = theirs["block_out_channels"]
+  attended = sorted(side // 2**level for level in _attended(theirs))
   saved = {
     "data.image_size": side,
     "data.num_channels": theirs["in_channels"],
     "model.unet.channels": widths[0],
     "model.unet.channel_multipliers": [w // widths[0] for w in widths],
     "model.unet.num_res_blocks": theirs["layers_per_block"],
-    "model.unet.attention_resolutions": sorted(
-      side // 2**level for level in _attended(theirs)
-    ),
+    "model.unet.attention_resolutions": attended,
     "model.unet.conventions": _convention(theirs),
     "model.unet.num_groups": theirs["norm_num_groups"],
     "model.unet.num_heads": _heads(theirs).pop(),
     "model.unet.scale_shift": theirs["resnet_time_scale_shift"] != "default",
     "model.unet.time_scale": 1.0,
   }
-  ours = {
-    **fields,
-    "model.unet.attention_resolutions": sorted(
-      fields["model.unet.attention_resolutions"]
-    ),
-    "model.unet.num_groups": _groups(fields),
-  }
+  ours = {**fields, "model.unet.num_groups": _groups(fields)}
+  resolutions = sorted(fields["model.unet.attention_resolutions"])
+  ours["model.unet.attention_resolutions"] = resolutions
   _refuse_differences(saved, ours, name)
 
 
@@ -397,15 +368,16 @@ def _alpha_bar(scheduler: Mapping[str, Any]) -> np.ndarray | None:
   steps = scheduler.get("num_train_timesteps", 1000)
   kind = scheduler.get("beta_schedule", "linear")
   ends = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
+  betas = scheduler.get("trained_betas")
   if scheduler.get("rescale_betas_zero_snr"):
     return None
-  if scheduler.get("trained_betas") is not None:
-    return np.cumprod(1 - np.asarray(scheduler["trained_betas"], np.float64))
-  if kind == "linear":
-    return np.cumprod(1 - np.linspace(*ends, steps))
-  if kind == "squaredcos_cap_v2":
-    return schedules.cosine_alpha_bar(steps)
-  return None
+  if betas is None and kind == "linear":
+    betas = np.linspace(*ends, steps)
+  if betas is not None:
+    return np.cumprod(1 - np.asarray(betas, np.float64))
+  return (
+    schedules.cosine_alpha_bar(steps) if kind == _SCHEDULES["cosine"] else None
+  )
 
 
 def _groups(fields: Fields) -> int:
@@ -487,7 +459,7 @@ def _state(chosen: pathlib.Path) -> dict[str, np.ndarray]:
 def _scheduler(folder: pathlib.Path) -> dict[str, Any]:
   """A UNet2DModel's folder's scheduler_config.json; {} without."""
   for place in (folder, folder / "scheduler", folder.parent / "scheduler"):
-    found = files.read_json(place / "scheduler_config.json")
+    found = files.read_json(place / _SCHEDULER_FILE)
     if found:
       return found
   return {}

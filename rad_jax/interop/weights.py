@@ -28,12 +28,12 @@ def load(
   Args:
     path: `.safetensors`, or PyTorch's `.pth` or `.pt`, which torch must be
       installed for.
-    convert: from the state dict; its WeightsErrors are told with the path.
+    convert: from the state dict.
     to_fetch: added to errors where there is no such file, or another network's.
 
   Raises:
-    WeightsError: there is no path or file, it cannot be read, or it is not
-      the network's.
+    WeightsError: there is no path or file, it cannot be read, or `convert`
+      raises it.
   """
   if not str(path):
     raise WeightsError(to_fetch)

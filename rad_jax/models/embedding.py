@@ -14,10 +14,6 @@ def sines_first(
   With `half = features / 2`: the variant of Vaswani et al. 2017 (section 3.5)
   in the code of DDPM (arXiv 2006.11239), which includes both end points.
 
-  Args:
-    t: time index, 0 to T - 1.
-    features: size of the embedding.
-
   Raises:
     ValueError: features is odd or below 4.
   """

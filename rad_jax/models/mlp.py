@@ -40,17 +40,10 @@ def mlp(
 ) -> network.Network:
   """Returns an MLP whose every hidden layer also sees the time.
 
-  Layer k is `h_k = silu(W_k h_{k-1} + b_k + V_k e(t))`, with `e(t)` one silu
-  layer of `time_features` units on the sinusoidal embedding. Images are
-  flattened, and the output has the shape of the input. The output layer starts
-  at zero.
-
-  Args:
-    width: units of each hidden layer.
-    depth: number of hidden layers.
-    time_features: size of the sinusoidal embedding, even and at least 4.
-    dtype: of the hidden layers' arithmetic; parameters, output layer and
-      output are float32.
+  Layer k of `depth` is `h_k = silu(W_k h_{k-1} + b_k + V_k e(t))`, with `e(t)`
+  one silu layer on the sinusoidal embedding of `time_features`, even and at
+  least 4. Images are flattened. The output layer starts at zero; it, the output
+  and all parameters are float32, whatever the hidden layers' `dtype`.
   """
   return network.from_module(
     _Mlp(width, depth, time_features, jnp.dtype(dtype))

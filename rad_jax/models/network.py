@@ -38,8 +38,8 @@ class Network(NamedTuple):
 def from_module(module: nn.Module) -> Network:
   """Wraps a linen module with `__call__(x_t, t, train: bool)`.
 
-  The module may hold parameters and draw from the "dropout" stream; other
-  collections (such as batch statistics) would couple examples and raise.
+  It may hold parameters and draw from the "dropout" stream; other collections
+  (such as batch statistics) would couple examples and raise a ValueError.
   """
 
   def init(

@@ -25,9 +25,8 @@ _Dense = functools.partial(nn.Dense, kernel_init=_fan_avg)
 class Conventions(NamedTuple):
   """What published U-Nets of one shape do differently.
 
-  epsilon: added to the variance in group norms.
-  padding: of the convolutions that halve the sides, as flax's Conv takes it.
-  embed: (t [b], features) -> the sinusoidal embedding [b, features].
+  epsilon: of the group norms. padding: of the convolutions that halve the
+  sides. embed: (t [b], features) -> the sinusoidal embedding [b, features].
   """
 
   epsilon: float
@@ -130,11 +129,16 @@ class _UNet(nn.Module):
     self, x_t: Float[Array, "b h w c"], t: Real[Array, " b"], train: bool
   ) -> Float[Array, "b h w c"]:
     widths = [self.channels * m for m in self.channel_multipliers]
-    _check_sides(x_t.shape, len(widths))
-    residual = functools.partial(
-      self._residual, time=self._time_features(t), train=train
-    )
+    _, height, width, _ = x_t.shape
+    factor = 2 ** (len(widths) - 1)
+    if height % factor or width % factor:
+      raise ValueError(
+        f"The image sides {height}x{width} must be divisible by {factor} = "
+        f"2**(levels - 1) for a U-Net with {len(widths)} levels."
+      )
     conv = functools.partial(_Conv3x3, dtype=self.dtype)
+    time = self._time_features(t)
+    residual = functools.partial(self._residual, time=time, train=train)
 
     def block(h, width, name):
       h = residual(h, width, name)
@@ -208,17 +212,6 @@ class _UNet(nn.Module):
     )(h)
 
 
-def _check_sides(shape: tuple[int, ...], levels: int) -> None:
-  """Raises unless height and width can be halved `levels - 1` times."""
-  _, height, width, _ = shape
-  factor = 2 ** (levels - 1)
-  if height % factor or width % factor:
-    raise ValueError(
-      f"The image sides {height}x{width} must be divisible by {factor} = "
-      f"2**(levels - 1) for a U-Net with {levels} levels."
-    )
-
-
 def unet(
   channels: int,
   channel_multipliers: Sequence[int],
@@ -240,26 +233,26 @@ def unet(
 
   Args:
     channels: at the first level, even and at least 4.
-    channel_multipliers: of `channels`, one per level; each level after the
-      first halves the sides.
+    channel_multipliers: one per level; each after the first halves the sides.
     num_res_blocks: per level on the way down; the way up has one more.
-    attention_resolutions: heights in pixels, of the feature maps that are
-      followed by attention; those that do not occur have no effect. The middle
-      always has attention.
+    attention_resolutions: heights in pixels of the feature maps that are
+      followed by attention. The middle always has attention.
     dropout: probability, in [0, 1).
-    dtype: of the arithmetic, "float32", or a type of 16 bits. Parameters, group
-      statistics, time features, the output layer and the output are always
-      float32: the robust losses compare outputs that differ by less than 16
-      bits can resolve.
+    dtype: of the arithmetic. Parameters, group statistics, time features, the
+      output layer and the output are always float32: the robust losses compare
+      outputs that differ by less than 16 bits can resolve.
     remat: recompute residual blocks in the backward pass, for less memory.
     conventions: a name in CONVENTIONS. This and what follows is for networks
       that were trained elsewhere.
-    num_groups: of all group norms, a divisor of `channels`; 0: 32, or fewer
-      in each layer that is too narrow for them.
+    num_groups: of all group norms, a divisor of `channels`; 0: see
+      `normalisation.default_groups`.
     num_heads: of attention, a divisor of the channels where it is.
     scale_shift: the time scales and shifts each residual block's second norm
       (Nichol & Dhariwal 2021), in place of a shift before it.
     time_scale: what t is multiplied by before it is embedded.
+
+  Raises:
+    ValueError: in `init` and `apply`: the sides cannot be halved that often.
   """
   return network.from_module(
     _UNet(

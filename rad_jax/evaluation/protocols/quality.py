@@ -47,14 +47,11 @@ def measures(
 
 
 def make_extractor(subject: Subject, clean: np.ndarray) -> extractors.Extractor:
-  """The config's extractor; clean references [n, ...] as extractors.make's."""
+  """The config's extractor; of clean references [n, ...]."""
   fields = subject.config.evaluation
-  return extractors.make(
-    fields.extractor,
-    clean,
-    fields.extractor_dims,
-    weights=fields.get(f"{fields.extractor}_weights", ""),
-  )
+  weights = fields.get(f"{fields.extractor}_weights", "")
+  make = extractors.EXTRACTORS[fields.extractor]
+  return make(clean, fields.extractor_dims, 0, weights)
 
 
 def compare(x: np.ndarray, reference: np.ndarray) -> dict[str, float]:
