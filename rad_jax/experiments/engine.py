@@ -61,15 +61,12 @@ def run_all(
   done = {row["run"] for row in table.read(workdir)}
   missing = [one for one in entries if one.name not in done]
   jobs = groups(missing, group_size) if group_size else [[e] for e in missing]
-  work = run_group if group_size else run_each
+  work = run_group if group_size else run_alone
   first = len(entries) - len(missing)
-  with (
-    table.appending(workdir) as append,
-    tqdm(total=len(entries), initial=first, unit="run") as bar,
-  ):
+  with tqdm(total=len(entries), initial=first, unit="run") as bar:
     for job, job_rows in pool.work_off(jobs, work, workdir, processes):
       for one, row in zip(job, job_rows, strict=True):
-        append(row)
+        table.append(row, workdir)
         measures = row.keys() - _record(one).keys() - {"seconds"}
         found = (f"{k} {row[k]:.4g}" for k in row if k in measures)
         bar.write(f"{one.name}: {row.get('error') or ', '.join(found)}")
@@ -90,30 +87,27 @@ def groups(entries: list[Entry], size: int) -> list[Job]:
   ]
 
 
-def run_each(job: Job, workdir: pathlib.Path) -> list[Row]:
-  """The rows of a job's runs, done one after another."""
-  return [run_one(one, workdir) for one in job]
-
-
-def run_one(one: Entry, workdir: pathlib.Path) -> Row:
-  """Trains, samples and evaluates in workdir/runs/<name>; returns its row."""
+def run_alone(job: Job, workdir: pathlib.Path) -> list[Row]:
+  """Trains, samples and evaluates the only run of a job."""
+  (one,) = job
   config, folder = one.config, workdir / "runs" / one.name
   try:
     loop.train(config, folder)
   except (health.NonFiniteLoss, health.LossSpike) as error:
-    return _record(one) | {"error": str(error)}
-  seconds = training_seconds(folder, config.train.batch_size)
-  return _measured(one, subject.open_subject(config, folder), seconds)
+    return [_record(one) | {"error": str(error)}]
+  seconds = {"seconds": training_seconds(folder, config.train.batch_size)}
+  return [_measured(one, subject.open_subject(config, folder), seconds)]
 
 
 def run_group(group: Job, workdir: pathlib.Path) -> list[Row]:
   """Trains a group, then samples and evaluates each of its runs."""
   runs = [one.config for one in group]
   prints = [table.fingerprint(run.to_dict()) for run in runs]
-  names = [one.name for one in group]
-  identity = table.digest(list(zip(names, prints, strict=True)))
+  identity = [[one.name, own] for one, own in zip(group, prints, strict=True)]
   sets = together.training_sets(runs)
-  states = together.train(runs, sets, workdir / "groups" / identity)
+  states = together.train(
+    runs, sets, workdir / "groups" / table.digest(identity)
+  )
   params = build.parameters_of(states, runs[0])
   rows = []
   for place, (one, training_set) in enumerate(zip(group, sets, strict=True)):
@@ -125,13 +119,11 @@ def run_group(group: Job, workdir: pathlib.Path) -> list[Row]:
     model = sampling.Model(config, folder, mesh, own, step, digest)
     truth = subject.clean_truth(config, training_set)
     found = subject.Subject(model, training_set, truth)
-    rows.append(_measured(one, found))
+    rows.append(_measured(one, found, {}))
   return rows
 
 
-def _measured(
-  one: Entry, trained: subject.Subject, seconds: float | None = None
-) -> Row:
+def _measured(one: Entry, trained: subject.Subject, seconds: Row) -> Row:
   """The row of a trained run, after sampling and evaluation."""
   row = _record(one)
   try:
@@ -139,7 +131,7 @@ def _measured(
     measures = evaluate.measure(trained)["measures"]
   except sampling.NonFiniteSamples as error:
     return row | {"error": str(error)}
-  return row | ({} if seconds is None else {"seconds": seconds}) | measures
+  return row | seconds | measures
 
 
 def _record(one: Entry) -> Row:
@@ -178,7 +170,8 @@ def matched(
   """
   if match == "steps":
     return entries
-  step_cost = timed(workdir) if match == "seconds" else _step_passes
+  passes = lambda config: build.total_passes(config) / config.train.num_steps
+  step_cost = timed(workdir) if match == "seconds" else passes
   found = []
   for one in entries:
     config = copy.deepcopy(one.config)
@@ -187,10 +180,6 @@ def matched(
       config.train.num_steps = max(1, round(config.train.num_steps * ratio))
     found.append(one._replace(config=config))
   return found
-
-
-def _step_passes(config: ConfigDict) -> float:
-  return build.total_passes(config) / config.train.num_steps
 
 
 def timed(workdir: pathlib.Path) -> Callable[[ConfigDict], float]:

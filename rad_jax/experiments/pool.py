@@ -86,7 +86,11 @@ def _enter() -> None:
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
   assert parent
-  leave_with_it = lambda: (parent.join(), os._exit(1))
+
+  def leave_with_it() -> None:
+    parent.join()
+    os._exit(1)
+
   threading.Thread(target=leave_with_it, daemon=True).start()
 
 
