@@ -336,9 +336,7 @@ def test_digits_experiment_from_end_to_end(tmp_path):
   for row in rows:
     assert {"clean", "attacked", "adaptive"} < row.keys()
   assert rows[0]["clean"] > 0.6 > rows[0]["attacked"]
-  # A purifier has noise of its own, and is attacked through itself.
   assert rows[0]["adaptive"] == rows[0]["attacked"]
-  assert rows[2]["adaptive"] != rows[2]["attacked"]
   # What is trained is kept.
   assert purified_digits.run(config, tmp_path) == rows
 

@@ -64,7 +64,7 @@ def run_all(
   done = {row["run"] for row in table.read(workdir)}
   missing = [one for one in entries if one.name not in done]
   jobs = groups(missing, group_size) if group_size else [[e] for e in missing]
-  work = run_group if group_size else run_each
+  work = run_group if group_size else run_alone
   first = len(entries) - len(missing)
   with (
     table.appending(workdir) as append,
@@ -95,20 +95,16 @@ def groups(entries: list[Entry], size: int) -> list[Job]:
   ]
 
 
-def run_each(job: Job, workdir: pathlib.Path) -> list[Row]:
-  """The rows of a job's runs, done one after another."""
-  return [run_one(one, workdir) for one in job]
-
-
-def run_one(one: Entry, workdir: pathlib.Path) -> Row:
-  """Trains, samples and evaluates in workdir/runs/<name>; returns its row."""
+def run_alone(job: Job, workdir: pathlib.Path) -> list[Row]:
+  """Trains, samples and evaluates the only run of a job."""
+  (one,) = job
   run, folder = runs.build(one.config), workdir / "runs" / one.name
   try:
     loop.train(run, folder)
   except (watch.NonFiniteLoss, watch.LossSpike) as error:
-    return _record(one) | {"error": str(error)}
-  seconds = training_seconds(folder, run.train.batch_size)
-  return _measured(one, subject.open_subject(run, folder), seconds)
+    return [_record(one) | {"error": str(error)}]
+  seconds = {"seconds": training_seconds(folder, run.train.batch_size)}
+  return [_measured(one, subject.open_subject(run, folder), seconds)]
 
 
 def run_group(group: Job, workdir: pathlib.Path) -> list[Row]:
@@ -131,12 +127,12 @@ def run_group(group: Job, workdir: pathlib.Path) -> list[Row]:
     model = sampling.Model(run, folder, mesh, own, step, digest)
     reference = subject.reference_of(run, training_set)
     found = subject.Subject(model, training_set, reference)
-    rows.append(_measured(one, found))
+    rows.append(_measured(one, found, {}))
   return rows
 
 
 def _measured(
-  one: Entry, trained: subject.Subject, seconds: float | None = None
+  one: Entry, trained: subject.Subject, seconds: dict[str, float]
 ) -> Row:
   """The row of a trained run, after sampling and evaluation."""
   row = _record(one)
@@ -145,7 +141,7 @@ def _measured(
     measures = evaluate.measure(trained)["measures"]
   except sampling.NonFiniteSamples as error:
     return row | {"error": str(error)}
-  return row | ({} if seconds is None else {"seconds": seconds}) | measures
+  return row | seconds | measures
 
 
 def _record(one: Entry) -> Row:

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from sklearn import datasets
-from sklearn.neural_network import MLPClassifier
 
 from rad_jax import run as runs
 from rad_jax.config import ConfigDict
@@ -99,16 +98,31 @@ def halves() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def classifier(x: np.ndarray, y: np.ndarray) -> Callable[..., jax.Array]:
-  """A trained network: images [b, ...] -> logits [b, 10]."""
-  found = MLPClassifier((128,), max_iter=100, random_state=0, tol=0.0)
-  found.fit(x.reshape(len(x), -1), y)
-  weights, biases = jax.tree.map(jnp.asarray, (found.coefs_, found.intercepts_))
+  """A trained network of one hidden layer: [b, ...] -> logits [b, 10]."""
 
-  def logits(x):
-    hidden = jax.nn.relu(x.reshape(len(x), -1) @ weights[0] + biases[0][None])
-    return hidden @ weights[1] + biases[1][None]
+  def logits(params, x):
+    hidden = jax.nn.relu(x.reshape(len(x), -1) @ params["in"] + params["b"])
+    return hidden @ params["out"]
 
-  return logits
+  def loss(params):
+    values = logits(params, x)
+    return optax.softmax_cross_entropy_with_integer_labels(values, y).mean()
+
+  def step(carry, _):
+    params, state = carry
+    changes, state = optimizer.update(jax.grad(loss)(params), state, params)
+    return (optax.apply_updates(params, changes), state), None
+
+  keys = jax.random.split(jax.random.key(0))
+  params = {
+    "in": jax.random.normal(keys[0], (x[0].size, 128)) / x[0].size ** 0.5,
+    "b": jnp.zeros((1, 128)),
+    "out": jax.random.normal(keys[1], (128, 10)) / 128**0.5,
+  }
+  optimizer = optax.adamw(3e-3, weight_decay=1e-2)
+  carry = params, optimizer.init(params)
+  (params, _), _ = jax.lax.scan(step, carry, length=500)
+  return partial(logits, params)
 
 
 def purifiers(

@@ -8,13 +8,12 @@ training; seconds, in training steps (not of runs trained together); measures
 last two.
 """
 
-import contextlib
 import copy
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from rad_jax import checks, files
@@ -84,19 +83,13 @@ def read(workdir: pathlib.Path) -> list[Row]:
   return files.read_rows(workdir / "rows.jsonl")
 
 
-@contextlib.contextmanager
-def appending(workdir: pathlib.Path) -> Iterator[Callable[[Row], None]]:
-  """Yields append(row), which writes a whole line at once."""
+def append(row: Row, workdir: pathlib.Path) -> None:
+  """Writes a whole line at once, in the place of a torn one."""
   path = workdir / "rows.jsonl"
-  if path.exists():  # what is behind the last newline was torn off
+  if path.exists():
     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
   with path.open("a") as file:
-
-    def append(row: Row) -> None:
-      file.write(json.dumps(row) + "\n")
-      file.flush()
-
-    yield append
+    file.write(json.dumps(row) + "\n")
 
 
 def refuse_changed(entries: Sequence[Entry], workdir: pathlib.Path) -> None:
