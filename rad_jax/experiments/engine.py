@@ -66,13 +66,10 @@ def run_all(
   jobs = groups(missing, group_size) if group_size else [[e] for e in missing]
   work = run_group if group_size else run_alone
   first = len(entries) - len(missing)
-  with (
-    table.appending(workdir) as append,
-    tqdm(total=len(entries), initial=first, unit="run") as bar,
-  ):
+  with tqdm(total=len(entries), initial=first, unit="run") as bar:
     for job, job_rows in pool.work_off(jobs, work, workdir, processes):
       for one, row in zip(job, job_rows, strict=True):
-        append(row)
+        table.append(row, workdir)
         measures = row.keys() - _record(one).keys() - {"seconds"}
         found = (f"{k} {row[k]:.4g}" for k in row if k in measures)
         bar.write(f"{one.name}: {row.get('error') or ', '.join(found)}")
