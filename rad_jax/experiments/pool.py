@@ -23,13 +23,12 @@ Work: TypeAlias = Callable[[Job, pathlib.Path], list[Row]]
 
 def work_off(
   jobs: list[Job], work: Work, workdir: pathlib.Path, processes: int
-) -> Iterator[tuple[Job, list[Row]]]:
-  """Yields each job with its rows as it is done.
+) -> Iterator[list[Row]]:
+  """Yields the rows of each job as it is done.
 
   Args:
-    jobs: what is to be done.
-    work: does a job; a function of a module, as processes find it by name.
-    workdir: the experiment's folder.
+    jobs, work, workdir: what does which, and the experiment's folder; `work` is
+      a function of a module, as processes find it by name.
     processes: 1 works in this process, on all its devices; more, so many jobs
       at a time, each in a process of its own on one CPU thread, with its
       messages in its first run's log.txt.
@@ -39,7 +38,7 @@ def work_off(
     HostError: one of several processes died.
   """
   if processes == 1:
-    yield from ((job, work(job, workdir)) for job in jobs)
+    yield from (work(job, workdir) for job in jobs)
     return
   ahead = iter(jobs)
   running: dict[futures.Future, Job] = {}
@@ -65,12 +64,12 @@ def work_off(
       for future in done:
         job = running.pop(future)
         try:
-          yield job, future.result()
+          yield future.result()
         except BrokenProcessPool as error:
           raise hosts.HostError(
             f"a process died, perhaps out of memory, while {job[0].name} was"
-            f" running (see {_folder(job, workdir) / 'log.txt'}): the same"
-            " command goes on from there"
+            f" running (see {_log(job, workdir)}): the same command goes on"
+            " from there"
           ) from error
 
 
@@ -98,12 +97,9 @@ def _logged(work: Work, job: Job, workdir: pathlib.Path) -> list[Row]:
   def stop(number, frame):
     raise loop.Interrupted("asked to stop")
 
-  folder = _folder(job, workdir)
-  folder.mkdir(parents=True, exist_ok=True)
-  with (
-    (folder / "log.txt").open("a") as log,
-    contextlib.redirect_stderr(log),
-  ):
+  path = _log(job, workdir)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open("a") as log, contextlib.redirect_stderr(log):
     signal.signal(signal.SIGTERM, stop)
     try:
       return work(job, workdir)
@@ -114,5 +110,5 @@ def _logged(work: Work, job: Job, workdir: pathlib.Path) -> list[Row]:
       signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _folder(job: Job, workdir: pathlib.Path) -> pathlib.Path:
-  return workdir / "runs" / job[0].name
+def _log(job: Job, workdir: pathlib.Path) -> pathlib.Path:
+  return workdir / "runs" / job[0].name / "log.txt"

@@ -32,6 +32,8 @@ NUM_TRAIN = 898  # the first half: the writers of the other are others
 RADIUS = 0.2  # of the linf ball, in [-1, 1] units
 DRAWS = 8  # of the noise: in each step of the attack, and others to measure it
 
+_cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
   """Rows of method, way (back), clean, attacked and adaptive.
@@ -50,30 +52,26 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
   pgd = attacks.ATTACKS["pgd"]._replace(
     num_steps=num_steps, step_size=2.5 / num_steps
   )
-  keys_of = lambda key: jax.random.split(key, count)
+  keys_of = lambda seed: jax.random.split(seed, count)
   draws = jax.random.split(jax.random.key(2), DRAWS)
-  start_keys = keys_of(jax.random.key(1))
+  attack = jax.jit(purification.eot_attack, static_argnums=(0, 4, 5))
   rows: list[Row] = []
   x_adv = None
   for (method, way), purify in purifiers(found, workdir).items():
 
     def loss(x, keys, purify=purify):
-      logits = classify(purify(x, keys))
-      return optax.softmax_cross_entropy_with_integer_labels(logits, y)
+      return _cross_entropy(classify(purify(x, keys)), y)
 
     @jax.jit
     def right(x, key, purify=purify):
       return jnp.argmax(classify(purify(x, keys_of(key))), axis=-1) == y
 
-    adaptive = jax.jit(purification.eot_attack, static_argnums=(0, 4, 5))(
-      loss, x, start_keys, radius, pgd, DRAWS
-    )
+    adaptive = attack(loss, x, keys_of(jax.random.key(1)), radius, pgd, DRAWS)
     x_adv = adaptive if x_adv is None else x_adv
     sets = {"clean": x, "attacked": x_adv, "adaptive": adaptive}
-    row: Row = {"method": method, "way": way}
+    rows.append({"method": method, "way": way})
     for name, images in sets.items():
-      row[name] = float(np.mean([right(images, key) for key in draws]))
-    rows.append(row)
+      rows[-1][name] = float(np.mean([right(images, key) for key in draws]))
   return rows
 
 
@@ -104,12 +102,9 @@ def classifier(x: np.ndarray, y: np.ndarray) -> Callable[..., jax.Array]:
     hidden = jax.nn.relu(x.reshape(len(x), -1) @ params["in"] + params["b"])
     return hidden @ params["out"]
 
-  def loss(params):
-    values = logits(params, x)
-    return optax.softmax_cross_entropy_with_integer_labels(values, y).mean()
-
   def step(carry, _):
     params, state = carry
+    loss = lambda params: _cross_entropy(logits(params, x), y).mean()
     changes, state = optimizer.update(jax.grad(loss)(params), state, params)
     return (optax.apply_updates(params, changes), state), None
 
@@ -131,13 +126,13 @@ def purifiers(
   """(method, way back) -> (x [b, ...], keys [b]) -> x purified."""
   made: dict[tuple[str, str], Any] = {("none", ""): lambda x, keys: x}
   for one in found:
-    run, folder = runs.build(one.config), workdir / "runs" / one.name
-    params = sampling.newest_model(run, folder).params
+    run = runs.build(one.config)
+    model = sampling.newest_model(run, workdir / "runs" / one.name)
     grid = run.process.grid(run.purify.num_steps)
     for way, sampler in (("deterministic", "ddim"), ("stochastic", "ddpm")):
       made[run.objective.name, way] = partial(
         purification.purify,
-        partial(run.method.predictor, params),
+        partial(run.method.predictor, model.params),
         purification.from_level(grid, run.purify.t_star),
         sampling.update(run, sampler),
         remat=True,
