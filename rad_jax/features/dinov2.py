@@ -2,8 +2,8 @@
 
 The networks of Oquab et al. 2023 (arXiv 2304.07193), without registers: S, B
 and L, and g, whose MLP is gated. The feature is the class token after the last
-layer norm, as Stein et al. 2023 (arXiv 2306.04675) took it of ViT-L/14. Where
-the papers are silent, those authors' own code decides:
+layer norm (Stein et al. 2023, arXiv 2306.04675, of ViT-L/14). Where the papers
+are silent, those authors' own code decides:
 
 - images are resized to 224 x 224 as Pillow does, whatever their aspect:
   bicubic with a = -1/2, antialiased where they shrink, first along rows, then
@@ -149,12 +149,11 @@ def from_state_dict(
 ) -> PyTree:
   """The params of `apply` from a state dict of Meta's or Hugging Face's keys.
 
-  Width, depth and the kind of MLP are read off the keys and shapes; keys of no
-  use here are passed over. `position_offset`: see `interpolated`.
+  Width, depth and the kind of MLP are read off the keys and shapes; other keys
+  are passed over. `position_offset`: see `interpolated`.
 
   Raises:
-    WeightsError: a key is missing, its array has another shape, or the network
-      is another one, such as one with registers.
+    WeightsError: a key is missing, or the network is another one.
   """
   if any("register_tokens" in key for key in state):
     raise weights.WeightsError(
@@ -210,13 +209,11 @@ def _layer(
   state: weights.State, key: str, outputs: int, fan_in: int = 0
 ) -> dict[str, np.ndarray]:
   """The params of a dense layer, or, without `fan_in`, of a norm."""
-  bias = _take(state, f"{key}.bias", outputs)
-  if not fan_in:
-    return {"scale": _take(state, f"{key}.weight", outputs), "bias": bias}
-  return {
-    "kernel": _take(state, f"{key}.weight", outputs, fan_in).T,
-    "bias": bias,
-  }
+  shape, name = (
+    ((outputs, fan_in), "kernel") if fan_in else ((outputs,), "scale")
+  )
+  weight = _take(state, f"{key}.weight", *shape).T
+  return {name: weight, "bias": _take(state, f"{key}.bias", outputs)}
 
 
 def _take(state: weights.State, key: str, *shape: int) -> np.ndarray:
