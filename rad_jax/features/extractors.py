@@ -1,9 +1,9 @@
 """Feature extractors: what sample quality is measured in.
 
 Inception's are those of FID, KID and the Inception Score as published, and
-DINOv2's those of FD_DINOv2; they need weights. Principal components of the clean
-data and a random convolutional network need no download, and are comparable
-with themselves only.
+DINOv2's those of FD_DINOv2; they need weights. Principal components of the
+clean data and a random convolutional network need no download, and are
+comparable with themselves only.
 
 Networks are imported when they are made: names are all that a config needs.
 """
