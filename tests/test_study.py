@@ -124,12 +124,12 @@ def test_a_study_from_end_to_end(study, monkeypatch, tmp_path, capsys):
   command = ["study.py", *arguments, f"--workdir={tmp_path}"]
   monkeypatch.setattr("sys.argv", command)
   study.main()
-  rows = {row["scheme"]: row for row in sweep.read(tmp_path)}
+  rows = {row["method"]: row for row in sweep.read(tmp_path)}
   assert list(rows) == ["DDPM", "FGSM", "on"]
   assert not any("error" in row for row in rows.values())
   # Started from the end of a run, it ends elsewhere than one that did not.
   assert rows["on"]["support_rms"] != rows["FGSM"]["support_rms"]
-  table = (tmp_path / "study.md").read_text()
+  table = (tmp_path / "table.md").read_text()
   heads, _, *lines = (
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in table.splitlines()
@@ -143,12 +143,12 @@ def test_a_study_from_end_to_end(study, monkeypatch, tmp_path, capsys):
       assert float(cells[name][measure]) == pytest.approx(
         rows[name][measure], rel=1e-3
       )
-  assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+  assert (tmp_path / "schemes.png").read_bytes().startswith(b"\x89PNG")
   assert table in capsys.readouterr().out
   # A second call reads what is there.
-  before = (tmp_path / "sweep.jsonl").read_bytes()
+  before = (tmp_path / "rows.jsonl").read_bytes()
   for trained in ("run_one", "_logged"):
     monkeypatch.delattr(sweep, trained)
   study.main()
-  assert (tmp_path / "sweep.jsonl").read_bytes() == before
-  assert (tmp_path / "study.md").read_text() == table
+  assert (tmp_path / "rows.jsonl").read_bytes() == before
+  assert (tmp_path / "table.md").read_text() == table

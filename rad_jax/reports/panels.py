@@ -187,7 +187,7 @@ def _place_texts(axis: Axes) -> None:
   Where that is far, a thin line leads there.
   """
   bars: list[Any] = list(axis.collections)
-  paths = [line.get_xydata() for line in axis.lines]
+  paths: list[Any] = [line.get_xydata() for line in axis.lines]
   paths += [segment for bar in bars for segment in bar.get_segments()]
   paths = [axis.transData.transform(path) for path in paths]
   share = np.linspace(0, 1, 50)[:, None, None]
