@@ -381,7 +381,7 @@ def test_interrupted_sweep_goes_on(swept, tmp_path):
 
 def test_nothing_is_left_to_do(swept, monkeypatch):
   workdir, rows = swept
-  monkeypatch.setattr(engine, "run_alone", None)
+  monkeypatch.setattr(engine, "run_alone", lambda job, workdir: pytest.fail())
   moved = small_grid(data__data_dir="elsewhere", data__num_threads=3)
   assert engine.run_all(moved, workdir) == rows
   assert engine.run_all(moved[::-2], workdir) == rows[::-2]
