@@ -83,26 +83,23 @@ BASELINES = {
 }
 READINGS = {
   "DDPM": _DDPM,
-  "seed": {},
-  "seed, beta 0.1": {"objective.beta": 0.1},
-  "seed, omega 1": {"objective.omega": 1.0},
-  "seed x 0.3": _SCALED | {"objective.beta": 0.3},
-  "seed x 1": _SCALED | {"objective.beta": 1.0},
-  "noise": {"objective.radius": "noise_scale"},
-  "noise, beta 0.1": {"objective.radius": "noise_scale"}
-  | {"objective.beta": 0.1},
-  "noise x 0.3": {"objective.radius": "noise_scale"}
+  "falling": {},
+  "falling, beta 0.1": {"objective.beta": 0.1},
+  "falling, omega 1": {"objective.omega": 1.0},
+  "falling x 0.3": _SCALED | {"objective.beta": 0.3},
+  "falling x 1": _SCALED | {"objective.beta": 1.0},
+  "rising": {"objective.radius": "rising"},
+  "rising, beta 0.1": {"objective.radius": "rising"} | {"objective.beta": 0.1},
+  "rising x 0.3": {"objective.radius": "rising"}
   | _SCALED
   | {"objective.beta": 0.3},
   "constant 0.03": _CONSTANT,
   "constant 0.1": _CONSTANT | {"objective.beta": 0.1},
   "constant 0.3": _CONSTANT | {"objective.beta": 0.3},
-  "constant 0.3, drawn": _CONSTANT
-  | {"objective.beta": 0.3, "objective.beta_law": "uniform"},
   "constant 0.1, state": _CONSTANT
   | {"objective.beta": 0.1, "objective.radius_units": "state"},
-  "seed, inverse_std": {"objective.lambda_t": "inverse_std"},
-  "seed, inverse_std, lam 0.3": {"objective.lambda_t": "inverse_std"}
+  "falling, inverse_std": {"objective.lambda_t": "inverse_std"},
+  "falling, inverse_std, lam 0.3": {"objective.lambda_t": "inverse_std"}
   | {"objective.lam": 0.3},
 }
 STUDIES = {"cheap": CHEAP, "baselines": BASELINES, "readings": READINGS}

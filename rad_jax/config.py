@@ -144,14 +144,13 @@ def default() -> ConfigDict:
         # Weight of the regulariser, at least 0.
         "lam": 0.3,
         "lambda_t": "constant",  # or "inverse_std"
-        # r(t): "seed", "noise_scale", "constant".
-        "radius": "seed",
+        # r(t): "falling", "rising", "constant".
+        "radius": "falling",
         # Exponent of the radius, at least 1.
         "omega": 2.0,
         # Floor (or factor) of the radius, noise units, in (0, 1].
         "beta": 8 / 255,
         "beta_role": "additive",  # or "multiplicative"
-        "beta_law": "fixed",  # or "uniform": drawn for each example
         # "noise": |w| <= r; "state": |sigma_t w| <= r, with DDPM's sigma_t.
         "radius_units": "noise",
         # No gradient through the regulariser's target.

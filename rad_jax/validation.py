@@ -463,7 +463,6 @@ def _method(config: ConfigDict) -> None:
   _one_of(config, "objective.lambda_t", radius.LAMBDAS)
   _one_of(config, "objective.radius", radius.RADII)
   _one_of(config, "objective.beta_role", ("additive", "multiplicative"))
-  _one_of(config, "objective.beta_law", ("fixed", "uniform"))
   _one_of(config, "objective.radius_units", ("noise", "state"))
   _within(config, "objective.lam", 0 <= objective.lam < math.inf, "at least 0")
   _within(config, "objective.beta", 0 < objective.beta <= 1, "in (0, 1]")

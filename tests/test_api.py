@@ -129,15 +129,11 @@ def test_functions_are_the_config_s_to_the_bit():
     )
     return x_0, 0.3 * is_dirty
 
-  def radius(sigma_t, keys):
-    beta = rad_jax.radius.draw_beta(keys, 8 / 255, "fixed")
-    return rad_jax.radius.radius(sigma_t, sigma_max, beta, "seed", 2.0, False)
-
   method = rad_jax.Method(
     objective=OBJECTIVES["robust_adv"],
     predictor=rad_jax.as_predictor(network),
     process=process,
-    radius=radius,
+    radius=partial(rad_jax.radius.radius, sigma_max=sigma_max),
     lambda_t=partial(rad_jax.radius.constant_lambda, 0.7),
     weight=rad_jax.parametrisation.own_weight(rad_jax.parametrisation.eps),
   )
@@ -182,9 +178,8 @@ def test_defaults_are_the_configs(process):
   own = rad_jax.Method(OBJECTIVES["robust_adv"], None, chosen.process)
   level = chosen.process.grid(20)
   sigma_t = rad_jax.process.unit_sigma(level)
-  keys = jax.random.split(jax.random.key(0), 20)
-  radius = chosen.radius(sigma_t, keys)
-  np.testing.assert_allclose(own.radius(sigma_t, keys), radius, atol=2e-4)
+  radius = chosen.radius(sigma_t)
+  np.testing.assert_allclose(own.radius(sigma_t), radius, atol=2e-4)
   np.testing.assert_array_equal(own.lambda_t(radius), chosen.lambda_t(radius))
   np.testing.assert_array_equal(own.weight(level), chosen.weight(level))
   rest = ("goal", "attack", "stop_gradient", "regularised", "free_replays")

@@ -194,7 +194,7 @@ def test_draw_depends_on_each_key_alone(norm):
     ATTACKS["mi_fgsm"]._replace(step_size=4.0),
   ],
 )
-def test_attacks_reach_the_best_of_a_linear_objective(norm, attack):
+def test_attacks_reach_the_best_of_a_linear_goal(norm, attack):
   w = attacks.maximise(
     attack._replace(norm=norm), linear, _keys(9), RADIUS, SHAPE[1:]
   )
@@ -247,13 +247,13 @@ def test_n_fgsm_is_within_three_radii_and_not_one(norm):
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 10])
 def test_pgd_stays_in_its_ball(norm, num_steps):
   attack = Attack(norm, num_steps, step_size=0.9)
-  for objective in (linear, quadratic):
-    w = attacks.maximise(attack, objective, _keys(11), RADIUS, SHAPE[1:])
+  for goal in (linear, quadratic):
+    w = attacks.maximise(attack, goal, _keys(11), RADIUS, SHAPE[1:])
     assert np.all(_size(norm, w) <= RADIUS * (1 + 1e-6))
 
 
 @norms
-def test_pgd_finds_the_optimum_of_a_concave_objective(norm):
+def test_pgd_finds_the_optimum_of_a_concave_goal(norm):
   # The best of -|w - c|^2 in the ball is c's projection; a step of constant
   # length ends within that length of it.
   best = _nearest(norm, CENTRE, RADIUS)
@@ -268,25 +268,25 @@ def test_pgd_finds_the_optimum_of_a_concave_objective(norm):
 def test_pgd_finds_more_than_fgsm(norm):
   # The optimum is on the surface: inside, a long step may be the lucky one.
   centre = 4 * CENTRE
-  objective = lambda w: -_sum(jnp.square(w - centre))
+  goal = lambda w: -_sum(jnp.square(w - centre))
   fgsm, pgd = (
     attacks.maximise(
-      ATTACKS[name]._replace(norm=norm), objective, _keys(12), RADIUS, SHAPE[1:]
+      ATTACKS[name]._replace(norm=norm), goal, _keys(12), RADIUS, SHAPE[1:]
     )
     for name in ("fgsm", "pgd")
   )
-  assert np.all(objective(pgd) > objective(fgsm))
-  best = objective(_nearest(norm, centre, RADIUS))
-  assert np.all(objective(pgd) <= best + 1e-5 * np.abs(best))
+  assert np.all(goal(pgd) > goal(fgsm))
+  best = goal(_nearest(norm, centre, RADIUS))
+  assert np.all(goal(pgd) <= best + 1e-5 * np.abs(best))
 
 
 @norms
 @pytest.mark.parametrize("momentum", [0.0, 0.7])
 @pytest.mark.parametrize("project", [True, False])
 def test_three_steps_against_numpy(norm, momentum, project):
-  """A bent objective, so that gradients change in size and direction."""
+  """A bent goal, so that gradients change in size and direction."""
   curvature = jnp.exp(_normal(13))
-  objective = lambda w: -_sum(curvature * jnp.square(w - CENTRE))
+  goal = lambda w: -_sum(curvature * jnp.square(w - CENTRE))
   attack = Attack(norm, 3, 0.6, momentum, project=project)
   w_0 = attacks.start(attack, _keys(14), RADIUS, SHAPE[1:])
 
@@ -307,7 +307,7 @@ def test_three_steps_against_numpy(norm, momentum, project):
         length = np.linalg.norm(w[i]) / np.sqrt(D)
         if project and length > r[i]:
           w[i] *= r[i] / length
-  actual = attacks.ascend(attack, objective, w_0, RADIUS)
+  actual = attacks.ascend(attack, goal, w_0, RADIUS)
   np.testing.assert_allclose(actual, w, rtol=1e-4, atol=1e-5)
 
 
@@ -345,9 +345,9 @@ def test_attack_carries_no_gradient(name, norm):
   attack = ATTACKS[name]._replace(norm=norm)
 
   def total(centre, radius, w_0):
-    objective = lambda w: -_sum(jnp.square(w - centre))
-    climbed = attacks.ascend(attack, objective, w_0, radius)
-    w = attacks.maximise(attack, objective, _keys(17), radius, SHAPE[1:])
+    goal = lambda w: -_sum(jnp.square(w - centre))
+    climbed = attacks.ascend(attack, goal, w_0, radius)
+    w = attacks.maximise(attack, goal, _keys(17), radius, SHAPE[1:])
     return jnp.sum((w + climbed) * SLOPE)
 
   gradients = jax.grad(total, argnums=(0, 1, 2))(CENTRE, RADIUS, _normal(18))
@@ -362,8 +362,8 @@ def test_attack_on_an_example_does_not_see_the_others(name, norm):
 
   def run(centre, radius, keys):
     # The fourth power: a gradient's size depends on where it is taken.
-    objective = lambda w: -_sum((w - centre) ** 4)
-    return attacks.maximise(attack, objective, keys, radius, SHAPE[1:])
+    goal = lambda w: -_sum((w - centre) ** 4)
+    return attacks.maximise(attack, goal, keys, radius, SHAPE[1:])
 
   w = run(CENTRE, RADIUS, _keys(19))
   keys = jnp.concatenate([_keys(19)[:2], _keys(20, 1), _keys(19)[3:]])
@@ -379,12 +379,12 @@ def test_one_step_is_no_loop_and_many_are_one(num_steps, calls, loops):
   # XLA counts a loop's FLOPs once; an unrolled loop is compiled many times.
   called = []
 
-  def objective(w):
+  def goal(w):
     called.append(w)
     return linear(w)
 
   attack = ATTACKS["mi_fgsm"]._replace(num_steps=num_steps)
-  ascend = lambda w: attacks.ascend(attack, objective, w, RADIUS)
+  ascend = lambda w: attacks.ascend(attack, goal, w, RADIUS)
   jaxpr = str(jax.make_jaxpr(ascend)(CENTRE))
   assert len(called) == calls
   assert jaxpr.count("scan[") + jaxpr.count("while[") == loops

@@ -313,7 +313,6 @@ def test_one_compile_serves_all_levels(run, monkeypatch):
       "objective__name": "noise_aware_adv",
       "diffusion__process": "flow",
       "diffusion__prediction": "velocity",
-      "objective__beta_law": "uniform",
     },
     # At the noisiest level the radius is 0: no error can be told.
     {"diffusion__prediction": "v", "objective__beta_role": "multiplicative"},

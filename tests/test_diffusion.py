@@ -319,6 +319,27 @@ def test_stopped_keeps_the_levels_of_at_least_this_noise(name):
     schedules.stopped(levels, float(ratio[0]) * 1.001)
 
 
+def test_processes_are_made_of_their_own_settings_by_name():
+  settings = EDM_SETTINGS[1] | {
+    "schedule": "cosine",
+    "num_timesteps": 50,
+    "time": "logit_normal",
+  }
+  expected = {
+    "ddpm": schedules.ddpm(schedules.cosine_alpha_bar(50)),
+    "edm": schedules.edm(**EDM_SETTINGS[1]),
+    "flow": schedules.flow("logit_normal"),
+  }
+  assert schedules.PROCESSES.keys() == expected.keys()
+  for name, made in expected.items():
+    found = schedules.PROCESSES[name](settings)
+    for level, other in (
+      (found.grid(5), made.grid(5)),
+      (found.draw(_keys(1, 8)), made.draw(_keys(1, 8))),
+    ):
+      jax.tree.map(np.testing.assert_array_equal, level, other)
+
+
 # The process.
 
 
@@ -858,6 +879,24 @@ def test_ddim_at_eta_one_is_ddpm(name):
     _sample_mixture(UPDATES["ddim_1"], np.arange(8), 50, name=name),
     _sample_mixture(UPDATES["ddpm_small"], np.arange(8), 50, name=name),
     atol=1e-3,
+  )
+
+
+@pytest.mark.parametrize(
+  ("name", "same"),
+  [
+    ("ddpm", "ddpm_large"),
+    ("ddim", "ddim_half"),
+    ("euler", "ddim_0"),
+    ("heun", "heun"),
+    ("dpm_solver", "dpm_solver"),
+  ],
+)
+def test_samplers_by_name(name, same):
+  made = samplers.SAMPLERS[name]("large", 0.5)
+  np.testing.assert_array_equal(
+    _sample_mixture(made, np.arange(4), 10),
+    _sample_mixture(UPDATES[same], np.arange(4), 10),
   )
 
 

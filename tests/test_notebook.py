@@ -21,7 +21,7 @@ WRITERS = {
 }
 CHECK = """
 assert residual(halfway, normal) < 1e-6
-assert residual(objectives.unmoved, normal) > 0.1
+assert residual(objectives.invariant, normal) > 0.1
 assert residual(lambda eps_hat, eps, w: halfway(eps_hat, eps, 0), normal) > 0.1
 print(len(results), "objectives tried")
 """

@@ -58,7 +58,7 @@ def _output(name, prediction, x_0, eps):
 
 
 def _shift(name, prediction, w):
-  """What the output must move by at x_t + sigma w, with x_0_hat unmoved."""
+  """What the output must move by at x_t + sigma w, while x_0_hat stays."""
   a, s = _columns(name)
   if prediction == "x_0":
     return 0 * w

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rad_jax.diffusion.process import Level
+from rad_jax.diffusion.process import Level, shifted
 from rad_jax.robustness import attacks, noising, objectives, radius
 from rad_jax.robustness.noising import Noised
 from rad_jax.robustness.objectives import OBJECTIVES
@@ -98,15 +98,15 @@ def test_the_table():
   }
   assert table == {
     "ddpm": ("blind", True, None, "none"),
-    "invariance": ("blind", True, "unmoved", "fgsm"),
-    "robust_ran": ("blind", True, "moved", "uniform"),
-    "robust_adv": ("blind", True, "moved", "fgsm"),
-    "true_noise": ("blind", True, "true_moved", "fgsm"),
-    "true_noise_only": ("blind", False, "true_moved", "fgsm"),
-    "input_perturbation": ("blind", False, "true_unmoved", "gaussian"),
+    "invariance": ("blind", True, "invariant", "fgsm"),
+    "robust_ran": ("blind", True, "equivariant", "uniform"),
+    "robust_adv": ("blind", True, "equivariant", "fgsm"),
+    "true_noise": ("blind", True, "true_noise", "fgsm"),
+    "true_noise_only": ("blind", False, "true_noise", "fgsm"),
+    "input_perturbation": ("blind", False, "unshifted_noise", "gaussian"),
     "noise_aware": ("aware", True, None, "none"),
-    "noise_aware_ran": ("aware", True, "moved", "uniform"),
-    "noise_aware_adv": ("aware", True, "moved", "fgsm"),
+    "noise_aware_ran": ("aware", True, "equivariant", "uniform"),
+    "noise_aware_adv": ("aware", True, "equivariant", "fgsm"),
   }
 
 
@@ -118,20 +118,20 @@ def test_what_is_left_without_the_regulariser(name):
 
 
 def test_perturbed_state_moves_by_sigma_w_and_its_noise_by_w():
-  moved = objectives.perturbed(NOISED, W) - NOISED.x_t
+  moved = shifted(NOISED.x_t, NOISED.sigma, W) - NOISED.x_t
   np.testing.assert_allclose(moved, _column(SIGMA) * W, atol=1e-6)
   # For one clean point x_0 = 0, x_t = sigma eps.
-  noised = NOISED._replace(x_t=_column(SIGMA) * NOISED.eps)
-  noise = objectives.perturbed(noised, W) / _column(SIGMA)
+  x_t = _column(SIGMA) * NOISED.eps
+  noise = shifted(x_t, SIGMA, W) / _column(SIGMA)
   np.testing.assert_allclose(noise, NOISED.eps + W, atol=1e-5)
 
 
 def test_perturbed_state_is_not_clipped():
-  noised = NOISED._replace(x_t=jnp.full(SHAPE, 5.0))
-  w = jnp.full(SHAPE, 7.0)
+  x_t, w = jnp.full(SHAPE, 5.0), jnp.full(SHAPE, 7.0)
   np.testing.assert_allclose(
-    objectives.perturbed(noised, w), 5 + 7 * _column(SIGMA) * np.ones(SHAPE)
+    shifted(x_t, SIGMA, w), 5 + 7 * _column(SIGMA) * np.ones(SHAPE)
   )
+  np.testing.assert_allclose(shifted(x_t, SIGMA[0], w), 5 + 7 * SIGMA[0])
 
 
 def test_ideal_network_moves_by_w():
@@ -589,11 +589,10 @@ def test_attack_on_an_example_does_not_see_the_others(name):
 # Radius and lambda.
 
 
-def _radius(sigma_t, sigma_max, beta, shape, omega, multiplicative=False):
+def _radius(sigma_t, sigma_max, beta, shape, omega, *flags):
   sigma_t = jnp.asarray(sigma_t, jnp.float32)
-  beta = jnp.broadcast_to(jnp.asarray(beta, jnp.float32), sigma_t.shape)
   return radius.radius(
-    sigma_t, jnp.float32(sigma_max), beta, shape, omega, multiplicative
+    sigma_t, jnp.float32(sigma_max), shape, omega, beta, *flags
   )
 
 
@@ -601,9 +600,9 @@ def _radius(sigma_t, sigma_max, beta, shape, omega, multiplicative=False):
   ("shape", "additive", "multiplicative"),
   [
     # (1 - 0.1)^2, (1 - 0.5)^2, 0; then plus 0.1, or times 0.1.
-    ("seed", [0.91, 0.35, 0.1], [0.081, 0.025, 0.0]),
+    ("falling", [0.91, 0.35, 0.1], [0.081, 0.025, 0.0]),
     # 0.1^2, 0.5^2, 1.
-    ("noise_scale", [0.11, 0.35, 1.1], [0.001, 0.025, 0.1]),
+    ("rising", [0.11, 0.35, 1.1], [0.001, 0.025, 0.1]),
     ("constant", [0.1, 0.1, 0.1], [0.1, 0.1, 0.1]),
   ],
 )
@@ -615,15 +614,19 @@ def test_radius_at_three_points(shape, additive, multiplicative):
 
 @pytest.mark.parametrize("multiplicative", [False, True])
 @pytest.mark.parametrize("shape", radius.RADII)
-def test_each_example_has_its_own_beta(shape, multiplicative):
-  sigma_t, beta = [0.3, 0.3, 0.6], [0.1, 0.2, 0.3]
-  whole = _radius(sigma_t, 1.0, beta, shape, 2.0, multiplicative)
-  for i in range(3):
-    alone = _radius(
-      sigma_t[i : i + 1], 1.0, beta[i : i + 1], shape, 2.0, multiplicative
-    )
-    assert whole[i] == alone[0]
-  assert len(np.unique(whole)) == 3
+def test_radius_in_state_units_bounds_the_shift(shape, multiplicative):
+  sigma_t = jnp.array([0.1, 0.5, 1.0])
+  r, w = (
+    _radius(sigma_t, 1.0, 0.1, shape, 2.0, multiplicative, in_state_units)
+    for in_state_units in (True, False)
+  )
+  np.testing.assert_allclose(sigma_t * r, w, rtol=1e-6)
+
+
+def test_default_radius():
+  sigma_t = jnp.array([0.1, 0.5, 1.0])
+  expected = [0.81 + 8 / 255, 0.25 + 8 / 255, 8 / 255]
+  np.testing.assert_allclose(radius.radius(sigma_t), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("omega", [1.0, 1.5, 2.0])
@@ -633,11 +636,11 @@ def test_radius_is_monotone_and_bounded(omega):
     shape: np.asarray(_radius(sigma_t, sigma_max, beta, shape, omega))
     for shape in radius.RADII
   }
-  assert np.all(np.diff(r["seed"]) < 0)
-  assert np.all(np.diff(r["noise_scale"]) > 0)
+  assert np.all(np.diff(r["falling"]) < 0)
+  assert np.all(np.diff(r["rising"]) > 0)
   largest = {
-    "seed": (0.98 - 0.01) ** omega + beta,
-    "noise_scale": 0.98**omega + beta,
+    "falling": (0.98 - 0.01) ** omega + beta,
+    "rising": 0.98**omega + beta,
     "constant": beta,
   }
   for shape, values in r.items():
@@ -646,37 +649,11 @@ def test_radius_is_monotone_and_bounded(omega):
     assert values.max() == pytest.approx(largest[shape], rel=1e-5)
 
 
-def test_seed_radius_bears_rounding_above_sigma_max():
+def test_falling_radius_bears_rounding_above_sigma_max():
   # A negative base under a broken exponent would be NaN.
   above = jnp.nextafter(jnp.float32(0.98), jnp.float32(1))[None]
-  r = _radius(above, 0.98, 0.1, "seed", 1.5)
+  r = _radius(above, 0.98, 0.1, "falling", 1.5)
   assert float(r[0]) == np.float32(0.1)
-
-
-def test_fixed_beta():
-  beta = radius.draw_beta(_keys(15, 5), 0.03, "fixed")
-  np.testing.assert_array_equal(beta, np.full(5, 0.03, np.float32))
-
-
-def test_uniform_beta():
-  # Four standard errors of mean and spread with 40,000 draws: 0.6%, 0.9%.
-  beta = np.asarray(radius.draw_beta(_keys(16, 40_000), 0.03, "uniform"))
-  beta = beta.astype(np.float64) / 0.03
-  assert beta.min() >= 0.5 * (1 - 1e-6)
-  assert beta.max() <= 1.5 * (1 + 1e-6)
-  assert beta.min() < 0.501
-  assert beta.max() > 1.499
-  assert beta.mean() == pytest.approx(1, rel=0.006)
-  assert beta.std() == pytest.approx(1 / np.sqrt(12), rel=0.009)
-
-
-def test_uniform_beta_depends_on_each_key_alone():
-  order = jnp.array([2, 0, 3])
-  beta = radius.draw_beta(_keys(17, 4), 0.1, "uniform")
-  np.testing.assert_array_equal(
-    radius.draw_beta(_keys(17, 4)[order], 0.1, "uniform"), beta[order]
-  )
-  assert len(np.unique(beta)) == 4
 
 
 def test_inverse_std_lambda_undoes_the_spread_of_w():
@@ -689,10 +666,16 @@ def test_inverse_std_lambda_undoes_the_spread_of_w():
 
 
 def test_inverse_std_lambda_of_no_radius_is_finite():
-  # seed's multiplicative radius is 0 at the noisiest level.
+  # The falling multiplicative radius is 0 at the noisiest level.
   assert np.isfinite(radius.LAMBDAS["inverse_std"](0.3, jnp.zeros(1)))[0]
 
 
 def test_constant_lambda():
   lambda_t = radius.LAMBDAS["constant"](0.3, jnp.array([0.05, 0.4]))
   np.testing.assert_array_equal(lambda_t, np.full(2, 0.3, np.float32))
+
+
+def test_ramp_rises_to_one():
+  found = [float(radius.ramp(jnp.int32(n), 3, 4)) for n in range(9)]
+  assert found == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+  assert radius.ramp(jnp.int32(0), 3, 0) == 1

@@ -199,7 +199,7 @@ def test_hint_tells_what_the_closed_form_does(config, tmp_path):
   assert [row["own"] for row in result["rows"]] == [False] * 4 + [True, 0, 0]
   assert result["applies"]
   alpha, sigma = _levels("ddpm", 50)
-  # Radius "seed" with additive beta; sampler ddpm.
+  # Radius "falling" with additive beta; sampler ddpm.
   r = (sigma[0] - sigma) ** 2 + 8 / 255
   variance = shrinkage.sampled_variance(
     0.04, alpha, sigma, 2 * np.sqrt(3) / r, r, eta=1.0
@@ -225,28 +225,19 @@ def test_hint_says_where_it_does_not_apply(config, tmp_path):
     assert ("does not ask" in curves.hint_table(result)) is not applies
 
 
-def test_a_drawn_beta_stands_at_its_mean(config):
-  levels = PROCESSES["ddpm"].grid(7)
-  drawn = _with(config, objective__beta_law="uniform")
-  np.testing.assert_array_equal(
-    hint.radii(drawn, levels), hint.radii(config, levels)
-  )
-  assert drawn.objective.beta_law == "uniform"
-
-
 def test_curves_hold_every_reading_once(config):
   found = hint.curves(config, hint.law_of_w(config))
   readings = found["readings"]
   assert len(readings) == 10
   own = [one for one in readings if one["own"]]
   assert [(one["radius"], one["lambda_t"]) for one in own] == [
-    ("seed", "constant")
+    ("falling", "constant")
   ]
   sigma = np.array(found["sigma_t"])  # DDPM's sigma, too
   for one in readings:
     r = {
-      "seed": (sigma[0] - sigma) ** 2,
-      "noise_scale": sigma**2,
+      "falling": (sigma[0] - sigma) ** 2,
+      "rising": sigma**2,
       "constant": 1.0 if one["beta_role"] == "multiplicative" else 0.0,
     }[one["radius"]]
     r = r * 8 / 255 if one["beta_role"] == "multiplicative" else r + 8 / 255

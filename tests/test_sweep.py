@@ -89,7 +89,7 @@ def test_empty_axes_are_the_configs_own():
   assert run.labels == {
     "objective": "robust_adv",
     "lam": 0.7,
-    "radius": "seed",
+    "radius": "falling",
     "beta": 8 / 255,
     "fraction": 0.9,
     "sigma": 0.2,
@@ -477,7 +477,7 @@ def row(objective, lam, fraction, seed, frechet, **columns):
     "run": f"{objective}-lam_{lam}-fraction_{fraction}-seed_{seed}",
     "objective": objective,
     "lam": None if plain else lam,
-    "radius": None if plain else "seed",
+    "radius": None if plain else "falling",
     "beta": None if plain else 0.1,
     "fraction": fraction,
     "sigma": None if fraction == 0 else 0.2,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rad_jax.diffusion import process, samplers, schedules
-from rad_jax.robustness import trajectory
+from rad_jax.robustness import attacks, trajectory
 from rad_jax.robustness.attacks import BALLS, Attack
 from rad_jax.robustness.trajectory import Chain
 
@@ -196,44 +196,23 @@ def test_levels_and_examples_start_apart():
     assert len(np.unique(w)) == w.size
 
 
-# Budget 0.
-
-
 @every_attack
-@pytest.mark.parametrize("update", [samplers.ddim(), samplers.ddpm()])
-def test_budget_zero_is_plain_sampling_to_the_bit(name, update):
-  chain = _chain(_curved, update)
+def test_of_budget_zero_w_is_zero(name):
   craft = _craft(name)
-  plain = jax.jit(lambda: samplers.reverse(*chain))()
-  attacked = lambda budget: jax.jit(
-    lambda: trajectory.attacked_sample(craft, chain, budget)
-  )()
-  np.testing.assert_array_equal(attacked(jnp.zeros((N, B))), plain)
-  assert np.all(np.any(attacked(BUDGET) != plain, axis=1))
-  # Adding zeros is not told apart by every program: nothing is crafted.
-  trajectory.attacked_sample(
-    lambda *_: pytest.fail("crafted"), chain, jnp.zeros((N, B))
-  )
-
-
-def test_whether_the_budget_is_zero_is_known_before_tracing():
-  attacked = jax.jit(
-    lambda budget: trajectory.attacked_sample(_craft("random"), CURVED, budget)
-  )
-  with pytest.raises(jax.errors.TracerArrayConversionError):
-    attacked(BUDGET)
+  w = jax.jit(lambda: craft(CURVED, jnp.zeros((N, B))))()
+  np.testing.assert_array_equal(w, 0)
 
 
 # Closed forms.
 
 
 @norms
-def test_joint_reaches_the_best_of_a_linear_objective(norm):
+def test_joint_reaches_the_best_of_a_linear_goal(norm):
   # x_0_hat = sum c_n w_n + ..., so w_n is the ball's best point along c_n g.
   slope = _normal(4, (B, D))
   attack = Attack(norm, 30, step_size=1.0)
-  objective = lambda x_0_hat: jnp.sum(slope * x_0_hat, axis=1)
-  w = _joint(attack, _chain(), BUDGET, objective)
+  goal = lambda x_0_hat: jnp.sum(slope * x_0_hat, axis=1)
+  w = _joint(attack, _chain(), BUDGET, goal)
   along = (
     np.sign(slope) if norm == "linf" else np.array(slope) / _rms(slope)[:, None]
   )
@@ -328,16 +307,16 @@ def test_known_noise_is_the_stronger_attack():
 def test_expectation_takes_the_mean_of_the_gradients():
   # An l2 step of one radius along the mean of the draws' own gradients.
   draws = _keys(11, 4 * B).reshape(4, B)
-  objective = lambda x_0_hat: jnp.sum(jnp.sin(3 * x_0_hat), axis=1)
+  goal = lambda x_0_hat: jnp.sum(jnp.sin(3 * x_0_hat), axis=1)
   find = lambda k: _joint(
-    Attack("l2", k, project=False), CURVED, BUDGET, objective, draws
+    Attack("l2", k, project=False), CURVED, BUDGET, goal, draws
   )
   start, stepped = find(0), find(1)
 
   @jax.jit
   def gradient(keys):
     chain = CURVED._replace(keys=keys)
-    value = lambda w: jnp.sum(objective(samplers.reverse(*chain, w=w)))
+    value = lambda w: jnp.sum(goal(samplers.reverse(*chain, w=w)))
     return jax.grad(value)(start)
 
   mean = np.mean([gradient(keys) for keys in draws], axis=0)
@@ -353,7 +332,7 @@ def test_mean_gradient_is_that_of_the_mean():
   w = _normal(8, (B, D))
   mean = lambda w: jnp.sum(jax.vmap(lambda d: value(w, d))(draws)) / 7
   np.testing.assert_allclose(
-    trajectory.mean_gradient(value, draws)(w), jax.grad(mean)(w), atol=1e-6
+    attacks.mean_gradient(value, draws)(w), jax.grad(mean)(w), atol=1e-6
   )
 
 
@@ -381,28 +360,10 @@ def test_memory_does_not_grow_with_activations_nor_with_draws(optimised):
 
 
 def test_transfer_attacks_one_network_and_samples_the_other():
-  asked = []
-
-  def victim(x_t, level):
-    asked.append("victim")
-    return _curved(x_t, level)
-
-  def surrogate(x_t, level):
-    asked.append("surrogate")
-    return jnp.sin(x_t)
-
-  def craft(chain, budget):
-    w = trajectory.joint(PGD, chain, _keys(2), budget)
-    assert set(asked) == {"surrogate"}
-    return w
-
-  chain = CURVED._replace(eps_fn=victim)
-  found = jax.jit(
-    lambda: trajectory.attacked_sample(craft, chain, BUDGET, surrogate)
-  )()
-  w = _joint(PGD, CURVED._replace(eps_fn=surrogate), BUDGET)
-  np.testing.assert_allclose(found, _sample(CURVED, w), atol=1e-3)
-  # The network's own gradients find more.
+  surrogate = CURVED._replace(eps_fn=lambda x_t, level: jnp.sin(x_t))
+  w = _joint(PGD, surrogate, BUDGET)
+  # Another network's gradients move the sample, and its own ones more.
+  assert np.all(_moved(CURVED, w) > 0)
   own = _joint(PGD, CURVED, BUDGET)
   assert _moved(CURVED, own).mean() > 1.2 * _moved(CURVED, w).mean()
 
@@ -445,47 +406,49 @@ def _counted(craft, update):
   return counts
 
 
-UPDATES = {1: samplers.ddpm(), 2: samplers.heun()}
+UPDATES = {name: make("small", 0.5) for name, make in samplers.SAMPLERS.items()}
 
 
-@pytest.mark.parametrize("per_step", UPDATES)
-def test_evaluations_of_one_process(per_step):
-  counts = _counted(lambda c, budget: samplers.reverse(*c), UPDATES[per_step])
-  count = trajectory.evaluations(N, per_step)
+@pytest.mark.parametrize("name", UPDATES)
+def test_evaluations_of_one_process(name):
+  counts = _counted(lambda c, budget: samplers.reverse(*c), UPDATES[name])
+  count = samplers.evaluations(name, N)
   assert counts == {"forward": count, "backward": 0}
 
 
-@pytest.mark.parametrize("own_objective", [False, True])
+@pytest.mark.parametrize("own_goal", [False, True])
 @pytest.mark.parametrize(
-  ("num_steps", "num_draws", "per_step"),
-  [(0, 1, 1), (1, 1, 1), (3, 1, 2), (3, 2, 1)],
+  ("num_steps", "num_draws", "name"),
+  [(0, 1, "ddpm"), (1, 1, "ddpm"), (3, 1, "heun"), (3, 2, "ddpm")],
 )
-def test_queries_of_joint(num_steps, num_draws, per_step, own_objective):
+def test_queries_of_joint(num_steps, num_draws, name, own_goal):
   attack = PGD._replace(num_steps=num_steps)
   draws = _keys(3, B * num_draws).reshape(num_draws, B)
-  objective = (lambda x: jnp.sum(x, axis=1)) if own_objective else None
+  goal = (lambda x: jnp.sum(x, axis=1)) if own_goal else None
   counts = _counted(
     lambda c, budget: trajectory.joint(
-      attack, c, _keys(2), budget, objective, draws
+      attack, c, _keys(2), budget, goal, draws
     ),
-    UPDATES[per_step],
+    UPDATES[name],
   )
   queries = trajectory.joint_queries(
-    attack, trajectory.evaluations(N, per_step), num_draws, own_objective
+    attack, samplers.evaluations(name, N), num_draws, own_goal
   )
   assert counts["backward"] == queries.backward
   assert counts["forward"] == queries.forward + queries.recomputed
 
 
-@pytest.mark.parametrize(("num_steps", "per_step"), [(1, 2), (3, 1)])
-def test_queries_of_greedy(num_steps, per_step):
+@pytest.mark.parametrize(
+  ("num_steps", "name"), [(1, "heun"), (3, "dpm_solver")]
+)
+def test_queries_of_greedy(num_steps, name):
   attack = PGD._replace(num_steps=num_steps)
   counts = _counted(
     lambda c, budget: trajectory.greedy(attack, c, _keys(2), budget),
-    UPDATES[per_step],
+    UPDATES[name],
   )
   queries = trajectory.greedy_queries(
-    attack, trajectory.evaluations(N, per_step), len(ATTACKED)
+    attack, samplers.evaluations(name, N), len(ATTACKED)
   )
   assert counts == {"forward": queries.forward, "backward": queries.backward}
   assert queries.recomputed == 0

@@ -1,14 +1,13 @@
 """Noise processes: which levels a run trains on, and which a sampler visits.
 
-DDPM's levels are a table over T timesteps, EDM's and flow matching's are
-continuous. A timestep is a table index 0 .. T-1, from the least to the most
-noise; the literature's t = 1 .. T is this index plus one. Tables are computed
-in float64 and cast last: cumulated in float32, 1 - alpha_bar_0 is off by
-1.7e-4.
+DDPM's levels are a table over timesteps 0 .. T-1, from the least to the most
+noise (the literature's t = 1 .. T minus one); EDM's and flow matching's are
+continuous. Tables are computed in float64 and cast last: cumulated in float32,
+1 - alpha_bar_0 is off by 1.7e-4.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from jaxtyping import Array, Float64, Int, Key
 
 from rad_jax.diffusion.process import Level
 
-AlphaBar = Float64[np.ndarray, " t"]
+AlphaBar = Float64[np.ndarray, " t"]  # decreasing in (0, 1)
 
 
 class Process(NamedTuple):
@@ -35,19 +34,11 @@ class Process(NamedTuple):
 def linear_alpha_bar(num_timesteps: int) -> AlphaBar:
   """alpha_bar of betas linear from 1e-4 to 0.02 (Ho et al. 2020, section 4).
 
-  The end points are those of T = 1000 and scale with 1000 / T, so that any T
-  reaches the same final noise (Nichol & Dhariwal 2021, code).
+  The end points scale with 1000 / T, so that any T reaches the same final noise
+  (Nichol & Dhariwal 2021, code).
 
-  Args:
-    num_timesteps: T, at least 21, so that every beta stays under 1.
-
-  Returns:
-    float64 [T], decreasing in (0, 1).
-
-  Examples:
-    >>> alpha_bar = rad_jax.schedules.linear_alpha_bar(1000)
-    >>> print(*alpha_bar[[0, 499, 999]].round(5))
-    0.9999 0.07859 4e-05
+  Raises:
+    ValueError: num_timesteps is under 21: a beta would reach 1.
   """
   scale = 1000 / num_timesteps
   beta = np.linspace(1e-4 * scale, 0.02 * scale, num_timesteps)
@@ -59,18 +50,7 @@ def linear_alpha_bar(num_timesteps: int) -> AlphaBar:
 
 
 def cosine_alpha_bar(num_timesteps: int) -> AlphaBar:
-  """alpha_bar of the cosine schedule (Nichol & Dhariwal 2021, Eq. 17).
-
-  Args:
-    num_timesteps: T, at least 1.
-
-  Returns:
-    float64 [T], decreasing in (0, 1); each beta is clipped at 0.999.
-
-  Examples:
-    >>> print(rad_jax.schedules.cosine_alpha_bar(5))
-    [0.899 0.647 0.341 0.094 0.   ]
-  """
+  """alpha_bar of the cosine schedule (Nichol & Dhariwal 2021, Eq. 17)."""
   offset = 0.008
   u = np.arange(num_timesteps + 1) / num_timesteps
   f = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
@@ -82,26 +62,10 @@ ALPHA_BAR = {"linear": linear_alpha_bar, "cosine": cosine_alpha_bar}
 
 
 def ddpm(alpha_bar: np.ndarray) -> Process:
-  """DDPM: alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar), t uniform.
-
-  Args:
-    alpha_bar: float64 [T], decreasing in (0, 1).
-
-  Examples:
-    >>> alpha_bar = rad_jax.schedules.linear_alpha_bar(1000)
-    >>> process = rad_jax.schedules.ddpm(alpha_bar)
-    >>> print(process.grid(3).time, process.grid(3).sigma)
-    [999. 500.   0.] [1.   0.96 0.01]
-    >>> process.draw(jax.random.split(jax.random.key(0), 8)).alpha.shape
-    (8,)
-  """
+  """DDPM: alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar), t uniform."""
   alpha_bar = np.asarray(alpha_bar, np.float64)
-  table = _level(
-    np.sqrt(alpha_bar),
-    np.sqrt(1 - alpha_bar),
-    np.arange(len(alpha_bar)),
-    np.ones(len(alpha_bar)),
-  )
+  time, input_scale = np.arange(len(alpha_bar)), np.ones(len(alpha_bar))
+  table = _level(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), time, input_scale)
 
   def draw(keys):
     t = jax.vmap(lambda k: jax.random.randint(k, (), 0, len(alpha_bar)))(keys)
@@ -117,17 +81,12 @@ def ddpm(alpha_bar: np.ndarray) -> Process:
 def respaced_timesteps(
   num_timesteps: int, num_steps: int
 ) -> Int[np.ndarray, " n"]:
-  """num_steps timesteps, evenly spaced from T-1 down to 0 (both included).
+  """num_steps timesteps, evenly spaced from T-1 down to 0; one alone is T-1.
 
-  One step alone starts from T-1. num_steps = T gives every timestep. Even
-  spacing between both ends is our choice; DDIM's code keeps a fixed stride.
+  Even spacing is our choice; DDIM's code keeps a fixed stride.
 
   Raises:
     ValueError: num_steps is not in 1 .. num_timesteps.
-
-  Examples:
-    >>> rad_jax.schedules.respaced_timesteps(1000, 5).tolist()
-    [999, 749, 500, 250, 0]
   """
   if not 1 <= num_steps <= num_timesteps:
     raise ValueError(
@@ -148,21 +107,14 @@ def edm(
 ) -> Process:
   """EDM: alpha = 1, ln sigma normal in training (Karras et al. 2022, table 1).
 
-  The network's input is scaled to unit variance, c_in = 1 / sqrt(sigma^2 +
-  sigma_data^2). It is told 999 (ln sigma - ln sigma_min) / (ln sigma_max -
-  ln sigma_min), EDM's c_noise = ln(sigma) / 4 brought to the range of DDPM's
-  timesteps, for which the embeddings are made.
+  The network's input is scaled to unit variance by c_in, and it is told EDM's
+  c_noise = ln(sigma) / 4 brought to the range of DDPM's timesteps, 0 to 999.
 
   Args:
-    sigma_min, sigma_max: the sampler's ends.
+    sigma_min, sigma_max, rho: the sampler's levels are evenly spaced in
+      sigma^(1 / rho) between these ends.
     sigma_data: standard deviation of the data.
     log_mean, log_std: mean and standard deviation of ln sigma.
-    rho: the sampler's levels are evenly spaced in sigma^(1 / rho).
-
-  Examples:
-    >>> levels = rad_jax.schedules.edm().grid(5)
-    >>> print(levels.sigma)
-    [80.    17.528  2.515  0.17   0.002]
   """
 
   def level(sigma, xp):
@@ -179,10 +131,8 @@ def edm(
     return level(jnp.exp(log_mean + log_std * z), jnp)
 
   def grid(num_steps):
-    even = np.linspace(
-      sigma_max ** (1 / rho), sigma_min ** (1 / rho), num_steps
-    )
-    return _level(*level(even**rho, np))
+    ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return _level(*level(np.linspace(*ends, num_steps) ** rho, np))
 
   return Process(draw, grid)
 
@@ -190,19 +140,10 @@ def edm(
 def flow(time: str = "uniform", end: float = 1e-3) -> Process:
   """Flow matching's straight path: alpha = 1 - t, sigma = t (Liu et al. 2022).
 
-  t keeps `end` away from 0 and from 1, where eps or x_0 cannot be told from
-  the state. Noise is at t = 1, as for the other processes; some texts turn
-  the path round. The network is told 999 t.
-
-  Args:
-    time: the law of t in training: "uniform", or "logit_normal" (mean 0 and
-      standard deviation 1; Esser et al. 2024, section 3.1).
-    end: in (0, 1/2).
-
-  Examples:
-    >>> levels = rad_jax.schedules.flow().grid(3)
-    >>> print(levels.alpha, levels.sigma)
-    [0.001 0.5   0.999] [0.999 0.5   0.001]
+  t keeps `end`, in (0, 1/2), away from 0 and 1, where eps or x_0 cannot be told
+  from the state. Noise is at t = 1; some texts reverse the path. The network is
+  told 999 t. In training t is "uniform" or "logit_normal" (mean 0 and standard
+  deviation 1; Esser et al. 2024, section 3.1).
   """
 
   def level(t, xp):
@@ -221,20 +162,23 @@ def flow(time: str = "uniform", end: float = 1e-3) -> Process:
   return Process(draw, grid)
 
 
+_EDM = ("sigma_min", "sigma_max", "sigma_data", "log_mean", "log_std", "rho")
+# Settings of all processes, by name -> the process.
+PROCESSES: dict[str, Callable[[Mapping[str, Any]], Process]] = {
+  "ddpm": lambda s: ddpm(ALPHA_BAR[s["schedule"]](s["num_timesteps"])),
+  "edm": lambda s: edm(**{name: s[name] for name in _EDM}),
+  "flow": lambda s: flow(s["time"]),
+}
+
+
 def stopped(levels: Level, sigma: float) -> Level:
   """The levels of a grid at which sigma_t / alpha_t is at least sigma.
 
-  A sampler that stops there ends with the clean estimate of the last one: all
-  that a model trained on data of this noise alone can be asked for (Daras et
-  al. 2024).
+  A sampler that stops there ends with the last one's clean estimate: all that a
+  model trained on data of this noise alone can know (Daras et al. 2024).
 
   Raises:
     ValueError: no level is left.
-
-  Examples:
-    >>> levels = rad_jax.schedules.edm().grid(5)
-    >>> print(rad_jax.schedules.stopped(levels, sigma=0.2).sigma)
-    [80.    17.528  2.515]
   """
   keep = np.asarray(levels.sigma / levels.alpha) >= sigma
   if not keep.any():
@@ -242,7 +186,6 @@ def stopped(levels: Level, sigma: float) -> Level:
   return jax.tree.map(lambda column: column[keep], levels)
 
 
-def _level(alpha, sigma, time, input_scale) -> Level:
+def _level(*columns: np.ndarray) -> Level:
   """Float32 on the device, from float64 tables."""
-  columns = (alpha, sigma, time, input_scale)
   return Level(*(jnp.asarray(column, jnp.float32) for column in columns))

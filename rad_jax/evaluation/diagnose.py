@@ -174,7 +174,7 @@ def make_measure(config: ConfigDict) -> Callable[..., Measured]:
     keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
     shape = x_0.shape[1:]
     z = jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, 0])
-    radius = radius_of(processes.unit_sigma(level), keys[:, 1])
+    radius = radius_of(processes.unit_sigma(level))
     noised = noising.blind(x_0, jnp.zeros(place.shape), level, z)
     eps_fn = lambda x_t: predict(params, x_t, level)
     return measure(eps_fn, noised, keys[:, 2], radius, iterations)
@@ -239,7 +239,8 @@ def adversarial_w(
 
 def errors(eps_fn: EpsFn, noised: Noised, w: Batch) -> Errors:
   """How eps_fn moves when the state moves by sigma w; see `Errors`."""
-  moved = eps_fn(objectives.perturbed(noised, w)) - eps_fn(noised.x_t)
+  x_t = processes.shifted(noised.x_t, noised.sigma, w)
+  moved = eps_fn(x_t) - eps_fn(noised.x_t)
   still = jnp.zeros_like(w)
   return Errors(
     equivariance=objectives.squared_error(moved, w),
@@ -265,7 +266,7 @@ def lipschitz(
     [b], noise units out by noise units in.
   """
   still = jnp.zeros_like(noised.x_t)
-  estimate = lambda w: eps_fn(objectives.perturbed(noised, w))
+  estimate = lambda w: eps_fn(processes.shifted(noised.x_t, noised.sigma, w))
   forward = lambda v: jax.jvp(estimate, (still,), (v,))[1]
   _, backward = jax.vjp(estimate, still)
   draw = lambda key: jax.random.normal(key, still.shape[1:])

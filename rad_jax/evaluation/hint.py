@@ -13,7 +13,7 @@ import math
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rad_jax.config import ConfigDict
@@ -39,9 +39,8 @@ class Law(NamedTuple):
 def hint(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   """Evaluates the closed form for a config, and writes workdir/hint.json.
 
-  A beta that is drawn stands at its mean. The sampler is DDIM's: "ddpm" is
-  taken at eta 1, "euler" and "heun" at eta 0; clean estimates are not
-  clipped.
+  The sampler is DDIM's: "ddpm" is taken at eta 1, "euler" and "heun" at eta 0;
+  clean estimates are not clipped.
 
   Returns:
     data, objective, lam, law, reach, eta, num_steps, applies; stds [k], in
@@ -87,7 +86,7 @@ def hint(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     "reach": law.reach,
     "eta": eta,
     "num_steps": len(alpha),
-    "applies": target is objectives.moved,
+    "applies": target is objectives.equivariant,
     "stds": list(STDS),
     "rows": [
       {"lam": lam, "own": lam == fields.lam, "ratios": ratios(lam)}
@@ -124,18 +123,15 @@ def law_of_w(config: ConfigDict) -> Law:
 
 
 def radii(config: ConfigDict, levels: Level) -> np.ndarray:
-  """r at each level, beta at its mean: float64 [n], noise units."""
-  config = _override(config, beta_law="fixed")
-  keys = jax.random.split(jax.random.key(0), len(levels.sigma))
-  r = build.radius_of(config)(processes.unit_sigma(levels), keys)
+  """r at each level: float64 [n], noise units."""
+  r = build.radius_of(config)(processes.unit_sigma(levels))
   return np.asarray(r, np.float64)
 
 
 def lambdas(name: str, lam: float, r: np.ndarray) -> np.ndarray:
   """lambda_t at radii r: float64 [n]."""
   return np.asarray(
-    radius.LAMBDAS[name](lam, jax.numpy.asarray(r, jax.numpy.float32)),
-    np.float64,
+    radius.LAMBDAS[name](lam, jnp.asarray(r, jnp.float32)), np.float64
   )
 
 

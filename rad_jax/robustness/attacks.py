@@ -1,24 +1,24 @@
-"""Attacks: perturbations w, in noise units, that raise an objective.
+"""Attacks: perturbations w, in noise units, that raise a goal.
 
 An attack is a row of numbers, Attack; ATTACKS holds the published ones. It
-takes the function to be raised, J: (w [b, ...]) -> [b], not a model, so that
-it can be checked on functions whose best perturbation is known. Example i's
-value of J may depend on w_i alone.
+takes the goal, w [b, ...] -> [b], not a model, so that it can be checked on
+functions whose best w is known. Example i's goal may depend on w_i alone.
 
-The radius [b] bounds each example's w in one of two norms, of which BALLS
-holds the geometry:
+The radius [b], 0 or more, bounds each example's w in one of two norms, of which
+BALLS holds the geometry:
 
   linf: |w_i| <= r for each element
   l2:   rms(w) <= r, that is |w|_2 <= r sqrt(d) for d elements
 
 The root mean square gives r one meaning at any d, and both balls one scale: a
-corner of the linf ball lies on the surface of the l2 ball.
+corner of the linf ball lies on the surface of the l2 ball. A norm that is not
+in BALLS is a KeyError.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ from rad_jax.diffusion.process import per_example
 Batch = Float[Array, "b ..."]
 Scalars = Float[Array, " b"]
 Keys = Key[Array, " b"]
+Goal = Callable[[Batch], Scalars]
+Shape = tuple[int, ...]  # of one example
 
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 
@@ -36,16 +38,14 @@ _TINY = float(jnp.finfo(jnp.float32).tiny)
 class Attack(NamedTuple):
   """The numbers of an attack.
 
-  Attributes:
-    norm: the ball, a name in BALLS: "linf" or "l2".
-    num_steps: gradient steps, 0 or more; 0 is the random start alone.
-    step_size: length of a step in units of the radius, positive.
-    momentum: mu of MI-FGSM, 0 or more; 0 is none, 1 sums all gradients.
-    start: scale of the random start in units of the radius, 0 or more; 1 is
-      uniform in the ball, 0 is from zero. An objective whose gradient is zero
-      at w = 0 cannot be attacked from there.
-    project: whether w is kept in the ball after each step. Without it, w is
-      within start + num_steps * step_size radii.
+  norm: the ball, a name in BALLS: "linf" or "l2".
+  num_steps: gradient steps, 0 or more; 0 is the random start alone.
+  step_size: length of a step in units of the radius, positive.
+  momentum: mu of MI-FGSM, 0 or more; 0 is none, 1 sums all gradients.
+  start: scale of the random start in units of the radius, 0 or more; from 0, a
+    goal without gradient at w = 0 cannot be attacked.
+  project: whether w is kept in the ball after each step. Without it, w is
+    within start + num_steps * step_size radii.
   """
 
   norm: str = "linf"
@@ -73,37 +73,22 @@ ATTACKS = {
 class Ball(NamedTuple):
   """The geometry of a ball of radius [b].
 
-  Attributes:
-    uniform: (keys, radius, shape) -> w, uniform inside (up to rounding).
-    project: (w, radius) -> the nearest point inside.
-    ascent: (gradient, radius) -> the step inside the ball that climbs most to
-      first order; zero where the gradient is.
+  uniform: (keys, radius, shape) -> w, uniform inside (up to rounding).
+  project: (w, radius) -> the nearest point inside.
+  ascent: (gradient, radius) -> the step inside the ball that climbs most to
+    first order; zero where the gradient is.
   """
 
-  uniform: Callable[[Keys, Scalars, tuple[int, ...]], Batch]
+  uniform: Callable[[Keys, Scalars, Shape], Batch]
   project: Callable[[Batch, Scalars], Batch]
   ascent: Callable[[Batch, Scalars], Batch]
 
 
-def gaussian(keys: Keys, radius: Scalars, shape: tuple[int, ...]) -> Batch:
-  """w Gaussian of standard deviation `radius`, not bounded by it.
+def gaussian(keys: Keys, radius: Scalars, shape: Shape) -> Batch:
+  """w [b, *shape], Gaussian of standard deviation `radius`, not bounded by it.
 
-  The input perturbation of DDPM-IP (Ning et al. 2023, arXiv 2301.11706),
-  which has radius gamma = 0.1.
-
-  Args:
-    keys: one key an example, [b].
-    radius: standard deviation of each example's elements, [b].
-    shape: the shape of one example.
-
-  Returns:
-    [b, *shape].
-
-  Examples:
-    >>> keys = jax.random.split(jax.random.key(0), 1000)
-    >>> w = rad_jax.attacks.gaussian(keys, jnp.full(1000, 0.1), shape=(8,))
-    >>> print(f"{w.std():.2f}")
-    0.10
+  The input perturbation of DDPM-IP (Ning et al. 2023, arXiv 2301.11706), which
+  has radius gamma = 0.1.
   """
   draw = lambda key: jax.random.normal(key, shape)
   return per_example(radius, 1 + len(shape)) * jax.vmap(draw)(keys)
@@ -124,7 +109,6 @@ def _ascent_linf(gradient, radius):
 
 
 def _rms(w: Batch) -> Scalars:
-  """The root mean square of each example's elements, [b]."""
   return jnp.sqrt(jnp.mean(jnp.square(w), axis=tuple(range(1, w.ndim))))
 
 
@@ -158,112 +142,43 @@ BALLS = {
 }
 
 
-def start(
-  attack: Attack, keys: Keys, radius: Scalars, shape: tuple[int, ...]
-) -> Batch:
-  """The random start w_0: uniform in the ball of attack.start radii.
-
-  Args:
-    attack: its norm and start are used.
-    keys: one key an example, [b]; w_0_i depends on key i alone.
-    radius: radius of each example's ball in noise units, [b], 0 or more.
-    shape: the shape of one example.
-
-  Returns:
-    [b, *shape].
-
-  Raises:
-    KeyError: attack.norm is not in BALLS.
-
-  Examples:
-    >>> keys = jax.random.split(jax.random.key(0), 1000)
-    >>> attack = rad_jax.attacks.Attack(start=2.0)
-    >>> radius = jnp.full(1000, 0.1)
-    >>> w_0 = rad_jax.attacks.start(attack, keys, radius, shape=(8,))
-    >>> print(f"{jnp.abs(w_0).max():.2f}")
-    0.20
-  """
+def start(attack: Attack, keys: Keys, radius: Scalars, shape: Shape) -> Batch:
+  """The random start w_0 [b, *shape]: uniform in attack.start radii."""
   return BALLS[attack.norm].uniform(keys, attack.start * radius, shape)
 
 
 def step(attack: Attack, w: Batch, gradient: Batch, radius: Scalars) -> Batch:
-  """One step from w up a gradient that is at hand, without momentum.
+  """One step from w up a known gradient of any scale, without momentum.
 
-  "Free" adversarial training (Shafahi et al. 2019, arXiv 1904.12843) calls it
-  with the gradient from the training step's own backward pass.
-
-  Args:
-    attack: its norm, step_size and project are used.
-    w: the perturbation to move, [b, ...].
-    gradient: of the objective by w, [b, ...]; its scale does not matter.
-    radius: radius of each example's ball in noise units, [b], 0 or more.
-
-  Returns:
-    [b, ...]; w itself (projected, if attack.project) where an example's
-    gradient is zero.
-
-  Raises:
-    KeyError: attack.norm is not in BALLS.
-
-  Examples:
-    A step out of the l2 ball is taken back to its border:
-
-    >>> attack = rad_jax.attacks.Attack(norm="l2")
-    >>> w = jnp.array([[0.1, 0.1]])  # root mean square 0.1
-    >>> print(rad_jax.attacks.step(attack, w, w, radius=jnp.array([0.1])))
-    [[0.1 0.1]]
+  Where an example's gradient is zero, its w stays (but for the projection).
   """
   ball = BALLS[attack.norm]
   w = w + ball.ascent(gradient, attack.step_size * radius)
   return ball.project(w, radius) if attack.project else w
 
 
-def ascend(
+def climb(
   attack: Attack,
-  objective: Callable[[Batch], Scalars],
+  gradient: Callable[[Batch], Batch],
   w_0: Batch,
   radius: Scalars,
 ) -> Batch:
-  """attack.num_steps gradient steps up the objective from w_0.
+  """attack.num_steps steps from w_0 up the gradient w -> [b, ...].
 
-  With momentum, g <- mu g + grad / mean|grad| for each example, from g = 0,
-  and the step goes up g. (MI-FGSM divides by the sum; the directions are the
-  same.)
-
-  Args:
-    attack: all of its fields but start are used.
-    objective: J, (w [b, ...]) -> [b]; differentiated by w only.
-    w_0: the start, [b, ...].
-    radius: radius of each example's ball in noise units, [b], 0 or more.
-
-  Returns:
-    [b, ...], with no gradient to anything.
-
-  Raises:
-    KeyError: attack.norm is not in BALLS.
-
-  Examples:
-    FGSM on a linear objective ends in the corner of its slope:
-
-    >>> slope = jnp.array([[3.0, -1.0], [0.0, 2.0]])
-    >>> objective = lambda w: jnp.sum(slope * w, axis=1)
-    >>> attack = rad_jax.attacks.ATTACKS["fgsm"]
-    >>> w_0, radius = jnp.zeros((2, 2)), jnp.full(2, 0.1)
-    >>> print(rad_jax.attacks.ascend(attack, objective, w_0, radius))
-    [[ 0.1 -0.1]
-     [ 0.   0.1]]
+  With momentum, g <- mu g + grad / mean|grad| for each example, from g = 0, and
+  the step goes up g. (MI-FGSM divides by the sum; the directions are the same.)
+  No gradient goes through the result.
   """
-  by_w = jax.grad(lambda w: jnp.sum(objective(w)))
   w_0, radius = jax.lax.stop_gradient((w_0, radius))
 
   def body(_, carry):
     w, g = carry
-    gradient = jax.lax.stop_gradient(by_w(w))
+    slope = jax.lax.stop_gradient(gradient(w))
     if attack.momentum:
       axes = tuple(range(1, w.ndim))
-      mean = jnp.maximum(jnp.mean(jnp.abs(gradient), axis=axes), _TINY)
-      gradient = attack.momentum * g + gradient / per_example(mean, w.ndim)
-    return step(attack, w, gradient, radius), gradient
+      mean = jnp.maximum(jnp.mean(jnp.abs(slope), axis=axes), _TINY)
+      slope = attack.momentum * g + slope / per_example(mean, w.ndim)
+    return step(attack, w, slope, radius), slope
 
   carry = w_0, jnp.zeros_like(w_0)
   if attack.num_steps == 0:
@@ -273,74 +188,65 @@ def ascend(
   return jax.lax.fori_loop(0, attack.num_steps, body, carry)[0]
 
 
-def maximise(
-  attack: Attack,
-  objective: Callable[[Batch], Scalars],
-  keys: Keys,
-  radius: Scalars,
-  shape: tuple[int, ...],
-) -> Batch:
-  """The perturbation w of an attack: its random start and its steps.
-
-  Args:
-    attack: the attack.
-    objective: J, (w [b, ...]) -> [b]; differentiated by w only, and not
-      called if attack.num_steps is 0.
-    keys: one key an example, [b]; w_i depends on key i alone.
-    radius: radius of each example's ball in noise units, [b], 0 or more.
-    shape: the shape of one example.
-
-  Returns:
-    [b, *shape], with no gradient to anything.
-
-  Raises:
-    KeyError: attack.norm is not in BALLS.
+def ascend(attack: Attack, goal: Goal, w_0: Batch, radius: Scalars) -> Batch:
+  """attack.num_steps gradient steps up the goal from w_0, as `climb`.
 
   Examples:
-    PGD in the l2 ball turns to the direction of the slope, (0.6, -0.8):
+    FGSM on a linear goal ends in the corner of its slope:
 
-    >>> slope = jnp.array([[3.0, -4.0]])
-    >>> w = rad_jax.attacks.maximise(
-    ...   rad_jax.attacks.ATTACKS["pgd"]._replace(norm="l2"),
-    ...   lambda w: jnp.sum(slope * w, axis=1),
-    ...   jax.random.split(jax.random.key(0), 1),
-    ...   radius=jnp.ones(1),
-    ...   shape=(2,),
-    ... )
-    >>> print(w / jnp.linalg.norm(w))
-    [[ 0.602 -0.799]]
+    >>> slope = jnp.array([[3.0, -1.0], [0.0, 2.0]])
+    >>> goal = lambda w: jnp.sum(slope * w, axis=1)
+    >>> attack = rad_jax.attacks.ATTACKS["fgsm"]
+    >>> w_0, radius = jnp.zeros((2, 2)), jnp.full(2, 0.1)
+    >>> print(rad_jax.attacks.ascend(attack, goal, w_0, radius))
+    [[ 0.1 -0.1]
+     [ 0.   0.1]]
   """
-  w_0 = start(attack, keys, radius, shape)
-  return ascend(attack, objective, w_0, radius)
+  return climb(attack, jax.grad(lambda w: jnp.sum(goal(w))), w_0, radius)
+
+
+def maximise(
+  attack: Attack, goal: Goal, keys: Keys, radius: Scalars, shape: Shape
+) -> Batch:
+  """The perturbation w [b, *shape] of an attack: its start and its steps.
+
+  w_i depends on key i alone, and no gradient goes through it. The goal is
+  differentiated by w only, and not called if attack.num_steps is 0.
+  """
+  return ascend(attack, goal, start(attack, keys, radius, shape), radius)
 
 
 def by_name(name: str) -> Callable[..., Batch]:
-  """The perturbation of a published attack, or of none, at its own numbers.
+  """(goal, keys [b], radius [b], shape) -> w [b, *shape], as `maximise`.
 
   Args:
-    name: in ATTACKS; "gaussian"; or "none", for w = 0.
-
-  Returns:
-    (objective, keys [b], radius [b], shape) -> w [b, *shape], as `maximise`.
+    name: in ATTACKS, at its own numbers; "gaussian"; or "none", for w = 0.
 
   Raises:
     KeyError: no such attack.
-
-  Examples:
-    >>> perturb = rad_jax.attacks.by_name("uniform")
-    >>> keys = jax.random.split(jax.random.key(0), 1000)
-    >>> objective = lambda w: jnp.sum(w, axis=1)
-    >>> w = perturb(objective, keys, jnp.full(1000, 0.1), (8,))
-    >>> print(f"{w.min():.2f} to {w.max():.2f}")
-    -0.10 to 0.10
   """
   if name in ATTACKS:
     return partial(maximise, ATTACKS[name])
   return {
-    "gaussian": lambda objective, keys, radius, shape: gaussian(
-      keys, radius, shape
-    ),
-    "none": lambda objective, keys, radius, shape: jnp.zeros(
-      (*radius.shape, *shape)
-    ),
+    "gaussian": lambda goal, *draw: gaussian(*draw),
+    "none": lambda goal, _, radius, shape: jnp.zeros((*radius.shape, *shape)),
   }[name]
+
+
+def mean_gradient(
+  value: Callable[[Array, Any], Scalars], draws: Any
+) -> Callable[[Array], Array]:
+  """w -> the mean over draws of d value / dw, in the memory of one draw.
+
+  value is (w, draw) -> [b], where example i's may depend on its own part of w
+  alone; draws is a pytree of arrays [m, ...], of which a draw is one row.
+  """
+  count = len(jax.tree.leaves(draws)[0])
+
+  def gradient(w):
+    def add(total, draw):
+      return total + jax.grad(lambda w: jnp.sum(value(w, draw)))(w), None
+
+    return jax.lax.scan(add, jnp.zeros_like(w), draws)[0] / count
+
+  return gradient

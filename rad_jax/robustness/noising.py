@@ -34,18 +34,9 @@ class Noised(NamedTuple):
 
 
 def blind(y: Batch, sigma_c: Scalars, level: Level, z: Batch) -> Noised:
-  """x_t = alpha y + sigma z, eps = z: DDPM, whatever is in y.
-
-  Examples:
-    >>> level = rad_jax.schedules.flow(end=0.1).grid(3)
-    >>> y, z, sigma_c = jnp.ones((3, 1)), jnp.ones((3, 1)), jnp.full(3, 0.2)
-    >>> noised = rad_jax.noising.blind(y, sigma_c, level, z)
-    >>> print(noised.eps[:, 0], noised.weight)
-    [1. 1. 1.] [1. 1. 1.]
-  """
-  return Noised(
-    process.diffuse(level, y, z), z, jnp.ones_like(sigma_c), level.sigma
-  )
+  """x_t = alpha y + sigma z, eps = z: DDPM, whatever is in y."""
+  x_t = process.diffuse(level, y, z)
+  return Noised(x_t, z, jnp.ones_like(sigma_c), level.sigma)
 
 
 def aware(y: Batch, sigma_c: Scalars, level: Level, z: Batch) -> Noised:
@@ -64,21 +55,13 @@ def aware(y: Batch, sigma_c: Scalars, level: Level, z: Batch) -> Noised:
   kappa = 1 and is DDPM's.
 
   An example says nothing of levels below its own noise (kappa <= 0): there
-  x_t is that of `blind`, and the weight is 0.
-
-  Args:
-    y: training examples, [b, ...].
-    sigma_c: known standard deviation of the Gaussian noise in each, [b].
-    level: the levels, [b].
-    z: unit Gaussian noise, [b, ...].
+  x_t is that of `blind`, and the weight is 0. z is unit Gaussian noise.
 
   Examples:
-    Noise of 0.2 in an example leaves it less to say, and nothing at level 0.1:
+    Examples with noise of 0.2 teach less at sigma 0.5, and nothing at 0.1:
 
-    >>> level = rad_jax.schedules.flow(end=0.1).grid(3)
     >>> y, z, sigma_c = jnp.ones((3, 1)), jnp.ones((3, 1)), jnp.full(3, 0.2)
-    >>> noised = rad_jax.noising.aware(y, sigma_c, level, z)
-    >>> print(noised.weight)
+    >>> print(rad_jax.noising.aware(y, sigma_c, level, z).weight)
     [0.999 0.922 0.   ]
   """
   kappa = 1 - jnp.square(level.alpha * sigma_c / level.sigma)

@@ -1,24 +1,9 @@
-"""Purification: noise an input up to t*, and let the model take it back.
+"""Purification: noise an input up to t*, and let the model remove the noise.
 
 DiffPure (Nie et al. 2022, arXiv 2205.07460): what an adversary has added
 drowns in the noise, and the reverse process returns to the data. It is a pure
-function of the input and of one key an example, and differentiable by the
-input, with memory that does not grow by the network's activations at each
-level: an adaptive attack differentiates through it.
-
-  levels = purification.from_level(process.grid(1000), 0.32)
-
-  def loss(x, keys):  # of a classifier behind it
-    purified = purification.purify(
-      eps_fn, levels, samplers.ddpm(), x, keys, remat=True
-    )
-    return cross_entropy(classifier(purified), labels)
-
-  x_adv = purification.eot_attack(loss, x, keys, radius, ATTACKS["pgd"], 16)
-
-Which update is chosen makes the way back deterministic (`samplers.ddim(0)`)
-or stochastic (`samplers.ddpm()`, DiffPure's); the noise up to t* is drawn in
-both.
+function of the input and of one key an example, and an adaptive attack can
+differentiate through it: `eot_attack` on a loss that calls `purify`.
 """
 
 from collections.abc import Callable
@@ -31,7 +16,7 @@ from jaxtyping import Array, Float, Key
 from rad_jax.diffusion import samplers
 from rad_jax.diffusion.parametrisation import EpsFn
 from rad_jax.diffusion.process import Level, unit_sigma
-from rad_jax.robustness import attacks, trajectory
+from rad_jax.robustness import attacks
 from rad_jax.robustness.attacks import Attack
 
 Batch = Float[Array, "b ..."]
@@ -40,28 +25,14 @@ Keys = Key[Array, " b"]
 
 
 def from_level(grid: Level, t_star: float) -> Level:
-  """The levels of a sampler's grid at or below a noise level.
+  """The levels of a sampler's grid whose unit_sigma is at most t_star.
 
-  Args:
-    grid: levels, falling, [num_levels]; as fine as the way back shall be.
-    t_star: the level, as its unit_sigma, in (0, 1): DDPM's sigma_t, which
-      means one signal-to-noise ratio in all processes. DiffPure's t* = 0.1
-      (of 1; step 100 of 1000) for CIFAR-10 is 0.32, its 0.15 for ImageNet
-      0.46.
-
-  Returns:
-    At least one level; from a single one, purification is one denoising
-    (Carlini et al. 2023, arXiv 2206.10550).
+  DiffPure's t* = 0.1 (step 100 of 1000) for CIFAR-10 is 0.32, its 0.15 for
+  ImageNet 0.46. From a single level, purification is one denoising (Carlini et
+  al. 2023, arXiv 2206.10550).
 
   Raises:
     ValueError: all levels are above t_star.
-
-  Examples:
-    >>> alpha_bar = rad_jax.schedules.linear_alpha_bar(1000)
-    >>> grid = rad_jax.schedules.ddpm(alpha_bar).grid(1000)
-    >>> levels = rad_jax.purification.from_level(grid, t_star=0.32)
-    >>> len(levels.time), float(levels.time[0])
-    (99, 98.0)
   """
   keep = np.asarray(unit_sigma(grid)) <= t_star
   if not keep.any():
@@ -78,35 +49,15 @@ def purify(
   clip_x_0: float | None = None,
   remat: bool = False,
 ) -> Batch:
-  """x_t = alpha x + sigma eps at levels[0], then the way back. Jit-able.
+  """x_t = alpha x + sigma eps at levels[0], then the reverse process. Jit-able.
 
   Args:
-    eps_fn: the noise predictor, (x_t [b, ...], level [b]) -> eps_hat.
+    eps_fn, clip_x_0, remat: as in `samplers.reverse`.
     levels: from t* down, [num_levels], by `from_level`.
-    update: `samplers.ddim(0)` for a deterministic way back; `samplers.ddpm()`
-      and others for a stochastic one.
+    update: `samplers.ddim(0)` for a deterministic way back; `samplers.ddpm()`,
+      DiffPure's, and others for a stochastic one.
     x: the inputs, in data units, [b, ...].
     keys: one an example, of all its noise, [b].
-    clip_x_0: half-range of every clean estimate, the result among them, in
-      data units; None does not clip.
-    remat: compute the steps anew in a backward pass, as samplers.reverse.
-
-  Returns:
-    [b, ...] in data units; example i depends on x_i and key i alone.
-
-  Examples:
-    What was added off the data, here the point 1, does not come through:
-
-    >>> def eps_fn(x_t, level):
-    ...   return (x_t - level.alpha[:, None]) / level.sigma[:, None]
-    >>> grid = rad_jax.schedules.flow().grid(20)
-    >>> x = rad_jax.purification.purify(
-    ...   eps_fn, rad_jax.purification.from_level(grid, t_star=0.5),
-    ...   rad_jax.samplers.ddim(), jnp.array([[1.0], [1.2]]),
-    ...   jax.random.split(jax.random.key(0), 2),
-    ... )
-    >>> print(x[:, 0])
-    [1. 1.]
   """
   x_t = levels.alpha[0] * x + samplers.noise(levels, keys, x.shape[1:])
   return samplers.reverse(
@@ -126,10 +77,10 @@ def eot_attack(
 ) -> Batch:
   """PGD on inputs of a randomised loss: expectation over transformation.
 
-  Each step climbs the mean gradient over draws of the loss's randomness, new
-  ones at each step (EOT, Athalye et al. 2018, arXiv 1707.07397); its memory is
-  that of one draw. With attack.project, the input is kept both in
-  the ball around x and in [low, high]. Jit-able.
+  Each step climbs the mean gradient over new draws of the loss's randomness
+  (EOT, Athalye et al. 2018, arXiv 1707.07397), in the memory of one draw. With
+  attack.project, the input stays in the ball around x and in [low, high].
+  Jit-able; no gradient goes through the result.
 
   Args:
     loss: (x [b, ...], keys [b]) -> [b], what is raised; example i's may
@@ -142,27 +93,8 @@ def eot_attack(
     num_draws: draws a step, at least 1; 1 is enough for a loss without noise.
     low, high: the range of the data.
 
-  Returns:
-    The attacked inputs, [b, ...], with no gradient to anything.
-
   Raises:
-    KeyError: attack.norm is not in BALLS.
     ValueError: attack.momentum is not 0.
-
-  Examples:
-    Noise of mean 0 in the loss does not turn the attack away from the slope, 1:
-
-    >>> def loss(x, keys):
-    ...   z = jax.vmap(jax.random.normal)(keys)
-    ...   return (1 + 0.1 * z) * x[:, 0]
-    >>> x = jnp.array([[0.0], [0.95]])
-    >>> keys = jax.random.split(jax.random.key(0), 2)
-    >>> x_adv = rad_jax.purification.eot_attack(
-    ...   loss, x, keys, radius=jnp.full(2, 0.1),
-    ...   attack=rad_jax.attacks.ATTACKS["pgd"], num_draws=4,
-    ... )
-    >>> print(x_adv[:, 0])
-    [0.1 1. ]
   """
   if attack.momentum:
     raise ValueError(f"no momentum here, got {attack.momentum}")
@@ -171,7 +103,7 @@ def eot_attack(
     return jnp.clip(x + delta, low, high)
 
   def body(i, x_adv):
-    gradient = trajectory.mean_gradient(loss, _draws(keys, i, num_draws))
+    gradient = attacks.mean_gradient(loss, _draws(keys, i, num_draws))
     return moved(attacks.step(attack, x_adv - x, gradient(x_adv), radius))
 
   start_keys = _draws(keys, 0, 1)[0]

@@ -1,6 +1,6 @@
 """What equivariance costs: how far it shrinks the data, in closed form.
 
-Take data whose variance along a direction is q2, a level (alpha, sigma), w of
+Take data of variance q2 along a direction, a level (alpha, sigma), w of
 standard deviation rho along the direction, independent of the state, and a
 linear noise estimate eps_hat = c x_t. The objective's expectation is
 
@@ -18,8 +18,7 @@ level. What is left at the end of sampling differs, for each direction is
 decided at the levels where its signal and the noise are of one size.
 
 The network need not be linear, so for data that is not Gaussian this is a
-hint and no bound. All is float64 NumPy; levels run from the most noise to the
-least, as a process's grid has them.
+hint and no bound. All is float64 NumPy; levels fall, as in a process's grid.
 """
 
 import math
@@ -37,53 +36,27 @@ LAWS = tuple(_LAWS)
 
 
 def effective_variance(q2, lam_t, rho):
-  """q2 / (1 + lam_t rho^2): the variance that regularised training learns.
-
-  Args:
-    q2: the data's variance along a direction, data units squared, positive.
-    lam_t: weight of the regulariser at the level, at least 0.
-    rho: standard deviation of w along the direction, noise units.
-
-  Returns:
-    The arguments' broadcast shape, float64.
-
-  Examples:
-    >>> float(rad_jax.shrinkage.effective_variance(q2=1.0, lam_t=3.0, rho=1.0))
-    0.25
-  """
+  """q2 / (1 + lam_t rho^2): the variance that regularised training learns."""
   return np.divide(q2, 1 + np.asarray(lam_t, np.float64) * np.square(rho))
 
 
 def std_of_w(radius, law: str):
   """Standard deviation of w's elements in a ball of a radius, noise units.
 
-  It is that along a direction where w has no preferred one. At "corner" it is
-  an upper bound of the root mean square over directions, for either norm; an
-  attack that puts all of w into one direction of d has r sqrt(d) there and 0
-  across it.
-
-  Args:
-    radius: r, at least 0, any shape.
-    law: "uniform" in the linf ball, r / sqrt(3); "gaussian" of standard
-      deviation r; "corner", r: sign steps end at corners, most of the time.
+  The law is "uniform" in the linf ball, r / sqrt(3); "gaussian" of standard
+  deviation r; or "corner", r: sign steps end at corners, most of the time. It
+  is that along a direction where w has no preferred one. At "corner" it bounds
+  the root mean square over directions, for either norm; an attack that puts all
+  of w into one direction of d has r sqrt(d) there and 0 across it.
 
   Raises:
     ValueError: another law.
-
-  Examples:
-    >>> print(rad_jax.shrinkage.std_of_w([0.1, 0.2], "uniform"))
-    [0.058 0.115]
   """
   return _law(law)[0] * np.asarray(radius, np.float64)
 
 
 def mean_size_of_w(radius, law: str):
-  """Mean |w_i| in a ball of a radius, noise units; see `std_of_w`.
-
-  Examples:
-    >>> print(rad_jax.shrinkage.mean_size_of_w([0.1, 0.2], "uniform"))
-    [0.05 0.1 ]
-  """
+  """Mean |w_i| in a ball of a radius, noise units; see `std_of_w`."""
   return _law(law)[1] * np.asarray(radius, np.float64)
 
 
@@ -97,10 +70,9 @@ def sampled_variance(
 ) -> float:
   """The variance along a direction of samples by the linear optimum.
 
-  The sampler is DDIM's (diffusion.samplers.ddim), from a Gaussian of standard
-  deviation sigma[0]. At each level x_0_hat and eps_hat are multiples of x_t,
-  so a step multiplies x_t by one number and adds noise of known variance; the
-  last level returns x_0_hat. At eta 0, the product of these numbers is all.
+  The sampler is DDIM's, from a Gaussian of standard deviation sigma[0]. At each
+  level x_0_hat and eps_hat are multiples of x_t, so a step multiplies x_t by
+  one number and adds noise of known variance; the last level returns x_0_hat.
   Clean estimates are not clipped.
 
   Args:
@@ -109,28 +81,12 @@ def sampled_variance(
     lam_t: weight of the regulariser, [n] or a number.
     rho: standard deviation of w, [n] or a number, noise units.
     eta: 0 is deterministic (Euler's step), 1 DDPM's with the small variance.
-
-  Returns:
-    The variance, data units squared; about q2 for lam_t = 0 and many levels.
-
-  Examples:
-    Of unit variance, lambda_t 3 with w of standard deviation 0.3 leaves:
-
-    >>> levels = rad_jax.schedules.flow().grid(200)
-    >>> alpha, sigma = np.asarray(levels.alpha), np.asarray(levels.sigma)
-    >>> for lam_t in (0.0, 3.0):
-    ...   variance = rad_jax.shrinkage.sampled_variance(
-    ...     1.0, alpha, sigma, lam_t, rho=0.3
-    ...   )
-    ...   print(lam_t, round(variance, 3))
-    0.0 0.987
-    3.0 0.777
   """
   alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
   learnt = effective_variance(q2, lam_t, rho)
   total = np.square(alpha) * learnt + np.square(sigma)
   to_x_0, to_eps = alpha * learnt / total, sigma / total
-  # The noise of q(x_s | x_t, x_0) at each step, as process.transition has it.
+  # The noise of q(x_s | x_t, x_0) at each step, as in process.transition.
   ratio = np.square(alpha[:-1] * sigma[1:] / (alpha[1:] * sigma[:-1]))
   added = np.square(eta * sigma[1:]) * np.maximum(1 - ratio, 0)
   kept = np.sqrt(np.maximum(np.square(sigma[1:]) - added, 0))
@@ -156,28 +112,13 @@ def lambda_for(
   Args:
     target_ratio: standard deviation of samples over the data's, positive.
     q2, alpha, sigma, rho, eta: as for `sampled_variance`.
-    unit_lam_t: lambda_t at lambda = 1, [n] or a number: lambda_t is
-      proportional to lambda.
+    unit_lam_t: lambda_t at lambda = 1, to which it is proportional, [n] or a
+      number.
     largest: where the search ends.
-
-  Returns:
-    lambda, at least 0.
 
   Raises:
     ValueError: no lambda in [0, largest] does it: target_ratio is above what
       sampling leaves without a regulariser, or w is 0.
-
-  Examples:
-    The lambda that leaves 90% of the standard deviation:
-
-    >>> levels = rad_jax.schedules.flow().grid(200)
-    >>> alpha, sigma = np.asarray(levels.alpha), np.asarray(levels.sigma)
-    >>> lam = rad_jax.shrinkage.lambda_for(0.9, 1.0, alpha, sigma, 1.0, rho=0.3)
-    >>> variance = rad_jax.shrinkage.sampled_variance(
-    ...   1.0, alpha, sigma, lam, rho=0.3
-    ... )
-    >>> round(lam, 2), round(variance**0.5, 3)
-    (2.43, 0.9)
   """
 
   def excess(lam: float) -> float:

@@ -34,7 +34,7 @@ from rad_jax.diffusion.process import Level
 from rad_jax.models.mlp import mlp
 from rad_jax.models.network import Network
 from rad_jax.models.unet import unet
-from rad_jax.robustness import attacks, objectives, radius, trajectory
+from rad_jax.robustness import attacks, objectives, radius
 from rad_jax.training import budget, loss_scale, optimizers
 from rad_jax.training import state as states
 from rad_jax.training.step import (
@@ -65,21 +65,7 @@ def keys(config: ConfigDict) -> Keys:
 
 def process(config: ConfigDict) -> schedules.Process:
   """The noise process."""
-  diffusion = config.diffusion
-  if diffusion.process == "edm":
-    return schedules.edm(
-      diffusion.sigma_min,
-      diffusion.sigma_max,
-      diffusion.sigma_data,
-      diffusion.log_mean,
-      diffusion.log_std,
-      diffusion.rho,
-    )
-  if diffusion.process == "flow":
-    return schedules.flow(diffusion.time)
-  return schedules.ddpm(
-    schedules.ALPHA_BAR[diffusion.schedule](diffusion.num_timesteps)
-  )
+  return schedules.PROCESSES[config.diffusion.process](config.diffusion)
 
 
 def prediction(config: ConfigDict) -> parametrisation.Prediction:
@@ -161,31 +147,26 @@ def perturb(config: ConfigDict) -> Callable[..., Array]:
   return attacks.by_name(config.attack.name or objective.attack)
 
 
-def radius_of(config: ConfigDict) -> Callable[[Array, Array], Array]:
-  """(sigma_t [b], keys [b]) -> r [b] in noise units."""
+def radius_of(config: ConfigDict) -> Callable[[Array], Array]:
+  """sigma_t [b] -> r [b] in noise units."""
   fields = config.objective
-  noisiest = processes.unit_sigma(process(config).grid(1))[0]
-
-  def of(sigma_t, keys):
-    r = radius.radius(
-      sigma_t,
-      noisiest,
-      radius.draw_beta(keys, fields.beta, fields.beta_law),
-      fields.radius,
-      fields.omega,
-      fields.beta_role == "multiplicative",
-    )
-    return r / sigma_t if fields.radius_units == "state" else r
-
-  return of
+  return partial(
+    radius.radius,
+    sigma_max=processes.unit_sigma(process(config).grid(1))[0],
+    shape=fields.radius,
+    omega=fields.omega,
+    beta=fields.beta,
+    multiplicative=fields.beta_role == "multiplicative",
+    in_state_units=fields.radius_units == "state",
+  )
 
 
 def ramp(config: ConfigDict) -> Callable[[Array], Array | float]:
   """step -> factor of lambda_t: 1, or rising to it from where it starts."""
-  steps, first = config.regulariser.warmup_steps, timetable(config).first_step
-  if steps == 0:
-    return lambda step: 1.0
-  return lambda step: jnp.clip((step - first + 1) / steps, 0.0, 1.0)
+  first_step = timetable(config).first_step
+  return lambda step: radius.ramp(
+    step, first_step, config.regulariser.warmup_steps
+  )
 
 
 def method(config: ConfigDict) -> Method:
@@ -420,19 +401,13 @@ def sampler_levels(config: ConfigDict, num_steps: int | None = None) -> Level:
 def update(config: ConfigDict, name: str = "") -> samplers.Update:
   """The sampler's step: of that name, or the config's own."""
   sampling = config.sampling
-  return {
-    "ddpm": samplers.ddpm(sampling.variance),
-    "ddim": samplers.ddim(sampling.eta),
-    "euler": samplers.ddim(0.0),
-    "heun": samplers.heun(),
-    "dpm_solver": samplers.dpm_solver(),
-  }[name or sampling.sampler]
+  make = samplers.SAMPLERS[name or sampling.sampler]
+  return make(sampling.variance, sampling.eta)
 
 
 def evaluations(config: ConfigDict, num_levels: int, name: str = "") -> int:
   """Evaluations of the network for one sample, over so many levels."""
-  per_step = 2 if (name or config.sampling.sampler) == "heun" else 1
-  return trajectory.evaluations(num_levels, per_step)
+  return samplers.evaluations(name or config.sampling.sampler, num_levels)
 
 
 def sampler(

@@ -82,13 +82,6 @@ def several(step: Step) -> Step:
   """(state, batches) -> (state, metrics) of as many steps as there are batches.
 
   Batches and metrics have a leading axis of steps.
-
-  Examples:
-    >>> from rad_jax.training import dispatch
-    >>> step = lambda total, batch: (total + batch["x_0"].sum(), {"was": total})
-    >>> run = dispatch.several(step)
-    >>> print(run(0.0, {"x_0": jnp.array([[1.0, 2.0], [5.0, 5.0]])}))
-    (Array(13., dtype=float32, weak_type=True), {'was': Array([0., 3.], ...)})
   """
   return lambda state, batches: jax.lax.scan(step, state, batches)
 
@@ -115,14 +108,6 @@ def with_examples(
   """The function, on batches that bring the whole set instead of "x_0" too.
 
   The index may be of one step, [b], or of several, [steps, b].
-
-  Examples:
-    >>> from rad_jax.training import dispatch
-    >>> total = dispatch.with_examples(lambda _, batch: batch["x_0"].sum())
-    >>> x_0 = jnp.array([1.0, 2.0, 4.0])
-    >>> batch = {"index": jnp.array([0, 2]), dispatch.WHOLE_SET: x_0}
-    >>> print(total(None, batch))
-    5.0
   """
 
   def of(state: State, batch: Batch) -> Result:

@@ -70,7 +70,7 @@ class Method(NamedTuple):
   objective: a line of robustness.objectives.
   predictor: the network as a noise predictor, by `as_predictor`.
   process: the noise process.
-  radius: (sigma_t [b], keys [b]) -> r [b], in noise units.
+  radius: sigma_t [b] -> r [b], in noise units.
   lambda_t: r [b] -> lambda_t [b].
   weight: level -> weight of the whole loss [b].
   perturb: (goal, keys [b], r [b], shape) -> w; goal: w -> [b]. None is the
@@ -88,7 +88,7 @@ class Method(NamedTuple):
   objective: Objective
   predictor: Predictor
   process: Process
-  radius: Callable[[Array, Array], Array] = radii.default
+  radius: Callable[[Array], Array] = radii.radius
   lambda_t: Callable[[Array], Array] = partial(radii.constant_lambda, 0.3)
   weight: Callable[[Level], Array] = parametrisation.eps_weight
   perturb: Callable[..., Array] | None = None
@@ -170,10 +170,10 @@ def draw(
     (4,) (4, 2) [0.3 0.3 0.3 0.3]
   """
   b, shape = x_0.shape[0], x_0.shape[1:]
-  t_key, eps_key, w_key, beta_key, dropout_key = jax.random.split(key, 5)
+  t_key, eps_key, w_key, _, dropout_key = jax.random.split(key, 5)
   level = method.process.draw(example_keys(t_key, b))
   z = jax.vmap(lambda k: jax.random.normal(k, shape))(example_keys(eps_key, b))
-  radius = method.radius(processes.unit_sigma(level), example_keys(beta_key, b))
+  radius = method.radius(processes.unit_sigma(level))
   return Draws(
     level=level,
     noised=method.objective.noise(x_0, sigma_c, level, z),
