@@ -35,16 +35,16 @@ _USER_ERRORS = (
 )
 
 
-def help_text(version: str, modes: Mapping[str, tuple[str, str]]) -> str:
+def help_text(version: str, modes: Mapping[str, tuple[str, str, Any]]) -> str:
   """What --help prints.
 
   Args:
     version: of the package.
-    modes: by name, what each does and an example of its flags.
+    modes: by name, what each does, an example of its flags, and what runs it.
   """
   lines = "\n".join(
     f"  {name:15} {says:20} {example}"
-    for name, (says, example) in modes.items()
+    for name, (says, example, _) in modes.items()
   )
   known = textwrap.indent(
     textwrap.fill(", ".join(packaged_configs()), 76), "  "

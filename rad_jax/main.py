@@ -8,7 +8,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -81,7 +81,7 @@ def _sample(config: ConfigDict, workdir: pathlib.Path) -> None:
   print(f"sampled: {figures.show_samples(folder)}")
 
 
-def _evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
+def _measure(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.evaluation import evaluate
   from rad_jax.reports import figures
 
@@ -198,13 +198,14 @@ def _export(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def _prepare(config: ConfigDict, workdir: pathlib.Path) -> None:
   del workdir
+  name = config.data.name
   if configs.is_synthetic(config):
-    print(f"{config.data.name} is drawn on the fly: nothing to prepare")
-  elif not training_set.needs_preparation(config.data.name):
-    print(f"{config.data.name} is read as it is: nothing to prepare")
+    print(f"{name} is drawn on the fly: nothing to prepare")
+  elif not training_set.needs_preparation(name):
+    print(f"{name} is read as it is: nothing to prepare")
   else:
-    builders.prepare(config.data.name, config.data.data_dir or None)
-    print(f"prepared: {config.data.name}")
+    builders.prepare(name, config.data.data_dir or None)
+    print(f"prepared: {name}")
 
 
 def _report(workdirs: str) -> None:
@@ -225,47 +226,26 @@ def _print_paths(done: str, paths: Iterable[pathlib.Path]) -> None:
     print(f"{done}: {path}")
 
 
-class Mode(NamedTuple):
-  """What --help says of a mode; an example of its flags; what does it.
-
-  `run` is None for --mode=report, which has no config.
-  """
-
-  says: str
-  example: str
-  run: Callable[[ConfigDict, pathlib.Path], None] | None
-
-
-MODES = {
-  name: Mode(says, example, run)
-  for name, says, example, run in (
-    (
-      "train",
-      "train, or go on",
-      "--config.data.corruption.fraction=0.9",
-      _train,
-    ),
-    ("sample", "draw samples", "--config.sampling.num_steps=50", _sample),
-    (
-      "evaluate",
-      "measure them",
-      "--config.evaluation.num_samples=500",
-      _evaluate,
-    ),
-    ("purify", "clean images", "--config.purify.t_star=0.3", _purify),
-    ("diagnose", "how equivariant it is", "--workdir=runs/digits", _diagnose),
-    ("cost", "dry run", "--config.objective.name=robust_ran", _cost),
-    ("hint", "choose lambda", "--config.objective.lam=1.0", _hint),
-    ("sweep", "a grid of runs", '--config.sweep.lam="(0.3, 3.0)"', _sweep),
-    ("study", "data x methods", "--config=configs/study.py:smoke", _study),
-    ("schemes", "side by side", "--config.study.schemes=cheap", _schemes),
-    ("demo", "the effect", "--config=configs/demo.py", _demo),
-    ("purified_digits", "against attacks", "--config=configs/demo.py", _digits),
-    ("report", "runs as one page", "--workdir=runs/ddpm,runs/adv", None),
-    ("export", "to diffusers", "--config=configs/cifar10.py", _export),
-    ("prepare_data", "fetch the set", "--config=configs/cifar10.py", _prepare),
-    ("show_config", "all fields", "--config.train.num_steps=100", _show_config),
-  )
+Mode = Callable[[ConfigDict, pathlib.Path], None]
+# What --help says of each mode, an example of its flags, and what does it; None
+# for --mode=report, which has no config.
+MODES: dict[str, tuple[str, str, Mode | None]] = {
+  "train": ("train, or go on", "--config.data.corruption.fraction=0.9", _train),
+  "sample": ("draw samples", "--config.sampling.num_steps=50", _sample),
+  "evaluate": ("measure them", "--config.evaluation.num_samples=500", _measure),
+  "purify": ("clean images", "--config.purify.t_star=0.3", _purify),
+  "diagnose": ("how equivariant it is", "--workdir=runs/digits", _diagnose),
+  "cost": ("dry run", "--config.objective.name=robust_ran", _cost),
+  "hint": ("choose lambda", "--config.objective.lam=1.0", _hint),
+  "sweep": ("a grid of runs", '--config.sweep.lam="(0.3, 3.0)"', _sweep),
+  "study": ("data x methods", "--config=configs/study.py:smoke", _study),
+  "schemes": ("side by side", "--config.study.schemes=cheap", _schemes),
+  "demo": ("the effect", "--config=configs/demo.py", _demo),
+  "purified_digits": ("against attacks", "--config=configs/demo.py", _digits),
+  "report": ("runs as one page", "--workdir=runs/ddpm,runs/adv", None),
+  "export": ("to diffusers", "--config=configs/cifar10.py", _export),
+  "prepare_data": ("fetch the set", "--config=configs/cifar10.py", _prepare),
+  "show_config": ("all fields", "--config.train.num_steps=100", _show_config),
 }
 _MODE = flags.DEFINE_enum("mode", "train", [*MODES], "What to do.")
 # Their config is the base of runs, each of which is validated; or is not run.
@@ -281,7 +261,7 @@ def main(argv: list[str]) -> None:
     console.say_errors_once()
   console.keep_compiled(_COMPILE_CACHE.value)
   mode, workdir = _MODE.value, _WORKDIR.value or default_workdir()
-  work = MODES[mode].run
+  *_, work = MODES[mode]
   with console.clear_errors(_TRACEBACK.value):
     if work is None:
       return _report(workdir)
@@ -314,17 +294,7 @@ def default_workdir() -> str:
 
 def help_text() -> str:
   """What --help prints."""
-  return console.help_text(
-    rad_jax.__version__,
-    {name: (mode.says, mode.example) for name, mode in MODES.items()},
-  )
-
-
-def _is_told_enough(given: dict[str, Any]) -> bool:
-  """A report is of workdirs; all else is of a config."""
-  if given["config"] is not None:
-    return True
-  return given["mode"] == "report" and bool(given["workdir"])
+  return console.help_text(rad_jax.__version__, MODES)
 
 
 def run() -> None:
@@ -333,7 +303,10 @@ def run() -> None:
   logging.getLogger("rad_jax").setLevel(logging.INFO)
   flags.register_multi_flags_validator(
     ["config", "workdir", "mode"],
-    _is_told_enough,
+    lambda given: (
+      given["config"] is not None
+      or (given["mode"] == "report" and given["workdir"])
+    ),
     "Flag --config must have a value; --mode=report takes --workdir as well;"
     " --help has examples",
   )

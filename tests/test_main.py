@@ -460,7 +460,7 @@ def test_help_fits_a_screen_and_has_every_mode(run):
 def test_example_of_a_mode_is_a_command(mode, monkeypatch):
   """absl and the config take its flags."""
   monkeypatch.chdir(ROOT)
-  example = shlex.split(main.MODES[mode].example)
+  example = shlex.split(main.MODES[mode][1])
   if not any(flag.startswith("--config=") for flag in example):
     example = ["--config=configs/digits.py", *example]
   monkeypatch.setattr(sys, "argv", ["rad_jax", f"--mode={mode}", *example])

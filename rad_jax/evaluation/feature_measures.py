@@ -1,11 +1,9 @@
 """Sample quality from features: FID, KID, IS, precision, recall, and kin.
 
-Pure NumPy in float64, on features [n, k] of samples and of a clean reference;
-`rad_jax.features.extractors` makes them. The measures get their known names
-with Inception's features only: of others they are distances in those.
-
-FID and the Inception Score are biased in n: compare at equal n only. KID is
-not.
+Pure NumPy in float64, on features [n, d] of samples and [m, d] of a clean
+reference (features.extractors). The measures have their known names with
+Inception's features only. FID and the Inception Score are biased in n: compare
+at equal n only. KID is not.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +35,7 @@ class Balls(NamedTuple):
 def moments(
   x: np.ndarray, batch_size: int = 10_000
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Mean [k] and unbiased covariance [k, k] of x [n, k], batch by batch.
+  """Mean [d] and unbiased covariance [d, d] of x [n, d], batch by batch.
 
   Batches are merged by Chan, Golub & LeVeque 1983, Eq. 1.5, stable far from 0.
 
@@ -59,16 +57,16 @@ def moments(
 
 
 def fid(x: np.ndarray, reference: np.ndarray) -> float:
-  """Frechet distance of features [n, k] and [m, k] (Heusel et al. 2017).
+  """Frechet distance in feature units squared (Heusel et al. 2017).
 
-  Squared, in feature units squared. With n at or below k the covariance is
-  singular and the distance large by bias alone.
+  With n at or below d the covariance is singular, and the distance large by
+  bias alone.
   """
   return measures.frechet_distance(*moments(x), *moments(reference))
 
 
 def polynomial_mmd(x: np.ndarray, y: np.ndarray) -> float:
-  """Unbiased squared MMD of x [n, k] and y [m, k], kernel (x.y / k + 1)^3.
+  """Unbiased squared MMD of x [n, d] and y [m, d], kernel (x.y / d + 1)^3.
 
   The kernel of KID (Binkowski et al. 2018, arXiv 1801.01401, section 3); the
   estimator is Gretton et al. 2012, Eq. 3, and may be below 0. n, m >= 2.
@@ -118,8 +116,8 @@ def kid(
 def inception_score(probabilities: np.ndarray, splits: int = 10) -> Estimate:
   """exp(mean KL(p(y|x), p(y))), by splits (Salimans et al. 2016, section 4).
 
-  1 where all predictions are alike, at most the number of classes. The rows
-  of probabilities, p(y|x) [n, classes], are in an order without meaning.
+  1 where all p(y|x), [n, classes], are alike; at most the number of classes.
+  The order of the rows must have no meaning.
 
   Raises:
     ValueError: splits is not in 1 .. n.

@@ -93,11 +93,10 @@ def hint(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def law_of_w(run: Run) -> Law:
-  """The law of the run's w.
+  """The law of the run's w; uniform for an objective without one.
 
   Attacks with gradient steps are taken to end at corners, unprojected ones at
-  the farthest. So is the l2 ball, of which nearly all is near its surface. An
-  objective without w is given a uniform one.
+  the farthest. So is the l2 ball, of which nearly all is near its surface.
   """
   attack = run.attack
   if attack is None:

@@ -24,9 +24,10 @@ def frechet_distance(
   |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2). This symmetric
   form works for singular covariances; rounding below zero is cut off.
   """
-  root = _symmetric_root(covariance_1)
-  cross = _symmetric(root @ covariance_2 @ root)
-  values = scipy.linalg.eigvalsh(cross)
+  symmetric = lambda matrix: (matrix + matrix.T) / 2
+  values, vectors = scipy.linalg.eigh(symmetric(covariance_1))
+  root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+  values = scipy.linalg.eigvalsh(symmetric(root @ covariance_2 @ root))
   shared = np.sum(np.sqrt(np.maximum(values, 0)))
   trace = np.trace(covariance_1) + np.trace(covariance_2) - 2 * shared
   return max(float(np.sum(np.square(mean_1 - mean_2)) + trace), 0.0)
@@ -52,15 +53,6 @@ def support_psnr(
 def spread_ratio(covariance: np.ndarray, true_covariance: np.ndarray) -> float:
   """sqrt(tr C / tr C_true): 1 is right, less means that samples have shrunk."""
   return float(np.sqrt(np.trace(covariance) / np.trace(true_covariance)))
-
-
-def _symmetric(matrix: np.ndarray) -> np.ndarray:
-  return (matrix + matrix.T) / 2
-
-
-def _symmetric_root(matrix: np.ndarray) -> np.ndarray:
-  values, vectors = scipy.linalg.eigh(_symmetric(matrix))
-  return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
 def sliced_wasserstein(

@@ -22,12 +22,7 @@ _COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73")
 _DIAGNOSES = (
   ("equivariance error", 0, "equivariance_random", "equivariance_adversarial"),
   ("invariance error", 1, "invariance_random", "invariance_adversarial"),
-  (
-    "Lipschitz constant, mean and maximum",
-    1,
-    "lipschitz_mean",
-    "lipschitz_max",
-  ),
+  ("local Lipschitz constant", 1, "lipschitz_mean", "lipschitz_max"),
 )
 _WORDS = ("random w, or mean", "PGD's w, or maximum")
 _FIELDS = {
@@ -74,13 +69,13 @@ def diagnosis_figure(results: dict[str, dict[str, Any]]) -> Figure:
     style |= {"linewidth": 1, "label": "an equivariant network"}
     sigma_t = [level["sigma_t"] for level in found[0]]
     lines = [Line(sigma_t, [ideal] * len(sigma_t), style)]
-    labels = [name + word for name in names for word in _WORDS]
-    for n, look in enumerate(looks.cycle(labels)):
-      levels, column = found[n // 2], columns[n % 2]
-      # None, where an error is not told, becomes NaN: a gap.
-      y = np.array([level[column] for level in levels], float)
-      x = [level["sigma_t"] for level in levels]
-      lines.append(Line(x, y, looks.style(look)))
+    for levels, look in zip(found, looks.cycle(names), strict=True):
+      for column, word, dash in zip(columns, _WORDS, ("-", ":"), strict=True):
+        # None, where an error is not told, becomes NaN: a gap.
+        y = np.array([level[column] for level in levels], float)
+        x = [level["sigma_t"] for level in levels]
+        label = {"label": look.label + word, "linestyle": dash}
+        lines.append(Line(x, y, looks.style(look) | label))
     shown.append(Panel(title, "sigma_t", lines, x_scale="level"))
   return panels.line_figure(shown)
 

@@ -85,7 +85,7 @@ _AXES = {
     ("support_rms", "frechet"),
   ),
   "attack": Axes(
-    *("budget", "budget (noise units)", "linear", "attack"),
+    *("budget", "budget (noise units)", "plain", "attack"),
     ("moved", "support_rms", "frechet"),
   ),
 }

@@ -246,17 +246,14 @@ def _purified(runs: Sequence[SavedRun]) -> list[Picture]:
       continue
     before, after = np.split(found["x_0"], 2)
     views = [View("before", before), View("purified", after)]
-    told = run.purification
-    how = (
-      ""
-      if not told
-      else (
+    caption = f"{run.name}: examples before and after purification"
+    if told := run.purification:
+      caption += (
         f" from t_star {told['t_star']:g} by {told['sampler']}; the root mean"
         " square distance from the true support goes from"
         f" {told['support_rms_before']:.3g} to {told['support_rms_after']:.3g}"
       )
-    )
-    caption = f"{run.name}: examples before and after purification{how}."
+    caption += "."
     figure = figures.example_figure(views)
     parts.append(Picture(f"purified_{run.name}", figure, caption))
   return parts

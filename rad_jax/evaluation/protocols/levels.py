@@ -51,10 +51,9 @@ def flow(subject: Subject) -> Result:
   m|: near 0 where the estimate is the mean of all data.
   """
   grid = sampling.levels(subject.run)
-  places = _places(subject, grid)
   path = paths(subject, grid, len(_clean(subject)))
   mean = subject.reference.examples.mean(axis=0).astype(np.float64)
-  found, curves = flow_measures(path, grid, mean, places)
+  found, curves = flow_measures(path, grid, mean, _places(subject, grid))
   return Result(found, _sigma_t(subject, grid) | curves)
 
 
@@ -160,7 +159,7 @@ def _by_level(
   subject: Subject, grid: Level, row: Callable[[int], dict[str, float]]
 ) -> Result:
   """Curves of a row for each level shown; their means as measures."""
-  curves = columns([row(place) for place in _places(subject, grid)])
+  curves = columns([row(place) for place in _places(subject, grid).tolist()])
   means = {name: float(np.mean(values)) for name, values in curves.items()}
   return Result(means, _sigma_t(subject, grid) | curves)
 

@@ -32,9 +32,7 @@ _PAIRS = 32
 def measure(subject: Subject) -> Result:
   """The measures of evaluation.num_samples samples."""
   fields = subject.run.evaluation
-  train = subject.clean(fields.num_reference)
-  extractor = quality.make_extractor(subject.run, train)
-  features = quality.reference_features(subject, extractor, train)
+  extractor, train, features = quality.references(subject)
 
   def nearest(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     found = extractors.extract_all(extractor, images).features

@@ -29,9 +29,7 @@ _DISTANCES = {"inception": "fid", "dinov2": "fd_dinov2"}
 
 def measure(subject: Subject) -> Result:
   """The measures of evaluation.num_samples samples."""
-  clean = subject.clean(subject.run.evaluation.num_reference)
-  extractor = make_extractor(subject.run, clean)
-  reference = reference_features(subject, extractor, clean)
+  extractor, _, reference = references(subject)
   found = extractors.extract_all(extractor, subject.samples())
   return Result(measures(extractor.name, found, reference), {})
 
@@ -78,17 +76,20 @@ def _scores(logits: np.ndarray) -> dict[str, float]:
   return {"inception_score": score.mean, "inception_score_std": score.std}
 
 
-def reference_features(
-  subject: Subject, extractor: extractors.Extractor, clean: np.ndarray
-) -> np.ndarray:
-  """Features of the clean references, [n, ...] -> [n, k], cached.
+def references(
+  subject: Subject,
+) -> tuple[extractors.Extractor, np.ndarray, np.ndarray]:
+  """The extractor, clean references [n, ...], and their features [n, k].
 
-  In evaluation.reference, a file to share among runs, or beside the run.
+  Features are kept in evaluation.reference, a file to share among runs, or
+  beside the run.
 
   Raises:
     ConfigError: the file is of another set, count, preprocessing or extractor.
   """
   run = subject.run
+  clean = subject.clean(run.evaluation.num_reference)
+  extractor = make_extractor(run, clean)
   identity = _identity(run, extractor.version)
   digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
   path = pathlib.Path(
@@ -98,7 +99,7 @@ def reference_features(
   if path.exists():
     with np.load(path) as saved:
       _refuse_other(path, json.loads(str(saved["identity"])), identity)
-      return saved["features"]
+      return extractor, clean, saved["features"]
   found = extractors.extract_all(extractor, clean).features
   files.write_npz(
     path,
@@ -106,7 +107,7 @@ def reference_features(
     identity=json.dumps(identity),
     versions=json.dumps(versions()),
   )
-  return found
+  return extractor, clean, found
 
 
 def _identity(run: Run, version: str) -> dict[str, Any]:
