@@ -168,14 +168,6 @@ def _demo(config: ConfigDict, workdir: pathlib.Path) -> None:
   _report_rows(schemes.run(config, workdir, "demo"), workdir, "demo")
 
 
-def _purified_digits(config: ConfigDict, workdir: pathlib.Path) -> None:
-  from rad_jax.experiments import purified_digits
-
-  for row in purified_digits.run(config, workdir):
-    shares = [f"{name} {row[name]:.3f}" for name in list(row)[2:]]
-    print(f"{row['method']} {row['way']}: {', '.join(shares)}")
-
-
 def _report_rows(
   rows: list[dict[str, Any]], workdir: pathlib.Path, view: str, **options: Any
 ) -> None:
@@ -262,9 +254,6 @@ MODES = {
   "study": Mode("data x methods", "--config=configs/study.py:smoke", _study),
   "schemes": Mode("side by side", "--config.study.schemes=cheap", _schemes),
   "demo": Mode("the effect", "--config=configs/demo.py", _demo),
-  "purified_digits": Mode(
-    "against attacks", "--config=configs/demo.py", _purified_digits
-  ),
   "report": Mode("runs as one page", "--workdir=runs/ddpm,runs/adv", None),
   "export": Mode("to diffusers", "--config=configs/cifar10.py", _export),
   "prepare_data": Mode(
@@ -276,7 +265,7 @@ MODES = {
 }
 _MODE = flags.DEFINE_enum("mode", "train", [*MODES], "What to do.")
 # Their config is the base of runs, each of which is validated; or is not run.
-_UNCHECKED = ("study", "schemes", "demo", "purified_digits", "show_config")
+_UNCHECKED = ("study", "schemes", "demo", "show_config")
 
 
 def main(argv: list[str]) -> None:

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import purified_digits
 from rad_jax import run as runs
 from rad_jax.data import builders, examples
 from rad_jax.diffusion import process, samplers, schedules
-from rad_jax.experiments import purified_digits
 from rad_jax.robustness import attacks, purification
 from rad_jax.robustness.attacks import ATTACKS, Attack
 
