@@ -43,7 +43,7 @@ def help_text(version: str, modes: Mapping[str, tuple[str, str, Any]]) -> str:
     modes: by name, what each does, an example of its flags, and what runs it.
   """
   lines = "\n".join(
-    f"  {name:15} {says:20} {example}"
+    f"  {name:13} {says:22} {example}"
     for name, (says, example, _) in modes.items()
   )
   known = textwrap.indent(
@@ -53,7 +53,7 @@ def help_text(version: str, modes: Mapping[str, tuple[str, str, Any]]) -> str:
 
   python -m rad_jax.main --config=configs/digits.py --mode=train
 
---mode=           does                 for example
+--mode=         does                   for example
 {lines}
 
 --config=FILE[:smoke]    yours, or one of these; :smoke takes seconds:

@@ -112,17 +112,15 @@ def _purify(config: ConfigDict, workdir: pathlib.Path) -> None:
   print(f"purified: {figures.show_samples(folder)}")
 
 
-def _show_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-  del workdir
+def _show_config(config: ConfigDict, _: pathlib.Path) -> None:
   flag = flags.FLAGS["config"]
   source = pathlib.Path(config_flags.get_config_filename(flag)).name
   print(configs.show(config, source, config_flags.get_override_values(flag)))
 
 
-def _cost(config: ConfigDict, workdir: pathlib.Path) -> None:
+def _cost(config: ConfigDict, _: pathlib.Path) -> None:
   from rad_jax.experiments import cost
 
-  del workdir
   rows = cost.cost(config)
   print(f"{cost.table(rows)}\n\n{cost.forecast(config, rows)}")
 
@@ -145,9 +143,8 @@ def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
 def _study(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.experiments import study
 
-  rows, notes = study.run(config, workdir), config.study.notes
-  path = pathlib.Path(notes) if notes else None
-  _report_rows(rows, workdir, "study", notes=path)
+  notes = pathlib.Path(config.study.notes) if config.study.notes else None
+  _report_rows(study.run(config, workdir), workdir, "study", notes=notes)
 
 
 def _schemes(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -162,14 +159,6 @@ def _demo(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.experiments import schemes
 
   _report_rows(schemes.run(config, workdir, "demo"), workdir, "demo")
-
-
-def _digits(config: ConfigDict, workdir: pathlib.Path) -> None:
-  from rad_jax.experiments import purified_digits
-
-  for row in purified_digits.run(config, workdir):
-    shares = [f"{name} {row[name]:.3f}" for name in list(row)[2:]]
-    print(f"{row['method']} {row['way']}: {', '.join(shares)}")
 
 
 def _report_rows(
@@ -196,8 +185,7 @@ def _export(config: ConfigDict, workdir: pathlib.Path) -> None:
   print(f"exported: {folder} ({which} of step {model.step})")
 
 
-def _prepare(config: ConfigDict, workdir: pathlib.Path) -> None:
-  del workdir
+def _prepare(config: ConfigDict, _: pathlib.Path) -> None:
   name = config.data.name
   if configs.is_synthetic(config):
     print(f"{name} is drawn on the fly: nothing to prepare")
@@ -241,7 +229,6 @@ MODES: dict[str, tuple[str, str, Mode | None]] = {
   "study": ("data x methods", "--config=configs/study.py:smoke", _study),
   "schemes": ("side by side", "--config.study.schemes=cheap", _schemes),
   "demo": ("the effect", "--config=configs/demo.py", _demo),
-  "purified_digits": ("against attacks", "--config=configs/demo.py", _digits),
   "report": ("runs as one page", "--workdir=runs/ddpm,runs/adv", None),
   "export": ("to diffusers", "--config=configs/cifar10.py", _export),
   "prepare_data": ("fetch the set", "--config=configs/cifar10.py", _prepare),
@@ -249,7 +236,7 @@ MODES: dict[str, tuple[str, str, Mode | None]] = {
 }
 _MODE = flags.DEFINE_enum("mode", "train", [*MODES], "What to do.")
 # Their config is the base of runs, each of which is validated; or is not run.
-_UNCHECKED = ("study", "schemes", "demo", "purified_digits", "show_config")
+_UNCHECKED = ("study", "schemes", "demo", "show_config")
 
 
 def main(argv: list[str]) -> None:

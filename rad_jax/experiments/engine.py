@@ -152,7 +152,8 @@ def matched(
   """
   if match == "steps":
     return entries
-  step_cost = timed(workdir) if match == "seconds" else _step_passes
+  step_passes = lambda config: _total_passes(config) / config.train.num_steps
+  step_cost = timed(workdir) if match == "seconds" else step_passes
   found = []
   for one in entries:
     config = copy.deepcopy(one.config)
@@ -168,10 +169,6 @@ def _total_passes(config: ConfigDict) -> float:
   return passes.total_passes(
     run.timetable, run.train.num_steps, run.step_passes
   )
-
-
-def _step_passes(config: ConfigDict) -> float:
-  return _total_passes(config) / config.train.num_steps
 
 
 def timed(workdir: pathlib.Path) -> Callable[[ConfigDict], float]:

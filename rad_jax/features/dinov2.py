@@ -114,10 +114,7 @@ def _norm(params: PyTree, x: Float[Array, "b t k"]) -> Float[Array, "b t k"]:
 def preprocessed(
   images: UInt8[Array, "b h w c"],
 ) -> Float[Array, "b 224 224 3"]:
-  """What the network sees of images: resized, standardised as ImageNet.
-
-  Raises ValueError unless c is 3, or 1 for grey.
-  """
+  """Resized and standardised as ImageNet; ValueError unless c is 3, or 1."""
   channels = images.shape[-1]
   if channels not in (1, 3):
     raise ValueError(f"DINOv2 sees 1 or 3 channels, not {channels}")

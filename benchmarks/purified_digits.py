@@ -1,4 +1,6 @@
-"""Purification in front of a small digits classifier, clean and attacked.
+"""python -m benchmarks.purified_digits [--workdir=DIR] [--smoke]
+
+Purification in front of a small digits classifier, clean and attacked.
 
 DDPM and Robust_adv are trained on one half of scikit-learn's digits, noised, a
 small classifier on the same half, clean. The share of the other half that is
@@ -10,6 +12,7 @@ The digits are taken as they are (no linear_rank): a projection on principal
 components would itself remove most of a perturbation, whatever the model.
 """
 
+import argparse
 import pathlib
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +24,7 @@ import numpy as np
 import optax
 from sklearn import datasets
 
+from benchmarks import settings
 from rad_jax import run as runs
 from rad_jax.config import ConfigDict
 from rad_jax.evaluation import sampling
@@ -138,3 +142,21 @@ def purifiers(
         remat=True,
       )
   return made
+
+
+def main() -> None:
+  """Prints the rows."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument(
+    "--workdir", type=pathlib.Path, default="runs/purified_digits"
+  )
+  parser.add_argument("--smoke", action="store_true", help="no result")
+  given = parser.parse_args()
+  config = settings.config_of("demo", "smoke" if given.smoke else "")
+  for row in run(config, given.workdir):
+    shares = [f"{name} {row[name]:.3f}" for name in list(row)[2:]]
+    print(f"{row['method']} {row['way']}: {', '.join(shares)}")
+
+
+if __name__ == "__main__":
+  main()
