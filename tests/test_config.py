@@ -564,7 +564,7 @@ def test_every_field_is_shown_in_order_and_explained():
   values = configs.flatten(configs.default().to_dict())
   assert values.keys() == configs.FIELDS.keys()
   for path, field in configs.FIELDS.items():
-    assert re.fullmatch(r"[A-Z0-9(\"-].*[.:;)]", field.doc), path
+    assert re.fullmatch(r"[A-Za-z0-9(\"-].*[.:;)]", field.doc), path
 
 
 def test_defaults_keep_their_own_rules():
