@@ -184,7 +184,7 @@ def test_report_has_its_files(written):
     "cells.csv",
     "errors.png",
     "oblique_plane-fields.png",
-    "oblique_plane-trajectories-3d.png",
+    "oblique_plane-trajectories.png",
     "digits-images.png",
     "digits-support_psnr_db.md",
   ):
