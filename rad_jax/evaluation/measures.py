@@ -21,8 +21,7 @@ def frechet_distance(
 ) -> float:
   """Squared 2-Wasserstein distance of two Gaussians (Dowson & Landau 1982).
 
-  |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2). This symmetric
-  form works for singular covariances; rounding below zero is cut off.
+  |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2); singular C too.
   """
   symmetric = lambda matrix: (matrix + matrix.T) / 2
   values, vectors = scipy.linalg.eigh(symmetric(covariance_1))
@@ -58,10 +57,7 @@ def spread_ratio(covariance: np.ndarray, true_covariance: np.ndarray) -> float:
 def sliced_wasserstein(
   x: np.ndarray, y: np.ndarray, num_directions: int = 100, seed: int = 0
 ) -> float:
-  """Mean 1-Wasserstein distance of x [n, k] and y [m, k] along directions.
-
-  Directions are uniform on the sphere (Bonneel et al. 2015), drawn by seed.
-  """
+  """Mean W1 of x, y [n, k] along random directions (Bonneel et al. 2015)."""
   directions = np.random.default_rng(seed).normal(
     size=(num_directions, x.shape[1])
   )
@@ -76,10 +72,7 @@ def sliced_wasserstein(
 def mode_shares(
   x: np.ndarray, centres: np.ndarray, radius: float
 ) -> tuple[np.ndarray, float]:
-  """Shares of x [n, d] within radius of each centre [k, d], and of the rest.
-
-  A point belongs to its nearest centre.
-  """
+  """Shares of x [n, d] nearest to each centre, within radius; the rest's."""
   distance = np.linalg.norm(x[:, None] - centres, axis=-1)
   inside = distance.min(axis=1) <= radius
   nearest = distance.argmin(axis=1)[inside]

@@ -17,14 +17,8 @@ Rows = dict[str, dict[str, float]]
 def cost(config: ConfigDict) -> Rows:
   """Passes, FLOPs and memory of the step, and of DDPM's on the same model.
 
-  No step is run and no data is read: the steps are compiled for this machine's
-  accelerator, which for a large U-Net takes minutes on a CPU.
-
-  Returns:
-    For "ddpm", "on" (a step with the regulariser) and, if the timetable has
-    steps without, "off" and "mean": "passes", forward passes of the network;
-    "flops", as XLA counts them; "memory", bytes of the step's arguments and
-    temporaries (for "mean", the larger of both).
+  Steps are compiled, not run. Rows are "ddpm", "on" (regularised) and, if the
+  timetable has other steps, "off" and "mean" (of memory, in bytes, the larger).
   """
   run = runs.build(config)
   rows = {
@@ -55,10 +49,7 @@ def table(rows: Rows) -> str:
 
 
 def memory(config: ConfigDict, known: float) -> tuple[float, float]:
-  """Bytes of a step, fixed and for each example, from batches of two sizes.
-
-  `known` is `cost`'s "memory" of "on"; the other batch is twice the config's.
-  """
+  """Bytes of a step, fixed and per example; `known` is `cost`'s of "on"."""
   twice = config.copy_and_resolve_references()
   twice.train.batch_size *= 2
   batch_size = config.train.batch_size
@@ -127,8 +118,7 @@ def _memory(compiled) -> float:
 def _flops(config: ConfigDict, regularised: bool, compiled) -> float:
   """FLOPs of a step. XLA counts a loop's body once, so none is counted here.
 
-  The cost of an attack is linear in its steps, and that of free replays in
-  the updates, each as expensive as one with a random w.
+  Cost is linear in an attack's steps, and in free replays.
   """
   replays = config.regulariser.free_replays
   chosen = runs.build(config).attack

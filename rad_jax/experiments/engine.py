@@ -1,8 +1,4 @@
-"""Trains, samples and evaluates the runs of an experiment, once each.
-
-Runs are trained one by one (training.loop), or those of one program side by
-side (training.together), whose checkpoints lie in groups/.
-"""
+"""Trains, samples and evaluates the runs of an experiment, once each."""
 
 import collections
 import copy
@@ -38,12 +34,8 @@ def run_all(
 ) -> list[Row]:
   """Does the runs that have no row in workdir yet; returns all rows in order.
 
-  A run that diverges gets a row with its error, and the others go on. At most
-  group_size runs of one program are trained together, 1 with 0; `processes` and
-  errors are those of pool.work_off.
-
-  Raises:
-    ConfigError: workdir holds a run of the same name and another config.
+  Divergence makes a row with its error. Up to group_size runs of one program
+  are trained together, with 0 each alone. Raises as `table.refuse_changed`.
   """
   table.refuse_changed(entries, workdir)
   workdir.mkdir(parents=True, exist_ok=True)
@@ -88,7 +80,7 @@ def run_alone(job: pool.Job, workdir: pathlib.Path) -> list[Row]:
 
 
 def run_group(group: pool.Job, workdir: pathlib.Path) -> list[Row]:
-  """Trains a group, then samples and evaluates each of its runs."""
+  """Trains a group in groups/, then samples and evaluates each of its runs."""
   built = [runs.build(one.config) for one in group]
   named = zip(group, built, strict=True)
   identity = table.digest(
@@ -145,10 +137,9 @@ def training_seconds(folder: pathlib.Path, batch_size: int) -> float:
 def matched(
   entries: list[Entry], match: str, workdir: pathlib.Path
 ) -> list[Entry]:
-  """The runs with as many steps as make them equal.
+  """The runs, with as many steps as make each cost what DDPM would.
 
-  With "passes" or "seconds" they cost as many network passes, or as much time
-  (`timed`), as DDPM would with their train.num_steps; "steps" leaves these.
+  In network passes or in seconds (`timed`); "steps" changes nothing.
   """
   if match == "steps":
     return entries
@@ -172,11 +163,10 @@ def _total_passes(config: ConfigDict) -> float:
 
 
 def timed(workdir: pathlib.Path) -> Callable[[ConfigDict], float]:
-  """step_seconds, measured once for each program, kept in step_seconds.json.
+  """`step_seconds`, measured once for each program, kept in step_seconds.json.
 
-  Configs of one program differ in AXES alone, which are numbers in it, but for
-  the objective and whether there is corruption. Call it while nothing else
-  runs.
+  Configs of one program differ in AXES only, but not in the objective or in
+  whether there is corruption. Call it while nothing else runs.
   """
   path = workdir / "step_seconds.json"
   known = files.read_json(path)

@@ -26,16 +26,9 @@ def work_off(
 ) -> Iterator[list[Row]]:
   """Yields the rows of each job as it is done.
 
-  Args:
-    jobs, work, workdir: what does which, and the experiment's folder; `work` is
-      a function of a module, as processes find it by name.
-    processes: 1 works in this process, on all its devices; more, so many jobs
-      at a time, each in a process of its own on one CPU thread, with its
-      messages in its first run's log.txt.
-
-  Raises:
-    Interrupted: by SIGTERM or Ctrl-C; what was in training is saved.
-    HostError: one of several processes died.
+  With several processes each job has its own, on one CPU thread; `work` must be
+  a module's function. Raises Interrupted on SIGTERM or Ctrl-C, with training
+  saved, and HostError if a process died.
   """
   if processes == 1:
     yield from (work(job, workdir) for job in jobs)
@@ -74,10 +67,7 @@ def work_off(
 
 
 def _enter() -> None:
-  """Before JAX starts in a process: its neighbours use the other cores.
-
-  Signals are the parent's to hand on, and without it there is nothing to do.
-  """
+  """In a new process, before JAX starts: one thread, and no signals."""
   flags = os.environ.get("XLA_FLAGS", "")
   os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
   jax.config.update("jax_platforms", "cpu")

@@ -121,11 +121,7 @@ _COUNTS = ("train.num_steps", "sampling.num_steps", *_DIGITS_COUNTS)
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, name: str) -> list[Row]:
-  """The rows of a table of SCHEMES; those of the demo with step_seconds.
-
-  Raises:
-    ConfigError: as `entries`, or there is no such table.
-  """
+  """The rows of a table of SCHEMES; those of the demo with step_seconds."""
   if name not in SCHEMES:
     raise ConfigError(
       f"config.study.schemes={name!r}: it must be one of {', '.join(SCHEMES)}"
@@ -154,13 +150,7 @@ def run_all(
 def entries(
   config: ConfigDict, schemes: dict[str, Changes], workdir: pathlib.Path
 ) -> list[Entry]:
-  """A run for each of config.study's seeds and data with each scheme.
-
-  A run that starts from another's end stands behind it.
-
-  Raises:
-    ConfigError: a name of data is not known, or a combination is not valid.
-  """
+  """A run for each seed, data and scheme, those with init_from last."""
   study.refuse_unknown(config, data=study.DATA)
   fields = configs.flatten(config.to_dict())
   own = {path: fields[path] for path in _COUNTS}

@@ -1,7 +1,4 @@
-"""The paper's controlled study: data with known truth, corruptions, methods.
-
-Each name stands for changes in the config.
-"""
+"""The paper's controlled study: data with known truth, corruptions, methods."""
 
 import itertools
 import pathlib
@@ -61,13 +58,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
 
 
 def entries(config: ConfigDict) -> list[Entry]:
-  """The runs of config.study.
+  """The runs of config.study; the first seed's are portrayed.
 
-  Noise-aware training is left out where there is no noise (it is DDPM there),
-  or noise without a sigma. The first seed's runs are portrayed.
-
-  Raises:
-    ConfigError: a name is not known, or a combination is not valid.
+  Noise-aware training is left out where no noise has a sigma; without noise it
+  is DDPM. Raises ConfigError for unknown names, or without runs.
   """
   fields = config.study
   refuse_unknown(config, data=DATA, corruptions=CORRUPTIONS, methods=METHODS)

@@ -15,11 +15,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[table.Row]:
 
 
 def entries(config: ConfigDict) -> list[table.Entry]:
-  """The product of the axes of config.sweep; what would be the same run, once.
-
-  Raises:
-    ConfigError: a combination is not valid; it is named.
-  """
+  """The product of config.sweep's axes; what would be the same run, once."""
   own = configs.flatten(config.to_dict())
   axes = table.AXES
   values = [config.sweep[axis] or (own[path],) for axis, path in axes.items()]

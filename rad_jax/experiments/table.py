@@ -1,10 +1,8 @@
 """The runs of an experiment, and its rows.
 
-An experiment's folder holds runs/<name>/, each a run's own folder, and
-rows.jsonl, one row for each finished run: RECORD and its measures
-(evaluation.evaluate). Labels are null where an axis makes no difference; config
-is a fingerprint; seconds are those of training steps. A failed run has error in
-place of seconds and measures; runs trained together have no seconds.
+Runs are in runs/<name>/; rows.jsonl has a row for each finished one: RECORD and
+its measures, or its error. Labels are null where an axis makes no difference;
+config is a fingerprint; seconds, of training, are absent for groups.
 """
 
 import copy
@@ -48,10 +46,7 @@ class Entry(NamedTuple):
 def entry(name: str, base: ConfigDict, changes: Changes, **names: str) -> Entry:
   """The run of a config with changes, by dotted path.
 
-  The config itself tells the labels; `names` are those that it cannot tell.
-
-  Raises:
-    ConfigError: the changed config is not valid; the run is named.
+  `names` are labels that the config cannot tell. Raises ConfigError.
   """
   config = copy.deepcopy(base)
   try:

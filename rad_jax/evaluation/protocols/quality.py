@@ -1,10 +1,8 @@
 """Sample quality in the features of an extractor, against clean references.
 
-Frechet's distance is `fid` with Inception alone and `fd_dinov2` with DINOv2
-(Stein et al. 2023); with the others it is `feature_frechet`, comparable with
-itself only. kid (with kid_std, over subsets), precision, recall, density and
-coverage are in the same features; inception_score needs class logits. Intervals
-are 95% ones of the bootstrap over samples.
+Frechet's distance is `fid` with Inception, `fd_dinov2` with DINOv2 (Stein et
+al. 2023), and otherwise `feature_frechet`, comparable with itself only.
+precision_low and _high are the bootstrap's 95% interval over samples.
 """
 
 import hashlib
@@ -35,7 +33,7 @@ def measure(subject: Subject) -> Result:
 
 
 def make_extractor(run: Run, clean: np.ndarray) -> extractors.Extractor:
-  """The run's extractor; of clean references [n, ...]."""
+  """The run's extractor, made from clean references [n, ...]."""
   fields = run.evaluation
   weights = getattr(fields, f"{fields.extractor}_weights", "")
   make = extractors.EXTRACTORS[fields.extractor]
@@ -81,11 +79,8 @@ def references(
 ) -> tuple[extractors.Extractor, np.ndarray, np.ndarray]:
   """The extractor, clean references [n, ...], and their features [n, k].
 
-  Features are kept in evaluation.reference, a file to share among runs, or
-  beside the run.
-
-  Raises:
-    ConfigError: the file is of another set, count, preprocessing or extractor.
+  Features are kept in evaluation.reference, or beside the run. Raises
+  ConfigError if the file is of anything else.
   """
   run = subject.run
   clean = subject.clean(run.evaluation.num_reference)
