@@ -39,12 +39,12 @@ class Field(NamedTuple):
   rule: Rule | None = None
 
 
-def at_least(least: float) -> Rule:
+def at_least(least: int | float) -> Rule:
   """A finite number from `least`."""
   return Rule(f"at least {least}", lambda x: least <= x < math.inf)
 
 
-def above(bound: float) -> Rule:
+def above(bound: int | float) -> Rule:
   """A finite number above `bound`."""
   return Rule(f"above {bound}", lambda x: bound < x < math.inf)
 
