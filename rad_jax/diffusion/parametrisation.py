@@ -1,20 +1,8 @@
 """What a network predicts: five ways to write one denoiser.
 
-Every output is a mix of data and noise, y = c_x_0 x_0 + c_eps eps. The two
-coefficients of a level give the training target, the implied estimates of eps
-and x_0 and the natural loss weight. For eps_hat to change by w at x_t + sigma w
-while x_0_hat stays, y must change by c_eps w.
-
-| prediction | c_x_0 | c_eps: equivariant shift / w |
-|---|---|---|
-| eps | 0 | 1 |
-| x_0 | 1 | 0 |
-| v | -sigma | alpha |
-| velocity | -1 | 1 |
-| edm | ratio / (sd root) | -sd / root |
-
-v is normalised by hypot(alpha, sigma), which is 1 for DDPM. For edm, ratio =
-sigma / alpha, sd = sigma_data and root = hypot(ratio, sd).
+Every output is a mix y = c_x_0 x_0 + c_eps eps, with coefficients by level. For
+eps_hat to change by w at x_t + sigma w while x_0_hat stays, y must change by
+c_eps w.
 """
 
 from collections.abc import Callable
@@ -65,7 +53,7 @@ def edm(sigma_data: float) -> Prediction:
 
 
 def predictions(sigma_data: float) -> dict[str, Prediction]:
-  """All of them by name."""
+  """All predictions, by name."""
   return dict(eps=eps, x_0=x_0, v=v, velocity=velocity, edm=edm(sigma_data))
 
 

@@ -1,18 +1,9 @@
 """Attacks: perturbations w, in noise units, that raise a goal.
 
-An attack is a row of numbers, Attack; ATTACKS holds the published ones. It
-takes the goal, w [b, ...] -> [b], not a model, so that it can be checked on
-functions whose best w is known. Example i's goal may depend on w_i alone.
-
-The radius [b], 0 or more, bounds each example's w in one of two norms, of which
-BALLS holds the geometry:
-
-  linf: |w_i| <= r for each element
-  l2:   rms(w) <= r, that is |w|_2 <= r sqrt(d) for d elements
-
-The root mean square gives r one meaning at any d, and both balls one scale: a
-corner of the linf ball lies on the surface of the l2 ball. A norm that is not
-in BALLS is a KeyError.
+A goal, w [b, ...] -> [b], can be a function whose best w is known; example i's
+may depend on w_i alone. The radius r [b] bounds each |w_i| ("linf"), or rms(w),
+which is |w|_2 / sqrt(d) for d elements ("l2"). So r has one meaning at any d,
+and the corners of the linf ball lie on the l2 ball.
 """
 
 import math
@@ -36,24 +27,14 @@ _TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
 class Attack(NamedTuple):
-  """The numbers of an attack.
+  """The numbers of an attack; lengths are in units of the radius."""
 
-  norm: the ball, a name in BALLS: "linf" or "l2".
-  num_steps: gradient steps, 0 or more; 0 is the random start alone.
-  step_size: length of a step in units of the radius, positive.
-  momentum: mu of MI-FGSM, 0 or more; 0 is none, 1 sums all gradients.
-  start: scale of the random start in units of the radius, 0 or more; from 0, a
-    goal without gradient at w = 0 cannot be attacked.
-  project: whether w is kept in the ball after each step. Without it, w is
-    within start + num_steps * step_size radii.
-  """
-
-  norm: str = "linf"
-  num_steps: int = 1
-  step_size: float = 1.0
-  momentum: float = 0.0
-  start: float = 1.0
-  project: bool = True
+  norm: str = "linf"  # the ball, a name in BALLS; else KeyError
+  num_steps: int = 1  # gradient steps; 0 is the random start alone
+  step_size: float = 1.0  # positive
+  momentum: float = 0.0  # mu of MI-FGSM; 0 is none, 1 sums all gradients
+  start: float = 1.0  # scale of the random w_0; a goal flat at w = 0 needs it
+  project: bool = True  # else w may reach start + num_steps * step_size
 
 
 ATTACKS = {
@@ -71,24 +52,18 @@ ATTACKS = {
 
 
 class Ball(NamedTuple):
-  """The geometry of a ball of radius [b].
+  """The geometry of a ball of radius [b]."""
 
-  uniform: (keys, radius, shape) -> w, uniform inside (up to rounding).
-  project: (w, radius) -> the nearest point inside.
-  ascent: (gradient, radius) -> the step inside the ball that climbs most to
-    first order; zero where the gradient is.
-  """
-
-  uniform: Callable[[Keys, Scalars, Shape], Batch]
-  project: Callable[[Batch, Scalars], Batch]
+  uniform: Callable[[Keys, Scalars, Shape], Batch]  # inside, up to rounding
+  project: Callable[[Batch, Scalars], Batch]  # w -> the nearest point inside
+  # gradient -> the step inside that climbs most to first order; 0 where it is 0
   ascent: Callable[[Batch, Scalars], Batch]
 
 
 def gaussian(keys: Keys, radius: Scalars, shape: Shape) -> Batch:
   """w [b, *shape], Gaussian of standard deviation `radius`, not bounded by it.
 
-  The input perturbation of DDPM-IP (Ning et al. 2023, arXiv 2301.11706), which
-  has radius gamma = 0.1.
+  DDPM-IP's is gamma = 0.1 (Ning et al. 2023, arXiv 2301.11706).
   """
   draw = lambda key: jax.random.normal(key, shape)
   return per_example(radius, 1 + len(shape)) * jax.vmap(draw)(keys)
@@ -148,10 +123,7 @@ def start(attack: Attack, keys: Keys, radius: Scalars, shape: Shape) -> Batch:
 
 
 def step(attack: Attack, w: Batch, gradient: Batch, radius: Scalars) -> Batch:
-  """One step from w up a known gradient of any scale, without momentum.
-
-  Where an example's gradient is zero, its w stays (but for the projection).
-  """
+  """One step up a known gradient of any scale; where that is 0, w stays."""
   ball = BALLS[attack.norm]
   w = w + ball.ascent(gradient, attack.step_size * radius)
   return ball.project(w, radius) if attack.project else w
@@ -165,9 +137,9 @@ def climb(
 ) -> Batch:
   """attack.num_steps steps from w_0 up the gradient w -> [b, ...].
 
-  With momentum, g <- mu g + grad / mean|grad| for each example, from g = 0, and
-  the step goes up g. (MI-FGSM divides by the sum; the directions are the same.)
-  No gradient goes through the result.
+  With momentum, a step goes up g <- mu g + grad / mean|grad| of each example,
+  from g = 0. (MI-FGSM divides by the sum; the directions are the same.) No
+  gradient goes through the result.
   """
   w_0, radius = jax.lax.stop_gradient((w_0, radius))
 
@@ -210,21 +182,13 @@ def maximise(
 ) -> Batch:
   """The perturbation w [b, *shape] of an attack: its start and its steps.
 
-  w_i depends on key i alone, and no gradient goes through it. The goal is
-  differentiated by w only, and not called if attack.num_steps is 0.
+  w_i depends on key i alone. Without steps the goal is not called.
   """
   return ascend(attack, goal, start(attack, keys, radius, shape), radius)
 
 
 def by_name(name: str) -> Callable[..., Batch]:
-  """(goal, keys [b], radius [b], shape) -> w [b, *shape], as `maximise`.
-
-  Args:
-    name: in ATTACKS, at its own numbers; "gaussian"; or "none", for w = 0.
-
-  Raises:
-    KeyError: no such attack.
-  """
+  """`maximise` by a name in ATTACKS, "gaussian" or "none"; else KeyError."""
   if name in ATTACKS:
     return partial(maximise, ATTACKS[name])
   return {
@@ -238,8 +202,7 @@ def mean_gradient(
 ) -> Callable[[Array], Array]:
   """w -> the mean over draws of d value / dw, in the memory of one draw.
 
-  value is (w, draw) -> [b], where example i's may depend on its own part of w
-  alone; draws is a pytree of arrays [m, ...], of which a draw is one row.
+  Example i's value is of its own w alone; draws is a pytree of arrays [m, ...].
   """
   count = len(jax.tree.leaves(draws)[0])
 

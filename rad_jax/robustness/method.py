@@ -1,12 +1,9 @@
 """The paper's algorithm on a batch: draw, attack, the loss of each example.
 
-A `Method` says what is minimised. From the training examples of a batch,
-`draw` makes noisy states, `find_w` attacks the network there, and `losses` is
+  weight (clean |eps_hat - eps|^2 + lambda_t |eps_theta(x_t') - target|^2)
 
-  weight (clean |eps_hat - eps|^2 + lambda_t |eps_theta(x_t') - target|^2),
-
-the objective of "Why Adversarially Train Diffusion Models?" (Briglia et al.,
-arXiv 2505.21742), or any other line of objectives.OBJECTIVES.
+is the objective of "Why Adversarially Train Diffusion Models?" (Briglia et al.,
+arXiv 2505.21742), or of another line of objectives.OBJECTIVES.
 """
 
 from collections.abc import Callable
@@ -36,12 +33,9 @@ def as_predictor(
   network: Network | Callable[..., Array],
   prediction: parametrisation.Prediction = parametrisation.eps,
 ) -> Predictor:
-  """A network as a noise predictor.
+  """A network, whose output is a `prediction`, as a noise predictor.
 
-  Args:
-    network: any function (params, x_t [b, ...], t [b]) -> output [b, ...]; or
-      a Network, whose apply is given the dropout key too.
-    prediction: what its output stands for.
+  A function (params, x_t, t [b]) -> output, or a Network: it gets dropout keys.
 
   Examples:
     Any function will do, here one that estimates x_0 by 0:
@@ -67,33 +61,20 @@ def as_predictor(
 
 
 class Method(NamedTuple):
-  """What is minimised.
-
-  Three fields are enough; the defaults of the others are the paper's method.
-
-  objective: a line of objectives.OBJECTIVES.
-  predictor: the network as a noise predictor, by `as_predictor`.
-  process: the noise process.
-  radius: sigma_t [b] -> r [b], in noise units.
-  lambda_t: r [b] -> lambda_t [b].
-  weight: level -> weight of the whole loss [b].
-  perturb: (goal, keys [b], r [b], shape) -> w, where goal: w -> [b]; None is
-    the objective's own attack.
-  goal: what the attack raises, a name in objectives.GOALS.
-  attacked: the predictor that is attacked, if not `predictor`.
-  stop_gradient: no gradient through the regulariser's target.
-  """
+  """What is minimised; beyond three fields, the paper's method by default."""
 
   objective: Objective
-  predictor: Predictor
+  predictor: Predictor  # the network, by `as_predictor`
   process: Process
-  radius: Callable[[Array], Array] = radii.radius
+  radius: Callable[[Array], Array] = radii.radius  # of sigma_t, noise units
+  # r [b] -> lambda_t [b]
   lambda_t: Callable[[Array], Array] = partial(radii.constant_lambda, 0.3)
-  weight: Callable[[Level], Array] = parametrisation.eps_weight
+  weight: Callable[[Level], Array] = parametrisation.eps_weight  # of the loss
+  # (goal: w -> [b], keys [b], r [b], shape) -> w; None: the objective's own.
   perturb: Callable[..., Array] | None = None
-  goal: str = "J"
-  attacked: Predictor | None = None
-  stop_gradient: bool = False
+  goal: str = "J"  # what the attack raises, a name in objectives.GOALS
+  attacked: Predictor | None = None  # what is attacked, if not `predictor`
+  stop_gradient: bool = False  # whether the target passes no gradient
 
 
 class Draws(NamedTuple):
@@ -127,12 +108,8 @@ def draw(
 ) -> Draws:
   """Level, noise and keys of each example, from (key, its place) alone.
 
-  Args:
-    method: its process, noising, radius and lambda_t are used.
-    x_0: training examples in model units, [b, ...].
-    sigma_c: known noise of each, [b]; see robustness.noising.
-    key: of the step.
-    ramp: factor of lambda_t, in [0, 1].
+  x_0 is in model units, sigma_c its known noise (robustness.noising), and ramp,
+  in [0, 1], a factor of lambda_t.
   """
   b, shape = x_0.shape[0], x_0.shape[1:]
   # The fourth is no longer used; with five, all draws stay what they were.
@@ -156,11 +133,8 @@ def find_w(
   eps_hat: Float[Array, " b *shape"],
   draws: Draws,
 ) -> Float[Array, " b *shape"]:
-  """The perturbation w of a batch, against the network as it stands.
-
-  Parameters and eps_hat are under stop-gradient: XLA builds no gradient of
-  the weights for the attack.
-  """
+  """The perturbation w of a batch, against the network as it stands."""
+  # XLA then builds no gradient of the weights for the attack.
   params, eps_hat = jax.lax.stop_gradient((params, eps_hat))
   predictor = method.attacked or method.predictor
   goal = objectives.goal(
@@ -179,14 +153,9 @@ def losses(
 ) -> tuple[Scalars, dict[str, Scalars]]:
   """The weighted loss of each example [b], and its terms.
 
-  The clean pass serves both attack and loss, and all passes share a dropout
-  mask. The attack stands inside the differentiated loss for this: outside,
-  XLA does not merge the two clean passes of a U-Net, and a step costs 9
-  passes instead of 8.
-
-  Returns:
-    The losses, and "dsm", "regulariser" and "w_linf" (max |w_i|), each [b],
-    of those that the objective has.
+  The terms, [b]: "dsm", "regulariser", "w_linf" (max |w_i|). All passes share a
+  dropout mask. The attack stands inside the differentiated loss to share its
+  clean pass: XLA would not merge a U-Net's two, and a step cost 9, not 8.
   """
   eps_fn = lambda x_t: method.predictor(
     params, x_t, draws.level, draws.dropout_key
@@ -212,16 +181,11 @@ def losses(
 def compare_attacks(
   method: Method, params: PyTree, draws: Draws, strong: attacks.Attack
 ) -> dict[str, Float[Array, ""]]:
-  """How much more a strong attack finds than the method's own.
+  """How much more a strong attack finds than the method's own, from one start.
 
-  Both start from the same draw, inside the same radius, and raise the
-  method's goal: a training attack that the network has learnt to evade shows
-  as a growing ratio, before the samples show it.
-
-  Returns:
-    "goal_attack" and "goal_pgd", the goal's mean over elements and examples
-    at w of each; "pgd_gain", their ratio; "regulariser_pgd", the perturbed
-    branch's loss at the strong attack's w.
+  "goal_attack" and "goal_pgd" are the goal's means over elements and examples;
+  their ratio "pgd_gain" grows if the network evades its training attack, before
+  samples show it. "regulariser_pgd" is the perturbed branch's loss at strong w.
   """
   eps_fn = lambda x_t: method.predictor(
     params, x_t, draws.level, draws.dropout_key

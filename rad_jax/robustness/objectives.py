@@ -1,15 +1,11 @@
 """Training objectives: what the network is asked to do around x_t.
 
-An objective is one line of OBJECTIVES: how examples are noised, whether the
-network is fitted to their noise (the clean branch), what it shall predict at
-the perturbed state x_t' = x_t + sigma w (the target), and which attack finds
-that state:
+In noise units, and with x_t' = x_t + sigma w, a line of OBJECTIVES minimises
 
   clean |eps_hat - eps|^2 + lambda_t |eps_theta(x_t') - target|^2.
 
-All of it is in noise units, whatever the network predicts. |.|^2 is the mean
-over an example's elements, as in DDPM's code: against the sum it scales loss
-and gradient alike, and lambda keeps its meaning.
+|.|^2 is the mean over an example's elements, as in DDPM's code: against the sum
+it scales loss and gradient alike, and lambda keeps its meaning.
 """
 
 from collections.abc import Callable
@@ -60,19 +56,12 @@ def unshifted_noise(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
 
 
 class Objective(NamedTuple):
-  """One line of OBJECTIVES.
+  """One line of OBJECTIVES."""
 
-  noise: how examples are noised (robustness.noising).
-  clean: whether there is a clean branch. Without one, the value is the
-    target's error alone, with no lambda.
-  target: what to predict at x_t'; None for no perturbed branch.
-  attack: the default one: "none", "gaussian", or a name in attacks.ATTACKS.
-  """
-
-  noise: Callable[..., Noised]
-  clean: bool
-  target: Target | None
-  attack: str
+  noise: Callable[..., Noised]  # how examples are noised, by robustness.noising
+  clean: bool  # without the clean branch, the target's error alone, no lambda
+  target: Target | None  # what to predict at x_t'; None: no perturbed branch
+  attack: str  # the default: "none", "gaussian", or a name in attacks.ATTACKS
 
 
 OBJECTIVES = {
@@ -105,19 +94,10 @@ def loss(
   lambda_t: Scalars,
   stop_gradient: bool = False,
 ) -> tuple[Scalars, dict[str, Scalars]]:
-  """The objective's value for each example, in noise units.
+  """The objective's value for each example, in noise units, and its terms.
 
-  Args:
-    objective: from OBJECTIVES.
-    eps_fn: the noise predictor x_t -> eps_hat, with all else bound.
-    eps_hat: eps_fn(x_t): handed in because the attack needs it too.
-    noised: the batch.
-    w: the perturbation, in noise units; None if the objective has no target.
-    lambda_t: weight of the perturbed branch, [b].
-    stop_gradient: no gradient goes through the target; the paper's does.
-
-  Returns:
-    The value [b], and its terms, "dsm" and "regulariser", each [b].
+  eps_fn is x_t -> eps_hat; w is None without a target. The terms, [b], are
+  "dsm" and "regulariser". The paper's gradient goes through the target.
 
   Examples:
     The perfect denoiser of one point is equivariant: its robust loss is 0.
@@ -167,11 +147,7 @@ def goal(
   eps_hat: Batch,
   noised: Noised,
 ) -> Callable[[Batch], Scalars]:
-  """What an attack raises: w -> [b], a sum over an example's elements.
-
-  Given parameters and eps_hat under stop-gradient, no weight gradient is
-  built. name is in GOALS; the others are as for `loss`.
-  """
+  """The goal `name` of GOALS: w -> [b], a sum over an example's elements."""
   target = GOALS[name](objective)
 
   def value(w: Batch) -> Scalars:

@@ -1,9 +1,7 @@
 """Purification: noise an input up to t*, and let the model remove the noise.
 
-DiffPure (Nie et al. 2022, arXiv 2205.07460): what an adversary has added
-drowns in the noise, and the reverse process returns to the data. It is a pure
-function of the input and of one key an example, and an adaptive attack can
-differentiate through it: `eot_attack` on a loss that calls `purify`.
+DiffPure (Nie et al. 2022, arXiv 2205.07460): what an adversary added drowns in
+the noise. `eot_attack` on a loss that calls `purify` is an adaptive attack.
 """
 
 from collections.abc import Callable
@@ -25,14 +23,10 @@ Keys = Key[Array, " b"]
 
 
 def from_level(grid: Level, t_star: float) -> Level:
-  """The levels of a sampler's grid whose unit_sigma is at most t_star.
+  """The grid's levels of unit_sigma <= t_star; ValueError if there are none.
 
-  DiffPure's t* = 0.1 (step 100 of 1000) for CIFAR-10 is 0.32, its 0.15 for
-  ImageNet 0.46. From a single level, purification is one denoising (Carlini et
-  al. 2023, arXiv 2206.10550).
-
-  Raises:
-    ValueError: all levels are above t_star.
+  DiffPure's t* = 0.1 for CIFAR-10 (step 100 of 1000) is 0.32, 0.15 for ImageNet
+  0.46. A single level denoises once (Carlini et al. 2023, arXiv 2206.10550).
   """
   keep = np.asarray(unit_sigma(grid)) <= t_star
   if not keep.any():
@@ -51,13 +45,8 @@ def purify(
 ) -> Batch:
   """x_t = alpha x + sigma eps at levels[0], then the reverse process. Jit-able.
 
-  Args:
-    eps_fn, clip_x_0, remat: as in `samplers.reverse`.
-    levels: from t* down, [num_levels], by `from_level`.
-    update: `samplers.ddim(0)` for a deterministic way back; `samplers.ddpm()`,
-      DiffPure's, and others for a stochastic one.
-    x: the inputs, in data units, [b, ...].
-    keys: one an example, of all its noise, [b].
+  x is in data units, and levels are `from_level`'s; for the rest see
+  `samplers.reverse`. DiffPure's update is `samplers.ddpm()`.
   """
   x_t = levels.alpha[0] * x + samplers.noise(levels, keys, x.shape[1:])
   return samplers.reverse(
@@ -77,24 +66,11 @@ def eot_attack(
 ) -> Batch:
   """PGD on inputs of a randomised loss: expectation over transformation.
 
-  Each step climbs the mean gradient over new draws of the loss's randomness
-  (EOT, Athalye et al. 2018, arXiv 1707.07397), in the memory of one draw. With
-  attack.project, the input stays in the ball around x and in [low, high].
-  Jit-able; no gradient goes through the result.
-
-  Args:
-    loss: (x [b, ...], keys [b]) -> [b], what is raised; example i's may
-      depend on x_i and key i alone.
-    x: the inputs, in data units, in [low, high], [b, ...].
-    keys: of the start and of all draws, one an example, [b]. Draw others than
-      these to measure the result.
-    radius: of each input's ball, in data units, [b], 0 or more.
-    attack: its numbers; of published ones ATTACKS["pgd"].
-    num_draws: draws a step, at least 1; 1 is enough for a loss without noise.
-    low, high: the range of the data.
-
-  Raises:
-    ValueError: attack.momentum is not 0.
+  Each step climbs the mean gradient over num_draws new draws (EOT, Athalye et
+  al. 2018, arXiv 1707.07397), in the memory of one. x and radius are in data
+  units; x stays in [low, high] and, with attack.project, in the ball. Example
+  i's loss may depend on x_i and key i alone; measure the result by other keys.
+  Jit-able, without gradient. Raises ValueError if there is momentum.
   """
   if attack.momentum:
     raise ValueError(f"no momentum here, got {attack.momentum}")

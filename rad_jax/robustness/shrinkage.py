@@ -1,24 +1,16 @@
 """What equivariance costs: how far it shrinks the data, in closed form.
 
-Take data of variance q2 along a direction, a level (alpha, sigma), w of
-standard deviation rho along the direction, independent of the state, and a
-linear noise estimate eps_hat = c x_t. The objective's expectation is
+For data of variance q2 along a direction, independent w of standard deviation
+rho there, and a linear eps_hat = c x_t, the objective
 
   E (c x_t - eps)^2 + lambda_t E (c sigma w - w)^2
     = c^2 (alpha^2 q2 + sigma^2) - 2 c sigma + 1
-      + lambda_t rho^2 (c sigma - 1)^2,
+      + lambda_t rho^2 (c sigma - 1)^2
 
-and its derivative vanishes at
-
-  c = sigma / (alpha^2 q2 / (1 + lambda_t rho^2) + sigma^2):
-
-the plain optimum for data of variance q2 / (1 + lambda_t rho^2). Regularised
-training learns shrunk data: wide directions and narrow ones alike at one
-level. What is left at the end of sampling differs, for each direction is
-decided at the levels where its signal and the noise are of one size.
-
-The network need not be linear, so for data that is not Gaussian this is a
-hint and no bound. All is float64 NumPy; levels fall, as in a process's grid.
+is least at c = sigma / (alpha^2 q2 / (1 + lambda_t rho^2) + sigma^2), the plain
+optimum for variance q2 / (1 + lambda_t rho^2). A level shrinks all directions
+alike; sampling does not, as each is decided at the levels where its signal and
+the noise are of one size. If data is not Gaussian, this is a hint and no bound.
 """
 
 import math
@@ -41,22 +33,18 @@ def effective_variance(q2, lam_t, rho):
 
 
 def std_of_w(radius, law: str):
-  """Standard deviation of w's elements in a ball of a radius, noise units.
+  """Standard deviation of w's elements, noise units; ValueError for other laws.
 
-  The law is "uniform" in the linf ball, r / sqrt(3); "gaussian" of standard
-  deviation r; or "corner", r: sign steps end at corners, most of the time. It
-  is that along a direction where w has no preferred one. At "corner" it bounds
-  the root mean square over directions, for either norm; an attack that puts all
-  of w into one direction of d has r sqrt(d) there and 0 across it.
-
-  Raises:
-    ValueError: another law.
+  It is r / sqrt(3) for "uniform" in the linf ball, r for "gaussian" and
+  "corner" (sign steps mostly end at corners), and a direction's too if w
+  prefers none. At "corner" it bounds the rms over directions, for either norm;
+  all of w in one of d directions has r sqrt(d) there, 0 across.
   """
   return _law(law)[0] * np.asarray(radius, np.float64)
 
 
 def mean_size_of_w(radius, law: str):
-  """Mean |w_i| in a ball of a radius, noise units; see `std_of_w`."""
+  """Mean |w_i|, in noise units, by the law of w; see `std_of_w`."""
   return _law(law)[1] * np.asarray(radius, np.float64)
 
 
@@ -68,19 +56,11 @@ def sampled_variance(
   rho: np.ndarray | float,
   eta: float = 0.0,
 ) -> float:
-  """The variance along a direction of samples by the linear optimum.
+  """The variance along a direction of DDIM's samples by the linear optimum.
 
-  The sampler is DDIM's, from a Gaussian of standard deviation sigma[0]. At each
-  level x_0_hat and eps_hat are multiples of x_t, so a step multiplies x_t by
-  one number and adds noise of known variance; the last level returns x_0_hat.
-  Clean estimates are not clipped.
-
-  Args:
-    q2: the data's variance along the direction, data units squared.
-    alpha, sigma: the levels, [n], from the most noise to the least.
-    lam_t: weight of the regulariser, [n] or a number.
-    rho: standard deviation of w, [n] or a number, noise units.
-    eta: 0 is deterministic (Euler's step), 1 DDPM's with the small variance.
+  q2 is the data's, in data units squared. A step multiplies x_t, at first of
+  standard deviation sigma[0], by a number and adds noise of known variance.
+  Nothing is clipped. lam_t and rho are [n] or numbers, levels fall.
   """
   alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
   learnt = effective_variance(q2, lam_t, rho)
@@ -109,16 +89,8 @@ def lambda_for(
 ) -> float:
   """The lambda that leaves target_ratio of a direction's standard deviation.
 
-  Args:
-    target_ratio: standard deviation of samples over the data's, positive.
-    q2, alpha, sigma, rho, eta: as for `sampled_variance`.
-    unit_lam_t: lambda_t at lambda = 1, to which it is proportional, [n] or a
-      number.
-    largest: where the search ends.
-
-  Raises:
-    ValueError: no lambda in [0, largest] does it: target_ratio is above what
-      sampling leaves without a regulariser, or w is 0.
+  unit_lam_t is lambda_t at lambda = 1; the rest is as for `sampled_variance`.
+  Raises ValueError if no lambda in [0, largest] does it.
   """
 
   def excess(lam: float) -> float:

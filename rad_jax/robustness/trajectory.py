@@ -1,19 +1,9 @@
 """Attacks on sampling: perturbations w of the reverse process's own states.
 
-At an attacked level n the state is x_t + sigma_n w_n, w_n in noise units,
-before the step is taken (samplers.reverse). w is [n, b, ...] for the n levels
-of the sampler, and each w_n of each example has a ball of its own, of radius
-budget [n, b], noise units: where that is 0, w is exactly 0. Norms and numbers
-are those of robustness.attacks.
-
-  joint   all attacked levels together, by gradients through the process
-  greedy  level after level, each for the clean estimate there and then
-  random  no gradient, on the border of the ball: the control
-
-An attack sees a Chain, one reverse process with all its noise, and does not
-sample from it: samplers.reverse(*chain, w=w) does. To attack another network
-than the one that is sampled (transfer), replace the chain's eps_fn for the
-attack alone. All of them can be jitted, and their w has no gradient.
+Before the step from level n the state is x_t + sigma_n w[n], in noise units,
+each w[n] of an example in its own ball, of radius budget [n, b]; at 0, w is
+exactly 0. `samplers.reverse(*chain, w=w)` then samples; for transfer, attack a
+chain with another eps_fn. All can be jitted, and w has no gradient.
 """
 
 from collections.abc import Callable
@@ -40,10 +30,7 @@ Trajectory = Float[Array, "n b ..."]
 
 
 class Chain(NamedTuple):
-  """One reverse process with its noise: what samplers.reverse takes.
-
-  eps_fn treats each example alone.
-  """
+  """A reverse process, all its noise; eps_fn treats each example alone."""
 
   eps_fn: EpsFn
   levels: Level
@@ -62,15 +49,12 @@ class Queries(NamedTuple):
   """
 
   forward: int
-  backward: int
-  recomputed: int
+  backward: int  # gradients of one evaluation by its input
+  recomputed: int  # evaluations made a second time, to bound the memory
 
 
 def budget_at(radius: Scalars, attacked: Any, num_levels: int) -> Budget:
-  """The budget [n, b] that is `radius` at attacked levels and 0 elsewhere.
-
-  attacked is a bool mask [n] of the levels, the most noise first, or indices.
-  """
+  """`radius` at attacked levels (bool mask [n], or indices), 0 elsewhere."""
   mask = np.zeros(num_levels, bool)
   mask[np.asarray(attacked)] = True
   return jnp.where(mask[:, None], radius[None], 0.0)
@@ -86,19 +70,15 @@ def joint(
 ) -> Trajectory:
   """PGD on all attacked levels at once, through the whole process.
 
-  The gradient's memory is that of the states and of one level's activations
-  (samplers.reverse, remat), whatever the number of draws.
+  It takes the memory of the states and of one level, for any number of draws.
 
   Args:
-    attack, chain, budget: see above; each step has its length at each level.
-    keys: of the random start, one an example, [b].
-    goal: of the sample, x_0_hat [b, ...] -> [b], what is raised; None is the
-      mean squared distance from the unperturbed sample of the same noise. The
-      gradient of that is zero at w = 0: it needs attack.start > 0.
-    draws: keys of the sampler's noise to expect over (EOT, Athalye et al.
-      2018, arXiv 1707.07397), [m, b], the same in all steps; the gradient is
-      the mean over them. None is the chain's own keys: an attacker who knows
-      all noise to come, the strongest. The start x_t is known to both.
+    goal: of the sample, x_0_hat -> [b]; None is the mean squared distance from
+      the unperturbed sample of the same noise, flat at w = 0: it needs
+      attack.start > 0.
+    draws: keys of the sampler's noise, [m, b], to average each gradient over
+      (EOT, Athalye et al. 2018, arXiv 1707.07397). None is the chain's own: an
+      attacker who knows all noise to come, the strongest. Both know x_t.
   """
   draws = chain.keys[None] if draws is None else draws
   clean = None
@@ -124,9 +104,9 @@ def greedy(
 ) -> Trajectory:
   """At each attacked level in turn, what moves its clean estimate most.
 
-  w_n raises |x_0_hat(x_t + sigma_n w_n) - x_0_hat(x_t)|^2 from the state x_t
-  to which the levels before, perturbed, have led. No gradient goes through
-  time. Args as for `joint`; attack.start > 0, as the gradient is zero at w = 0.
+  w_n raises |x_0_hat(x_t + sigma_n w_n) - x_0_hat(x_t)|^2 from the perturbed
+  x_t, flat at w_n = 0: it needs attack.start > 0. No gradient goes through
+  time.
   """
   b, shape = len(chain.x_t), chain.x_t.shape[1:]
   denoise = samplers.denoiser(chain.eps_fn, chain.clip_x_0)
@@ -164,11 +144,7 @@ def greedy(
 
 
 def random(norm: str, chain: Chain, keys: Keys, budget: Budget) -> Trajectory:
-  """The control: uniform on the border of the balls, with no query.
-
-  A random corner for linf, a random direction for l2. Args as for `joint`; of
-  the chain the shape alone counts.
-  """
+  """The control: a random corner (linf) or direction (l2), with no query."""
   radius = budget.ravel()
   direction = attacks.gaussian(
     _row_keys(keys, len(budget)), jnp.ones_like(radius), chain.x_t.shape[1:]
@@ -183,13 +159,9 @@ def joint_queries(
   num_draws: int = 1,
   own_goal: bool = False,
 ) -> Queries:
-  """What `joint` takes; the sample itself takes num_evaluations more.
-
-  num_evaluations is that of one process, from `samplers.evaluations`; own_goal
-  is whether a goal is given, which needs no unperturbed sample.
-  """
+  """What `joint` takes, besides the sample's own num_evaluations."""
   passes = attack.num_steps * num_draws * num_evaluations
-  clean = 0 if own_goal else num_draws * num_evaluations
+  clean = 0 if own_goal else num_draws * num_evaluations  # the unperturbed
   # The last level is outside of the scan.
   again = attack.num_steps * num_draws * (num_evaluations - 1)
   return Queries(clean + passes, passes, again)
@@ -198,10 +170,7 @@ def joint_queries(
 def greedy_queries(
   attack: Attack, num_evaluations: int, num_attacked: int
 ) -> Queries:
-  """What `greedy` takes; the sample itself takes num_evaluations more.
-
-  num_attacked is the number of levels where some example's budget is not 0.
-  """
+  """What `greedy` takes at num_attacked levels, besides the sample's own."""
   passes = num_attacked * attack.num_steps
   return Queries(num_evaluations + num_attacked + passes, passes, 0)
 
