@@ -64,7 +64,7 @@ class TestFiles:
   def test_does_not_conflict_with_its_own_json(self, path, variant):
     config = load(f"{path}{variant}")
     saved = json.loads(json.dumps(config.to_dict()))
-    assert configs.conflicts(saved, config) == []
+    assert configs.conflicts(saved, config.to_dict()) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
@@ -560,15 +560,15 @@ def shown(config, source="x.py", overridden=()):
 
 
 def test_every_field_is_shown_in_order_and_explained():
-  assert list(shown(configs.default())) == list(
-    configs.flatten(configs.default().to_dict())
-  )
-  for path, field in configs.fields():
-    assert re.fullmatch(r"[A-Z0-9(\"-].*[.:;)]", field.doc), path
+  assert list(shown(configs.default())) == list(configs.FIELDS)
+  values = configs.flatten(configs.default().to_dict())
+  assert values.keys() == configs.FIELDS.keys()
+  for path, field in configs.FIELDS.items():
+    assert re.fullmatch(r"[A-Za-z0-9(\"-].*[.:;)]", field.doc), path
 
 
 def test_defaults_keep_their_own_rules():
-  for path, field in configs.fields():
+  for path, field in configs.FIELDS.items():
     if field.rule:
       assert field.rule.allows(field.default), path
 

@@ -35,7 +35,7 @@ def page() -> str:
     elif flag.name == "config":
       lines.append(f"| `--config` | | {_cell(flag.help)} |")
   section = None
-  for path, field in config.fields():
+  for path, field in config.FIELDS.items():
     parent = path.rpartition(".")[0]
     if parent != section:
       section = parent

@@ -3,17 +3,7 @@
 DiffPure (Nie et al. 2022, arXiv 2205.07460): what an adversary has added
 drowns in the noise, and the reverse process returns to the data. It is a pure
 function of the input and of one key an example, and an adaptive attack can
-differentiate through it:
-
-  levels = purification.from_level(process.grid(1000), 0.32)
-
-  def loss(x, keys):  # of a classifier behind it
-    purified = purification.purify(
-      eps_fn, levels, samplers.ddpm(), x, keys, remat=True
-    )
-    return cross_entropy(classifier(purified), labels)
-
-  x_adv = purification.eot_attack(loss, x, keys, radius, ATTACKS["pgd"], 16)
+differentiate through it: `eot_attack` on a loss that calls `purify`.
 """
 
 from collections.abc import Callable
