@@ -14,7 +14,6 @@ from rad_jax import files
 from rad_jax.data import examples, synthetic
 from rad_jax.reports import looks, panels
 
-# Of synthetic.view, by dimension.
 VIEW_LABELS = {2: ("x", "y"), 3: ("along the plane", "off the plane")}
 
 
@@ -142,7 +141,7 @@ def show_samples(folder: pathlib.Path) -> pathlib.Path:
   """Draws folder/samples.npz: a grid.png of images, or a scatter.png."""
   x_0 = arrays(folder / "samples.npz")["x_0"]
   if x_0.ndim == 2:
-    figure, (axis,) = panels.grid(1, 1, 4, 4)
+    figure, (axis,) = panels.grid(1, 1, 4.0, 4.0)
     draw_points(axis, x_0, "black")
     return panels.save(figure, folder / "scatter.png")
   pixels = image_grid(x_0, math.ceil(math.sqrt(len(x_0))))

@@ -238,8 +238,7 @@ def training(runs: Sequence[SavedRun]) -> list[Picture]:
       drawn.append(panels.Panel(title, "step", lines, y_scale=scale))
   if not drawn:
     return []
-  caption = "Training against the step, a line for each run."
-  return [Picture("training", panels.line_figure(drawn), caption)]
+  return [Picture("training", panels.line_figure(drawn), "Training by step.")]
 
 
 def examples(runs: Sequence[SavedRun]) -> list[Picture]:

@@ -245,7 +245,7 @@ def _trajectories(
 ) -> Picture:
   """Paths at flat(x), [n, 2], for examples x."""
   count = len(portraits)
-  figure, axes = panels.grid(count, count, 5, 4.6, sharex=True, sharey=True)
+  figure, axes = panels.grid(count, count, 5.0, 4.6, sharex=True, sharey=True)
   for axis, (look, portrait) in zip(axes, portraits.items(), strict=True):
     paths = np.array([flat(x[:_PATHS]) for x in portrait["path"]])
     axis.scatter(*flat(clean).T, s=4, color="0.75", linewidths=0)
