@@ -1,18 +1,15 @@
 """Attacks: perturbations w, in noise units, that raise a goal.
 
 An attack is a row of numbers, Attack; ATTACKS holds the published ones. It
-takes the goal, w [b, ...] -> [b], not a model, so that it can be checked on
-functions whose best w is known. Example i's goal may depend on w_i alone.
-
-The radius [b], 0 or more, bounds each example's w in one of two norms, of which
-BALLS holds the geometry:
+takes the goal, w [b, ...] -> [b], not a model. Example i's goal may depend on
+w_i alone. The radius [b], 0 or more, bounds each example's w in one of two
+norms, of which BALLS holds the geometry:
 
   linf: |w_i| <= r for each element
   l2:   rms(w) <= r, that is |w|_2 <= r sqrt(d) for d elements
 
-The root mean square gives r one meaning at any d, and both balls one scale: a
-corner of the linf ball lies on the surface of the l2 ball. A norm that is not
-in BALLS is a KeyError.
+The root mean square gives r one meaning at any d: a corner of the linf ball
+lies on the surface of the l2 ball.
 """
 
 import math
@@ -38,22 +35,16 @@ _TINY = float(jnp.finfo(jnp.float32).tiny)
 class Attack(NamedTuple):
   """The numbers of an attack.
 
-  norm: the ball, a name in BALLS: "linf" or "l2".
-  num_steps: gradient steps, 0 or more; 0 is the random start alone.
-  step_size: length of a step in units of the radius, positive.
-  momentum: mu of MI-FGSM, 0 or more; 0 is none, 1 sums all gradients.
-  start: scale of the random start in units of the radius, 0 or more; from 0, a
-    goal without gradient at w = 0 cannot be attacked.
-  project: whether w is kept in the ball after each step. Without it, w is
-    within start + num_steps * step_size radii.
+  From start 0, a goal without gradient at w = 0 cannot be attacked. Without
+  `project`, w is within start + num_steps * step_size radii.
   """
 
-  norm: str = "linf"
-  num_steps: int = 1
-  step_size: float = 1.0
-  momentum: float = 0.0
-  start: float = 1.0
-  project: bool = True
+  norm: str = "linf"  # a name in BALLS
+  num_steps: int = 1  # gradient steps; 0: the random start alone
+  step_size: float = 1.0  # in radii, positive
+  momentum: float = 0.0  # mu of MI-FGSM; 0: none, 1: the sum of all gradients
+  start: float = 1.0  # scale of the random start, in radii
+  project: bool = True  # whether w is kept in the ball after each step
 
 
 ATTACKS = {
@@ -71,24 +62,19 @@ ATTACKS = {
 
 
 class Ball(NamedTuple):
-  """The geometry of a ball of radius [b].
-
-  uniform: (keys, radius, shape) -> w, uniform inside (up to rounding).
-  project: (w, radius) -> the nearest point inside.
-  ascent: (gradient, radius) -> the step inside the ball that climbs most to
-    first order; zero where the gradient is.
-  """
+  """The geometry of a ball of radius [b]."""
 
   uniform: Callable[[Keys, Scalars, Shape], Batch]
+  # w -> the nearest point inside.
   project: Callable[[Batch, Scalars], Batch]
+  # A gradient -> the step in the ball that climbs most; 0 where it is 0.
   ascent: Callable[[Batch, Scalars], Batch]
 
 
 def gaussian(keys: Keys, radius: Scalars, shape: Shape) -> Batch:
-  """w [b, *shape], Gaussian of standard deviation `radius`, not bounded by it.
+  """w [b, *shape] of standard deviation `radius`, not bounded by it.
 
-  The input perturbation of DDPM-IP (Ning et al. 2023, arXiv 2301.11706), which
-  has radius gamma = 0.1.
+  That of DDPM-IP (Ning et al. 2023, arXiv 2301.11706), which has radius 0.1.
   """
   draw = lambda key: jax.random.normal(key, shape)
   return per_example(radius, 1 + len(shape)) * jax.vmap(draw)(keys)
@@ -148,10 +134,7 @@ def start(attack: Attack, keys: Keys, radius: Scalars, shape: Shape) -> Batch:
 
 
 def step(attack: Attack, w: Batch, gradient: Batch, radius: Scalars) -> Batch:
-  """One step from w up a known gradient of any scale, without momentum.
-
-  Where an example's gradient is zero, its w stays (but for the projection).
-  """
+  """One step from w up a known gradient of any scale, without momentum."""
   ball = BALLS[attack.norm]
   w = w + ball.ascent(gradient, attack.step_size * radius)
   return ball.project(w, radius) if attack.project else w
@@ -165,9 +148,8 @@ def climb(
 ) -> Batch:
   """attack.num_steps steps from w_0 up the gradient w -> [b, ...].
 
-  With momentum, g <- mu g + grad / mean|grad| for each example, from g = 0, and
-  the step goes up g. (MI-FGSM divides by the sum; the directions are the same.)
-  No gradient goes through the result.
+  With momentum they go up g <- mu g + grad / mean|grad|, from g = 0. (MI-FGSM
+  divides by the sum: the same directions.) No gradient goes through the result.
   """
   w_0, radius = jax.lax.stop_gradient((w_0, radius))
 
@@ -210,8 +192,7 @@ def maximise(
 ) -> Batch:
   """The perturbation w [b, *shape] of an attack: its start and its steps.
 
-  w_i depends on key i alone, and no gradient goes through it. The goal is
-  differentiated by w only, and not called if attack.num_steps is 0.
+  No gradient goes through w. The goal is not called if attack.num_steps is 0.
   """
   return ascend(attack, goal, start(attack, keys, radius, shape), radius)
 
@@ -219,11 +200,7 @@ def maximise(
 def by_name(name: str) -> Callable[..., Batch]:
   """(goal, keys [b], radius [b], shape) -> w [b, *shape], as `maximise`.
 
-  Args:
-    name: in ATTACKS, at its own numbers; "gaussian"; or "none", for w = 0.
-
-  Raises:
-    KeyError: no such attack.
+  name is in ATTACKS, or "gaussian", or "none", for w = 0; else KeyError.
   """
   if name in ATTACKS:
     return partial(maximise, ATTACKS[name])
@@ -238,8 +215,8 @@ def mean_gradient(
 ) -> Callable[[Array], Array]:
   """w -> the mean over draws of d value / dw, in the memory of one draw.
 
-  value is (w, draw) -> [b], where example i's may depend on its own part of w
-  alone; draws is a pytree of arrays [m, ...], of which a draw is one row.
+  value is (w, draw) -> [b]; draws is a pytree of arrays [m, ...], of which a
+  draw is one row.
   """
   count = len(jax.tree.leaves(draws)[0])
 

@@ -1,7 +1,7 @@
 """The paper's algorithm on a batch: draw, attack, the loss of each example.
 
-A `Method` says what is minimised. From the training examples of a batch,
-`draw` makes noisy states, `find_w` attacks the network there, and `losses` is
+From a batch, `draw` makes noisy states, `find_w` attacks the network there, and
+`losses` is
 
   weight (clean |eps_hat - eps|^2 + lambda_t |eps_theta(x_t') - target|^2),
 
@@ -38,10 +38,9 @@ def as_predictor(
 ) -> Predictor:
   """A network as a noise predictor.
 
-  Args:
-    network: any function (params, x_t [b, ...], t [b]) -> output [b, ...]; or
-      a Network, whose apply is given the dropout key too.
-    prediction: what its output stands for.
+  It is any function (params, x_t [b, ...], t [b]) -> output [b, ...], or a
+  Network, whose apply is given the dropout key too; the prediction is what its
+  output stands for.
 
   Examples:
     Any function will do, here one that estimates x_0 by 0:
@@ -67,33 +66,22 @@ def as_predictor(
 
 
 class Method(NamedTuple):
-  """What is minimised.
+  """What is minimised: three fields, and the paper's method by default."""
 
-  Three fields are enough; the defaults of the others are the paper's method.
-
-  objective: a line of objectives.OBJECTIVES.
-  predictor: the network as a noise predictor, by `as_predictor`.
-  process: the noise process.
-  radius: sigma_t [b] -> r [b], in noise units.
-  lambda_t: r [b] -> lambda_t [b].
-  weight: level -> weight of the whole loss [b].
-  perturb: (goal, keys [b], r [b], shape) -> w, where goal: w -> [b]; None is
-    the objective's own attack.
-  goal: what the attack raises, a name in objectives.GOALS.
-  attacked: the predictor that is attacked, if not `predictor`.
-  stop_gradient: no gradient through the regulariser's target.
-  """
-
-  objective: Objective
-  predictor: Predictor
+  objective: Objective  # a line of objectives.OBJECTIVES
+  predictor: Predictor  # by `as_predictor`
   process: Process
+  # sigma_t [b] -> r [b], noise units.
   radius: Callable[[Array], Array] = radii.radius
+  # r [b] -> lambda_t [b].
   lambda_t: Callable[[Array], Array] = partial(radii.constant_lambda, 0.3)
+  # Of the whole loss.
   weight: Callable[[Level], Array] = parametrisation.eps_weight
+  # (goal, keys [b], r [b], shape) -> w; None: the objective's own attack.
   perturb: Callable[..., Array] | None = None
-  goal: str = "J"
-  attacked: Predictor | None = None
-  stop_gradient: bool = False
+  goal: str = "J"  # what the attack raises, a name in objectives.GOALS
+  attacked: Predictor | None = None  # if not the predictor
+  stop_gradient: bool = False  # of the regulariser's target
 
 
 class Draws(NamedTuple):
@@ -109,7 +97,7 @@ class Draws(NamedTuple):
 
 def without_regulariser(method: Method) -> Method:
   """The method in steps, or for examples, that go without its perturbation."""
-  plain = objectives.without_regulariser(method.objective)
+  plain = method.objective._replace(clean=True, target=None, attack="none")
   return method._replace(objective=plain)
 
 
@@ -127,12 +115,8 @@ def draw(
 ) -> Draws:
   """Level, noise and keys of each example, from (key, its place) alone.
 
-  Args:
-    method: its process, noising, radius and lambda_t are used.
-    x_0: training examples in model units, [b, ...].
-    sigma_c: known noise of each, [b]; see robustness.noising.
-    key: of the step.
-    ramp: factor of lambda_t, in [0, 1].
+  x_0 is in model units, sigma_c its known noise (robustness.noising), key that
+  of the step, and ramp a factor of lambda_t, in [0, 1].
   """
   b, shape = x_0.shape[0], x_0.shape[1:]
   # The fourth is no longer used; with five, all draws stay what they were.
@@ -140,14 +124,9 @@ def draw(
   level = method.process.draw(example_keys(t_key, b))
   z = jax.vmap(lambda k: jax.random.normal(k, shape))(example_keys(eps_key, b))
   radius = method.radius(processes.unit_sigma(level))
-  return Draws(
-    level=level,
-    noised=method.objective.noise(x_0, sigma_c, level, z),
-    radius=radius,
-    lambda_t=ramp * method.lambda_t(radius),
-    w_keys=example_keys(w_key, b),
-    dropout_key=dropout_key,
-  )
+  noised = method.objective.noise(x_0, sigma_c, level, z)
+  lambda_t, w_keys = ramp * method.lambda_t(radius), example_keys(w_key, b)
+  return Draws(level, noised, radius, lambda_t, w_keys, dropout_key)
 
 
 def find_w(
@@ -156,11 +135,7 @@ def find_w(
   eps_hat: Float[Array, " b *shape"],
   draws: Draws,
 ) -> Float[Array, " b *shape"]:
-  """The perturbation w of a batch, against the network as it stands.
-
-  Parameters and eps_hat are under stop-gradient: XLA builds no gradient of
-  the weights for the attack.
-  """
+  """The perturbation w of a batch, without gradient of the parameters."""
   params, eps_hat = jax.lax.stop_gradient((params, eps_hat))
   predictor = method.attacked or method.predictor
   goal = objectives.goal(
@@ -179,31 +154,18 @@ def losses(
 ) -> tuple[Scalars, dict[str, Scalars]]:
   """The weighted loss of each example [b], and its terms.
 
-  The clean pass serves both attack and loss, and all passes share a dropout
-  mask. The attack stands inside the differentiated loss for this: outside,
-  XLA does not merge the two clean passes of a U-Net, and a step costs 9
-  passes instead of 8.
-
-  Returns:
-    The losses, and "dsm", "regulariser" and "w_linf" (max |w_i|), each [b],
-    of those that the objective has.
+  The terms are "dsm", "regulariser" and "w_linf" (max |w_i|), of those that the
+  objective has. All passes share a dropout mask. The attack stands inside the
+  differentiated loss to share the clean pass, which XLA does not merge for a
+  U-Net: a step costs 8 passes and not 9.
   """
-  eps_fn = lambda x_t: method.predictor(
-    params, x_t, draws.level, draws.dropout_key
-  )
-  eps_hat = eps_fn(draws.noised.x_t)
-  w = None
+  level, dropout_key = draws.level, draws.dropout_key
+  eps_fn = lambda x_t: method.predictor(params, x_t, level, dropout_key)
+  eps_hat, w = eps_fn(draws.noised.x_t), None
   if method.objective.target is not None:
     w = find_w(method, params, eps_hat, draws)
-  values, terms = objectives.loss(
-    method.objective,
-    eps_fn,
-    eps_hat,
-    draws.noised,
-    w,
-    draws.lambda_t,
-    method.stop_gradient,
-  )
+  given = method.objective, eps_fn, eps_hat, draws.noised, w, draws.lambda_t
+  values, terms = objectives.loss(*given, method.stop_gradient)
   if w is not None:
     terms["w_linf"] = jnp.max(jnp.abs(w), axis=tuple(range(1, w.ndim)))
   return method.weight(draws.level) * values, terms
@@ -214,22 +176,19 @@ def compare_attacks(
 ) -> dict[str, Float[Array, ""]]:
   """How much more a strong attack finds than the method's own.
 
-  Both start from the same draw, inside the same radius, and raise the
-  method's goal: a training attack that the network has learnt to evade shows
-  as a growing ratio, before the samples show it.
+  Both start from the same draw, in the same radius: a growing ratio shows that
+  the network has learnt to evade the training attack, before samples show it.
 
   Returns:
     "goal_attack" and "goal_pgd", the goal's mean over elements and examples
     at w of each; "pgd_gain", their ratio; "regulariser_pgd", the perturbed
     branch's loss at the strong attack's w.
   """
-  eps_fn = lambda x_t: method.predictor(
-    params, x_t, draws.level, draws.dropout_key
-  )
+  level, dropout_key = draws.level, draws.dropout_key
+  eps_fn = lambda x_t: method.predictor(params, x_t, level, dropout_key)
   eps_hat = eps_fn(draws.noised.x_t)
-  strongest = method._replace(
-    attacked=None, perturb=partial(attacks.maximise, strong)
-  )
+  perturb = partial(attacks.maximise, strong)
+  strongest = method._replace(attacked=None, perturb=perturb)
   goal, residual = (
     objectives.goal(name, method.objective, eps_fn, eps_hat, draws.noised)
     for name in (method.goal, "residual")

@@ -1,9 +1,8 @@
 """From training examples to noised ones: blind to their corruption, or not.
 
-A training example is y = x_0 + sigma_c n: clean where sigma_c = 0, and dirty
-by a Gaussian of known standard deviation elsewhere. Plain diffusion takes y
-for clean data. Noise-aware diffusion counts the noise that is in y already as
-part of the noise at level t.
+A training example is y = x_0 + sigma_c n, with Gaussian noise of known
+standard deviation, 0 where it is clean. Plain diffusion takes y for clean data;
+noise-aware diffusion counts its noise as part of the noise at level t.
 """
 
 from typing import NamedTuple
@@ -19,18 +18,12 @@ Scalars = Float[Array, " b"]
 
 
 class Noised(NamedTuple):
-  """A noised batch.
-
-  x_t: the states, [b, ...].
-  eps: what eps_hat is regressed on, [b, ...].
-  weight: of that regression, [b].
-  sigma: noise of the state; w noise units move it by sigma w, [b].
-  """
+  """A noised batch."""
 
   x_t: Batch
-  eps: Batch
-  weight: Scalars
-  sigma: Scalars
+  eps: Batch  # what eps_hat is regressed on
+  weight: Scalars  # of that regression
+  sigma: Scalars  # w noise units move the state by sigma w
 
 
 def blind(y: Batch, sigma_c: Scalars, level: Level, z: Batch) -> Noised:
@@ -51,11 +44,8 @@ def aware(y: Batch, sigma_c: Scalars, level: Level, z: Batch) -> Noised:
   E[z / sqrt(kappa) | x_t] = E[eps | x_t], where eps is all the noise on the
   clean x_0, so the regression has the clean data's optimum. This is the loss
   |kappa x_0_hat + (1 - kappa) x_t / alpha - y|^2 of Daras et al. 2024 ("Ambient
-  Tweedie", arXiv 2404.10177, Theorem 4.1) in noise units. A clean example has
-  kappa = 1 and is DDPM's.
-
-  An example says nothing of levels below its own noise (kappa <= 0): there
-  x_t is that of `blind`, and the weight is 0. z is unit Gaussian noise.
+  Tweedie", arXiv 2404.10177, Theorem 4.1) in noise units. At levels below an
+  example's own noise (kappa <= 0) x_t is that of `blind`, and the weight is 0.
 
   Examples:
     Examples with noise of 0.2 teach less at sigma 0.5, and nothing at 0.1:

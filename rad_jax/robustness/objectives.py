@@ -1,15 +1,11 @@
 """Training objectives: what the network is asked to do around x_t.
 
-An objective is one line of OBJECTIVES: how examples are noised, whether the
-network is fitted to their noise (the clean branch), what it shall predict at
-the perturbed state x_t' = x_t + sigma w (the target), and which attack finds
-that state:
+An objective is one line of OBJECTIVES; at x_t' = x_t + sigma w its value is
 
-  clean |eps_hat - eps|^2 + lambda_t |eps_theta(x_t') - target|^2.
+  clean |eps_hat - eps|^2 + lambda_t |eps_theta(x_t') - target|^2,
 
-All of it is in noise units, whatever the network predicts. |.|^2 is the mean
-over an example's elements, as in DDPM's code: against the sum it scales loss
-and gradient alike, and lambda keeps its meaning.
+in noise units, whatever the network predicts. |.|^2 is the mean over an
+example's elements, as in DDPM's code.
 """
 
 from collections.abc import Callable
@@ -37,42 +33,34 @@ def squared_error(a: Batch, b: Batch) -> Scalars:
 
 def invariant(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
   """eps_hat: invariance, as classifiers' adversarial training asks for."""
-  del eps, w
   return eps_hat
 
 
 def equivariant(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
   """eps_hat + w: equivariance, the paper's. x_0_hat stays where it is."""
-  del eps
   return eps_hat + w
 
 
 def true_noise(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
   """eps + w: the true noise of x_t' (AT_Diff, Wang et al. 2025)."""
-  del eps_hat
   return eps + w
 
 
 def unshifted_noise(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
   """eps: DDPM-IP's, which perturbs the input alone (Ning et al. 2023)."""
-  del eps_hat, w
   return eps
 
 
 class Objective(NamedTuple):
   """One line of OBJECTIVES.
 
-  noise: how examples are noised (robustness.noising).
-  clean: whether there is a clean branch. Without one, the value is the
-    target's error alone, with no lambda.
-  target: what to predict at x_t'; None for no perturbed branch.
-  attack: the default one: "none", "gaussian", or a name in attacks.ATTACKS.
+  Without a clean branch, the value is the target's error, with no lambda.
   """
 
-  noise: Callable[..., Noised]
+  noise: Callable[..., Noised]  # of robustness.noising
   clean: bool
-  target: Target | None
-  attack: str
+  target: Target | None  # what to predict at x_t'; None: no such branch
+  attack: str  # default: "none", "gaussian", or a name in attacks.ATTACKS
 
 
 OBJECTIVES = {
@@ -91,11 +79,6 @@ OBJECTIVES = {
 }
 
 
-def without_regulariser(objective: Objective) -> Objective:
-  """The objective of a step without perturbation."""
-  return Objective(objective.noise, True, None, "none")
-
-
 def loss(
   objective: Objective,
   eps_fn: EpsFn,
@@ -109,15 +92,15 @@ def loss(
 
   Args:
     objective: from OBJECTIVES.
-    eps_fn: the noise predictor x_t -> eps_hat, with all else bound.
+    eps_fn: the noise predictor, with all else bound.
     eps_hat: eps_fn(x_t): handed in because the attack needs it too.
     noised: the batch.
-    w: the perturbation, in noise units; None if the objective has no target.
-    lambda_t: weight of the perturbed branch, [b].
+    w: the perturbation; None if the objective has no target.
+    lambda_t: weight of the perturbed branch.
     stop_gradient: no gradient goes through the target; the paper's does.
 
   Returns:
-    The value [b], and its terms, "dsm" and "regulariser", each [b].
+    The value, and its terms, "dsm" and "regulariser".
 
   Examples:
     The perfect denoiser of one point is equivariant: its robust loss is 0.
@@ -169,8 +152,7 @@ def goal(
 ) -> Callable[[Batch], Scalars]:
   """What an attack raises: w -> [b], a sum over an example's elements.
 
-  Given parameters and eps_hat under stop-gradient, no weight gradient is
-  built. name is in GOALS; the others are as for `loss`.
+  name is in GOALS; the others are as for `loss`.
   """
   target = GOALS[name](objective)
 

@@ -1,19 +1,9 @@
 """Purification: noise an input up to t*, and let the model remove the noise.
 
 DiffPure (Nie et al. 2022, arXiv 2205.07460): what an adversary has added
-drowns in the noise, and the reverse process returns to the data. It is a pure
-function of the input and of one key an example, and an adaptive attack can
-differentiate through it:
-
-  levels = purification.from_level(process.grid(1000), 0.32)
-
-  def loss(x, keys):  # of a classifier behind it
-    purified = purification.purify(
-      eps_fn, levels, samplers.ddpm(), x, keys, remat=True
-    )
-    return cross_entropy(classifier(purified), labels)
-
-  x_adv = purification.eot_attack(loss, x, keys, radius, ATTACKS["pgd"], 16)
+drowns in the noise, and the reverse process returns to the data. It is a
+function of the input and of one key an example that an adaptive attack can
+differentiate: see eot_attack, and docs/howto/purify.md.
 """
 
 from collections.abc import Callable
@@ -61,13 +51,8 @@ def purify(
 ) -> Batch:
   """x_t = alpha x + sigma eps at levels[0], then the reverse process. Jit-able.
 
-  Args:
-    eps_fn, clip_x_0, remat: as in `samplers.reverse`.
-    levels: from t* down, [num_levels], by `from_level`.
-    update: `samplers.ddim(0)` for a deterministic way back; `samplers.ddpm()`,
-      DiffPure's, and others for a stochastic one.
-    x: the inputs, in data units, [b, ...].
-    keys: one an example, of all its noise, [b].
+  x is in data units, levels are from t* down (`from_level`), update is
+  samplers.ddpm(), DiffPure's, or any other; the rest is as in samplers.reverse.
   """
   x_t = levels.alpha[0] * x + samplers.noise(levels, keys, x.shape[1:])
   return samplers.reverse(
@@ -88,19 +73,16 @@ def eot_attack(
   """PGD on inputs of a randomised loss: expectation over transformation.
 
   Each step climbs the mean gradient over new draws of the loss's randomness
-  (EOT, Athalye et al. 2018, arXiv 1707.07397), in the memory of one draw. With
-  attack.project, the input stays in the ball around x and in [low, high].
+  (EOT, Athalye et al. 2018, arXiv 1707.07397), in the memory of one draw.
   Jit-able; no gradient goes through the result.
 
   Args:
-    loss: (x [b, ...], keys [b]) -> [b], what is raised; example i's may
-      depend on x_i and key i alone.
-    x: the inputs, in data units, in [low, high], [b, ...].
-    keys: of the start and of all draws, one an example, [b]. Draw others than
-      these to measure the result.
-    radius: of each input's ball, in data units, [b], 0 or more.
+    loss: what is raised; example i's may depend on x_i and key i alone.
+    x: the inputs, in data units, in [low, high].
+    keys: of the start and of all draws. Use others to measure the result.
+    radius: of each input's ball, in data units, 0 or more.
     attack: its numbers; of published ones ATTACKS["pgd"].
-    num_draws: draws a step, at least 1; 1 is enough for a loss without noise.
+    num_draws: draws a step; 1 is enough for a loss without noise.
     low, high: the range of the data.
 
   Raises:
@@ -109,8 +91,7 @@ def eot_attack(
   if attack.momentum:
     raise ValueError(f"no momentum here, got {attack.momentum}")
 
-  def moved(delta):
-    return jnp.clip(x + delta, low, high)
+  moved = lambda delta: jnp.clip(x + delta, low, high)
 
   def body(i, x_adv):
     gradient = attacks.mean_gradient(loss, _draws(keys, i, num_draws))

@@ -1,9 +1,9 @@
 """The perturbation's radius r(t), and the regulariser's weight lambda_t.
 
-r(t) bounds the perturbation w in noise units: |w_i| <= r(t). Sources disagree
-on its shape, so each reading has a name; docs/radius.md compares them. sigma_t
-is DDPM's sigma / sqrt(alpha^2 + sigma^2), in (0, 1), for every process, so that
-a radius follows the signal-to-noise ratio alone.
+r(t) bounds w in noise units. Sources disagree on its shape, so each reading has
+a name; docs/radius.md compares them. sigma_t is DDPM's sigma / sqrt(alpha^2 +
+sigma^2), in (0, 1), for every process: a radius follows the signal-to-noise
+ratio alone.
 """
 
 import jax
@@ -22,7 +22,6 @@ def falling(sigma_t: Scalars, sigma_max: Scalar, omega: float) -> Scalars:
 
 def rising(sigma_t: Scalars, sigma_max: Scalar, omega: float) -> Scalars:
   """sigma_t**omega: rises with the noise (public notes of the ICLR text)."""
-  del sigma_max
   return sigma_t**omega
 
 
@@ -41,15 +40,9 @@ def radius(
 ) -> Scalars:
   """r = shape(t) + beta, or beta shape(t); for shape "constant", r = beta.
 
-  Args:
-    sigma_t: noise level of each example, [b], in (0, 1).
-    sigma_max: sigma_t at the process's noisiest level, within 1e-4 of 1.
-    shape: a name in RADII.
-    omega: exponent of the shape, at least 1.
-    beta: floor or factor of the radius.
-    multiplicative: whether beta is a factor.
-    in_state_units: bounds |sigma_t w| by r and not |w|, by returning
-      r / sigma_t, which is the radius in noise units.
+  sigma_max is sigma_t at the process's noisiest level, shape a name in RADII,
+  omega its exponent. in_state_units bounds |sigma_t w| by r and not |w|, by
+  returning r / sigma_t, the radius in noise units.
 
   Examples:
     >>> sigma_t = jnp.array([0.1, 0.5, 0.9])
@@ -74,8 +67,7 @@ def constant_lambda(lam: Scalar, radius: Scalars) -> Scalars:
 def inverse_std_lambda(lam: Scalar, radius: Scalars) -> Scalars:
   """lambda_t = lam / std(w), where w is uniform: std(w) = r / sqrt(3).
 
-  Read from one source, which prints lam sqrt(3) / (beta r(t)) for a
-  multiplicative beta; r here is the whole radius, beta included.
+  One source prints lam sqrt(3) / (beta r(t)), for a multiplicative beta.
   """
   return lam * jnp.sqrt(3.0) / jnp.maximum(radius, 1e-6)
 

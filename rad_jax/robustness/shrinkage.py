@@ -12,13 +12,11 @@ and its derivative vanishes at
 
   c = sigma / (alpha^2 q2 / (1 + lambda_t rho^2) + sigma^2):
 
-the plain optimum for data of variance q2 / (1 + lambda_t rho^2). Regularised
-training learns shrunk data: wide directions and narrow ones alike at one
-level. What is left at the end of sampling differs, for each direction is
-decided at the levels where its signal and the noise are of one size.
-
-The network need not be linear, so for data that is not Gaussian this is a
-hint and no bound. All is float64 NumPy; levels fall, as in a process's grid.
+the plain optimum for data of variance q2 / (1 + lambda_t rho^2). At one level
+all directions shrink alike; after sampling they differ, for each is decided at
+the levels where its signal and the noise are of one size. Networks are not
+linear, so for data that is not Gaussian this is a hint and no bound. All is
+float64 NumPy; levels fall, as in a process's grid.
 """
 
 import math
@@ -27,12 +25,11 @@ import numpy as np
 import scipy.optimize
 
 # Standard deviation and mean size of w's elements, in units of the radius.
-_LAWS = {
+LAWS = {
   "uniform": (1 / math.sqrt(3), 1 / 2),
   "gaussian": (1.0, math.sqrt(2 / math.pi)),
   "corner": (1.0, 1.0),
 }
-LAWS = tuple(_LAWS)
 
 
 def effective_variance(q2, lam_t, rho):
@@ -43,14 +40,10 @@ def effective_variance(q2, lam_t, rho):
 def std_of_w(radius, law: str):
   """Standard deviation of w's elements in a ball of a radius, noise units.
 
-  The law is "uniform" in the linf ball, r / sqrt(3); "gaussian" of standard
-  deviation r; or "corner", r: sign steps end at corners, most of the time. It
-  is that along a direction where w has no preferred one. At "corner" it bounds
-  the root mean square over directions, for either norm; an attack that puts all
-  of w into one direction of d has r sqrt(d) there and 0 across it.
-
-  Raises:
-    ValueError: another law.
+  The law, in LAWS (else ValueError), is "uniform" in the linf ball; "gaussian";
+  or "corner", where sign steps mostly end. It is that along any direction if w
+  prefers none; an attack that puts all of w into one direction of d has
+  r sqrt(d) there and 0 across it.
   """
   return _law(law)[0] * np.asarray(radius, np.float64)
 
@@ -70,16 +63,14 @@ def sampled_variance(
 ) -> float:
   """The variance along a direction of samples by the linear optimum.
 
-  The sampler is DDIM's, from a Gaussian of standard deviation sigma[0]. At each
-  level x_0_hat and eps_hat are multiples of x_t, so a step multiplies x_t by
-  one number and adds noise of known variance; the last level returns x_0_hat.
-  Clean estimates are not clipped.
+  The sampler is DDIM's, from a Gaussian of standard deviation sigma[0], without
+  clipping: a step multiplies x_t by a number and adds noise of known variance.
 
   Args:
     q2: the data's variance along the direction, data units squared.
     alpha, sigma: the levels, [n], from the most noise to the least.
-    lam_t: weight of the regulariser, [n] or a number.
-    rho: standard deviation of w, [n] or a number, noise units.
+    lam_t: weight of the regulariser.
+    rho: standard deviation of w, noise units.
     eta: 0 is deterministic (Euler's step), 1 DDPM's with the small variance.
   """
   alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
@@ -109,12 +100,7 @@ def lambda_for(
 ) -> float:
   """The lambda that leaves target_ratio of a direction's standard deviation.
 
-  Args:
-    target_ratio: standard deviation of samples over the data's, positive.
-    q2, alpha, sigma, rho, eta: as for `sampled_variance`.
-    unit_lam_t: lambda_t at lambda = 1, to which it is proportional, [n] or a
-      number.
-    largest: where the search ends.
+  unit_lam_t is lambda_t at lambda = 1; the rest is as for `sampled_variance`.
 
   Raises:
     ValueError: no lambda in [0, largest] does it: target_ratio is above what
@@ -133,12 +119,11 @@ def lambda_for(
       f" deviation {math.sqrt(q2):g}: it stays between {least:.4g} and"
       f" {most:.4g}"
     )
-  return float(
-    scipy.optimize.brentq(excess, 0.0, largest, xtol=1e-12, maxiter=1000)
-  )
+  brentq = scipy.optimize.brentq
+  return float(brentq(excess, 0.0, largest, xtol=1e-12, maxiter=1000))
 
 
 def _law(law: str) -> tuple[float, float]:
-  if law not in _LAWS:
+  if law not in LAWS:
     raise ValueError(f"law of w {law!r}: it must be one of {', '.join(LAWS)}")
-  return _LAWS[law]
+  return LAWS[law]

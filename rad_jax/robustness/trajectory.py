@@ -1,19 +1,18 @@
 """Attacks on sampling: perturbations w of the reverse process's own states.
 
-At an attacked level n the state is x_t + sigma_n w_n, w_n in noise units,
-before the step is taken (samplers.reverse). w is [n, b, ...] for the n levels
-of the sampler, and each w_n of each example has a ball of its own, of radius
-budget [n, b], noise units: where that is 0, w is exactly 0. Norms and numbers
-are those of robustness.attacks.
+At an attacked level n the state is x_t + sigma_n w_n before the step is taken
+(samplers.reverse). w is [n, b, ...] for the n levels of the sampler, and each
+w_n of each example has a ball of its own, of radius budget [n, b], noise units.
+Norms and numbers are those of robustness.attacks.
 
   joint   all attacked levels together, by gradients through the process
   greedy  level after level, each for the clean estimate there and then
   random  no gradient, on the border of the ball: the control
 
-An attack sees a Chain, one reverse process with all its noise, and does not
-sample from it: samplers.reverse(*chain, w=w) does. To attack another network
-than the one that is sampled (transfer), replace the chain's eps_fn for the
-attack alone. All of them can be jitted, and their w has no gradient.
+An attack sees a Chain, one reverse process with all its noise, from which
+samplers.reverse(*chain, w=w) samples. To attack another network than the one
+that is sampled (transfer), replace the chain's eps_fn for the attack alone. All
+can be jitted, and their w has no gradient.
 """
 
 from collections.abc import Callable
@@ -40,10 +39,7 @@ Trajectory = Float[Array, "n b ..."]
 
 
 class Chain(NamedTuple):
-  """One reverse process with its noise: what samplers.reverse takes.
-
-  eps_fn treats each example alone.
-  """
+  """One reverse process with its noise: what samplers.reverse takes."""
 
   eps_fn: EpsFn
   levels: Level
@@ -54,16 +50,11 @@ class Chain(NamedTuple):
 
 
 class Queries(NamedTuple):
-  """Evaluations of the network on a batch that an attack takes.
-
-  forward: evaluations.
-  backward: gradients of one by its input.
-  recomputed: evaluations made a second time, to bound the memory.
-  """
+  """Evaluations of the network on a batch that an attack takes."""
 
   forward: int
-  backward: int
-  recomputed: int
+  backward: int  # gradients of one by its input
+  recomputed: int  # made a second time, to bound the memory
 
 
 def budget_at(radius: Scalars, attacked: Any, num_levels: int) -> Budget:
@@ -86,19 +77,16 @@ def joint(
 ) -> Trajectory:
   """PGD on all attacked levels at once, through the whole process.
 
-  The gradient's memory is that of the states and of one level's activations
-  (samplers.reverse, remat), whatever the number of draws.
+  The gradient's memory is that of the states and of one level's activations.
 
   Args:
     attack, chain, budget: see above; each step has its length at each level.
-    keys: of the random start, one an example, [b].
-    goal: of the sample, x_0_hat [b, ...] -> [b], what is raised; None is the
-      mean squared distance from the unperturbed sample of the same noise. The
-      gradient of that is zero at w = 0: it needs attack.start > 0.
-    draws: keys of the sampler's noise to expect over (EOT, Athalye et al.
-      2018, arXiv 1707.07397), [m, b], the same in all steps; the gradient is
-      the mean over them. None is the chain's own keys: an attacker who knows
-      all noise to come, the strongest. The start x_t is known to both.
+    keys: of the random start.
+    goal: of the sample, what is raised; None is the mean squared distance from
+      the unperturbed sample of the same noise, which needs attack.start > 0.
+    draws: keys of the sampler's noise over which the gradient is a mean (EOT,
+      Athalye et al. 2018, arXiv 1707.07397), the same in all steps. None is
+      the chain's own: an attacker who knows all noise to come, the strongest.
   """
   draws = chain.keys[None] if draws is None else draws
   clean = None
@@ -124,9 +112,8 @@ def greedy(
 ) -> Trajectory:
   """At each attacked level in turn, what moves its clean estimate most.
 
-  w_n raises |x_0_hat(x_t + sigma_n w_n) - x_0_hat(x_t)|^2 from the state x_t
-  to which the levels before, perturbed, have led. No gradient goes through
-  time. Args as for `joint`; attack.start > 0, as the gradient is zero at w = 0.
+  w_n raises |x_0_hat(x_t + sigma_n w_n) - x_0_hat(x_t)|^2 from the perturbed
+  state x_t, with no gradient through time. It needs attack.start > 0.
   """
   denoise = samplers.denoiser(chain.eps_fn, chain.clip_x_0)
 
@@ -151,11 +138,7 @@ def greedy(
 
 
 def random(norm: str, chain: Chain, keys: Keys, budget: Budget) -> Trajectory:
-  """The control: uniform on the border of the balls, with no query.
-
-  A random corner for linf, a random direction for l2. Args as for `joint`; of
-  the chain the shape alone counts.
-  """
+  """The control: a random corner for linf, a random direction for l2."""
   radius = budget.ravel()
   direction = attacks.gaussian(
     _row_keys(keys, len(budget)), jnp.ones_like(radius), chain.x_t.shape[1:]
@@ -172,8 +155,7 @@ def joint_queries(
 ) -> Queries:
   """What `joint` takes; the sample itself takes num_evaluations more.
 
-  num_evaluations is that of one process, from `samplers.evaluations`; own_goal
-  is whether a goal is given, which needs no unperturbed sample.
+  A goal of one's own needs no unperturbed sample.
   """
   passes = attack.num_steps * num_draws * num_evaluations
   clean = 0 if own_goal else num_draws * num_evaluations
@@ -185,10 +167,7 @@ def joint_queries(
 def greedy_queries(
   attack: Attack, num_evaluations: int, num_attacked: int
 ) -> Queries:
-  """What `greedy` takes; the sample itself takes num_evaluations more.
-
-  num_attacked is the number of levels where some example's budget is not 0.
-  """
+  """What `greedy` takes; the sample itself takes num_evaluations more."""
   passes = num_attacked * attack.num_steps
   return Queries(num_evaluations + num_attacked + passes, passes, 0)
 
