@@ -66,7 +66,11 @@ def _input_row(name, fetch, num_examples, batch_size, threads, rounds) -> dict:
   )
   mesh = sharding.device_mesh()
   times = timing.interleaved(
-    {name: lambda: jax.block_until_ready(sharding.place(next(stream), mesh))},
+    {
+      name: lambda: jax.block_until_ready(
+        sharding.place(next(stream), sharding.by_example(mesh))
+      )
+    },
     rounds,
     1.0,
   )
@@ -93,14 +97,14 @@ def waiting_rows(name: str, dtype: str, batch_size: int, steps: int) -> list:
   mesh = sharding.device_mesh()
   everywhere = sharding.replicated(mesh)
   state = jax.jit(runs.build(config).initial_state, out_shardings=everywhere)()
-  batch = sharding.place(next(stream), mesh)
+  batch = sharding.place(next(stream), sharding.by_example(mesh))
   step = loop.compile_step(runs.build(config), state, batch, mesh)
   state, metrics = step(state, batch)
   jax.block_until_ready(metrics)
   waited, started = 0.0, time.perf_counter()
   for _ in range(steps):
     asked = time.perf_counter()
-    batch = sharding.place(next(stream), mesh)
+    batch = sharding.place(next(stream), sharding.by_example(mesh))
     waited += time.perf_counter() - asked
     previous = metrics
     state, metrics = step(state, batch)

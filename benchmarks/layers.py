@@ -9,7 +9,8 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks import timing
-from rad_jax.models import normalisation, unet
+from rad_jax.models import layers as norms
+from rad_jax.models import unet
 
 # What, side, channels in and out: those of DDPM's U-Net for CIFAR-10.
 LAYERS = (
@@ -65,13 +66,13 @@ def _ours(
   elif what == "downsampling":
     layer = nn.Conv(c_out, (3, 3), strides=2)
   elif what == "attention":
-    layer = unet._Attention(float32)
+    layer = unet._Attention()
   elif what == "upsampling":
     layer = nn.Sequential([unet._upsample])
   elif what == "flax's group norm, silu":
     layer = nn.Sequential([nn.GroupNorm(32), nn.silu])
   else:
-    layer = nn.Sequential([normalisation.GroupNorm(32, float32), nn.silu])
+    layer = nn.Sequential([norms.GroupNorm(32, float32), nn.silu])
   x = jax.random.normal(jax.random.key(0), (b, side, side, c_in))
   params = layer.init(jax.random.key(1), x)
 

@@ -40,6 +40,16 @@ SETTINGS = {
 }
 
 
+def config_of(name: str, variant: str = "") -> ConfigDict:
+  """The config of configs/<name>.py."""
+  path = _CONFIGS / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(name, path)
+  assert spec and spec.loader
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(variant)
+
+
 def load(
   name: str, objective: str, dtype: str, batch_size: int = 0
 ) -> ConfigDict:
@@ -52,12 +62,7 @@ def load(
     batch_size: 0 is the setting's own, by platform.
   """
   setting = SETTINGS[name]
-  path = _CONFIGS / f"{setting.config}.py"
-  spec = importlib.util.spec_from_file_location(setting.config, path)
-  assert spec and spec.loader
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config()
+  config = config_of(setting.config)
   config.update_from_flattened_dict(setting.changes)
   config.data.linear_rank = 0
   config.objective.name = objective

@@ -8,11 +8,10 @@ Other tables of schemes on the same sets, and purification of attacked digits:
 
   python -m rad_jax.main --config=configs/demo.py --mode=schemes \
     --config.study.schemes=cheap --workdir=runs/cheap
-  python -m rad_jax.main --config=configs/demo.py --mode=purified_digits \
-    --workdir=runs/purified_digits
+  python -m benchmarks.purified_digits
 
 Interrupted, they go on where they were. The fields are those of
-configs/oblique_plane.py; rad_jax/experiments/schemes.py has what is other for
+configs/oblique_plane.py; rad_jax/experiments/schemes.py has what differs for
 digits (as configs/digits.py) and for each scheme.
 """
 

@@ -22,9 +22,8 @@ from rad_jax.training import checkpoints, hosts, loop
 # The exit code of a run that was asked to stop and can go on: EX_TEMPFAIL.
 INTERRUPTED = 75
 
-# Errors that a user can usually correct. Libraries raise some of these for
-# bugs as well, for which there is --traceback. All others are bugs and show
-# theirs.
+# Errors that a user can usually correct; all others are bugs and show their
+# traceback. Libraries raise some of these for bugs too: --traceback.
 _USER_ERRORS = (
   ValueError,
   OSError,
@@ -35,25 +34,19 @@ _USER_ERRORS = (
 )
 
 
-def help_text(version: str, modes: Mapping[str, tuple[str, str]]) -> str:
-  """What --help prints.
-
-  Args:
-    version: of the package.
-    modes: by name, what each does and an example of its flags.
-  """
+def help_text(version: str, modes: Mapping[str, tuple[str, str, Any]]) -> str:
+  """What --help prints; `modes`: what each does, an example, what runs it."""
   lines = "\n".join(
-    f"  {name:15} {says:20} {example}"
-    for name, (says, example) in modes.items()
+    f"  {name:13} {says:22} {example}"
+    for name, (says, example, _) in modes.items()
   )
-  known = textwrap.indent(
-    textwrap.fill(", ".join(packaged_configs()), 76), "  "
-  )
+  names = ", ".join(packaged_configs())
+  known = textwrap.indent(textwrap.fill(names, 76), "  ")
   return f"""rad_jax {version}: robust diffusion training
 
   python -m rad_jax.main --config=configs/digits.py --mode=train
 
---mode=           does                 for example
+--mode=         does                   for example
 {lines}
 
 --config=FILE[:smoke]    yours, or one of these; :smoke takes seconds:
@@ -77,28 +70,20 @@ def packaged_configs() -> dict[str, pathlib.Path]:
 def find_config(given: str) -> str:
   """The path of a config file; one of the package's where there is no other.
 
-  Args:
-    given: as on the command line: a path, perhaps with a ":variant" behind it;
-      "digits" and "configs/digits.py" are found from any folder.
-
-  Raises:
-    FileNotFoundError: there is no such file.
+  A ":variant" stays behind it. "digits" and "configs/digits.py" are found from
+  any folder; FileNotFoundError if there is no such file.
   """
   name, colon, variant = given.partition(":")
   path, known = pathlib.Path(name), packaged_configs()
   if path.is_file():
     return given
+  hint = f"the package has {', '.join(known)}"
   if str(path.parent) in (".", "configs"):
     if path.stem in known:
       return f"{known[path.stem]}{colon}{variant}"
-    close = difflib.get_close_matches(path.stem, known, 1)
-    if close:
-      raise FileNotFoundError(
-        f"no config file {name!r}; did you mean configs/{close[0]}.py?"
-      )
-  raise FileNotFoundError(
-    f"no config file {name!r}; the package has {', '.join(known)}"
-  )
+    if close := difflib.get_close_matches(path.stem, known, 1):
+      hint = f"did you mean configs/{close[0]}.py?"
+  raise FileNotFoundError(f"no config file {name!r}; {hint}")
 
 
 def parse_flags(argv: Sequence[str], help: Callable[[], str]) -> list[str]:
@@ -114,13 +99,7 @@ def parse_flags(argv: Sequence[str], help: Callable[[], str]) -> list[str]:
       elif argument in ("--config", "-config") and following:
         argv[i + 1] = find_config(following)
     return flags.FLAGS(argv)
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    OSError,
-    ValueError,
-  ) as error:
+  except (flags.Error, AttributeError, KeyError, *_USER_ERRORS) as error:
     message = one_line(error).rstrip(".")
   sys.exit(f"rad_jax: error: {message} (--help shows examples)")
 
@@ -130,10 +109,7 @@ def clear_errors(traceback: bool) -> Iterator[None]:
   """Turns what a user can correct into one line and exit code 1.
 
   A run that was asked to stop, and is saved, ends with code 75, "try again";
-  all else that Ctrl-C breaks off with 130.
-
-  Args:
-    traceback: raise such errors, to show where they come from.
+  all else that Ctrl-C breaks off with 130. `traceback`: raise such errors.
   """
   try:
     yield
@@ -141,10 +117,8 @@ def clear_errors(traceback: bool) -> Iterator[None]:
     print(f"rad_jax: {stopped}", file=sys.stderr)
     sys.exit(INTERRUPTED)
   except KeyboardInterrupt:
-    print(
-      "rad_jax: interrupted; the same command goes on where it can",
-      file=sys.stderr,
-    )
+    told = "rad_jax: interrupted; the same command goes on where it can"
+    print(told, file=sys.stderr)
     sys.exit(130)
   except _USER_ERRORS as error:
     if traceback:
@@ -154,15 +128,13 @@ def clear_errors(traceback: bool) -> Iterator[None]:
       message += f". Prepare it with: {prepare_command(sys.argv)}"
     elif not type(error).__module__.startswith("rad_jax."):
       message += " (--traceback shows where)"
-    is_one_of_many = (
-      jax.distributed.is_initialized() and jax.process_count() > 1
-    )
-    if is_one_of_many or isinstance(error, checkpoints.WriteError):
-      # Without a farewell, for which the other processes, or orbax's threads,
-      # would have to be whole.
-      print(f"rad_jax: error: {message}", file=sys.stderr, flush=True)
+    message = f"rad_jax: error: {message}"
+    connected = jax.distributed.is_initialized() and jax.process_count() > 1
+    if connected or isinstance(error, checkpoints.WriteError):
+      # A clean exit would wait for other processes, or for orbax's threads.
+      print(message, file=sys.stderr, flush=True)
       os._exit(1)
-    sys.exit(f"rad_jax: error: {message}")
+    sys.exit(message)
 
 
 def one_line(error: BaseException) -> str:
@@ -183,21 +155,15 @@ def prepare_command(argv: Sequence[str]) -> str:
     name, equals, value = argument.lstrip("-").partition("=")
     if argument.startswith("-") and name in needed:
       kept.append(f"--{name}={value if equals else following}")
-  return shlex.join(
-    ["python", "-m", "rad_jax.main", *kept, "--mode=prepare_data"]
-  )
+  command = ["python", "-m", "rad_jax.main", *kept, "--mode=prepare_data"]
+  return shlex.join(command)
 
 
 def say_errors_once() -> None:
-  """Drops what is logged of a failed save beside the error that it raises.
-
-  Orbax's threads, and futures that nobody waits for, write hundreds of lines.
-  """
+  """Drops what orbax and asyncio log of a failed save beside its error."""
+  orbax = f"{os.sep}orbax{os.sep}"
   absl_logging.get_absl_logger().addFilter(
-    lambda record: (
-      record.levelno < logging.ERROR
-      or f"{os.sep}orbax{os.sep}" not in record.pathname
-    )
+    lambda log: log.levelno < logging.ERROR or orbax not in log.pathname
   )
   logging.getLogger("asyncio").addFilter(
     lambda record: "was never retrieved" not in record.getMessage()
@@ -219,13 +185,8 @@ def keep_compiled(folder: str) -> None:
 
 
 def local_path(path: str) -> pathlib.Path:
-  """The path, if it is of a file system.
-
-  Raises:
-    ValueError: it is an address, as gs://bucket.
-  """
+  """The path; ValueError if it is an address, as gs://bucket."""
   if "://" in path:
-    raise ValueError(
-      f"--workdir={path} is no folder: mount it, as gcsfuse does a bucket"
-    )
+    hint = "mount it, as gcsfuse does a bucket"
+    raise ValueError(f"--workdir={path} is no folder: {hint}")
   return pathlib.Path(path)

@@ -34,11 +34,7 @@ def write_npz(path: pathlib.Path, /, **arrays: Any) -> None:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON file's content, empty if there is no file.
-
-  Raises:
-    ValueError: the file is damaged.
-  """
+  """A JSON file's content, {} without a file; ValueError if it is damaged."""
   if not path.exists():
     return {}
   try:
@@ -50,10 +46,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   """The rows of a file of JSON lines, none if there is no file.
 
-  A last line that was cut off, without its newline, is left out.
-
-  Raises:
-    ValueError: another line is damaged.
+  A last line without its newline is left out; ValueError if another is damaged.
   """
   lines = path.read_text().splitlines(keepends=True) if path.exists() else []
   try:

@@ -1,14 +1,14 @@
 """python -m rad_jax.main --config=configs/cifar10.py [--mode=...]
 
-Flags and one function a mode, which hands over. A mode imports what it alone
-needs, for SciPy's statistics and matplotlib take seconds.
+Flags and one function a mode, which imports what it alone needs: SciPy's
+statistics and matplotlib take seconds.
 """
 
 import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -81,10 +81,11 @@ def _sample(config: ConfigDict, workdir: pathlib.Path) -> None:
   print(f"sampled: {figures.show_samples(folder)}")
 
 
-def _evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
+def _measure(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.evaluation import evaluate
   from rad_jax.reports import figures
 
+  evaluate.refuse_unknown(config.evaluation.protocols)
   result = evaluate.evaluate(runs.build(config), workdir)
   for name, value in result["measures"].items():
     print(f"{name}: {value:.4g}")
@@ -111,22 +112,15 @@ def _purify(config: ConfigDict, workdir: pathlib.Path) -> None:
   print(f"purified: {figures.show_samples(folder)}")
 
 
-def _show_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-  del workdir
+def _show_config(config: ConfigDict, _: pathlib.Path) -> None:
   flag = flags.FLAGS["config"]
-  print(
-    configs.show(
-      config,
-      pathlib.Path(config_flags.get_config_filename(flag)).name,
-      config_flags.get_override_values(flag),
-    )
-  )
+  source = pathlib.Path(config_flags.get_config_filename(flag)).name
+  print(configs.show(config, source, config_flags.get_override_values(flag)))
 
 
-def _cost(config: ConfigDict, workdir: pathlib.Path) -> None:
+def _cost(config: ConfigDict, _: pathlib.Path) -> None:
   from rad_jax.experiments import cost
 
-  del workdir
   rows = cost.cost(config)
   print(f"{cost.table(rows)}\n\n{cost.forecast(config, rows)}")
 
@@ -150,8 +144,7 @@ def _study(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.experiments import study
 
   notes = pathlib.Path(config.study.notes) if config.study.notes else None
-  rows = study.run(config, workdir)
-  _report_rows(rows, workdir, "study", notes=notes)
+  _report_rows(study.run(config, workdir), workdir, "study", notes=notes)
 
 
 def _schemes(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -168,14 +161,6 @@ def _demo(config: ConfigDict, workdir: pathlib.Path) -> None:
   _report_rows(schemes.run(config, workdir, "demo"), workdir, "demo")
 
 
-def _purified_digits(config: ConfigDict, workdir: pathlib.Path) -> None:
-  from rad_jax.experiments import purified_digits
-
-  for row in purified_digits.run(config, workdir):
-    shares = [f"{name} {row[name]:.3f}" for name in list(row)[2:]]
-    print(f"{row['method']} {row['way']}: {', '.join(shares)}")
-
-
 def _report_rows(
   rows: list[dict[str, Any]], workdir: pathlib.Path, view: str, **options: Any
 ) -> None:
@@ -183,8 +168,7 @@ def _report_rows(
 
   paths = experiment.write(rows, workdir, view, **options)
   if paths[0].suffix == ".html":
-    _print_report(paths)
-    return
+    return _print_report(paths)
   print(paths[0].read_text())
   _print_paths("written", paths)
 
@@ -201,26 +185,23 @@ def _export(config: ConfigDict, workdir: pathlib.Path) -> None:
   print(f"exported: {folder} ({which} of step {model.step})")
 
 
-def _prepare_data(config: ConfigDict, workdir: pathlib.Path) -> None:
-  del workdir
+def _prepare(config: ConfigDict, _: pathlib.Path) -> None:
+  name = config.data.name
   if configs.is_synthetic(config):
-    print(f"{config.data.name} is drawn on the fly: nothing to prepare")
-  elif not training_set.needs_preparation(config.data.name):
-    print(f"{config.data.name} is read as it is: nothing to prepare")
+    print(f"{name} is drawn on the fly: nothing to prepare")
+  elif not training_set.needs_preparation(name):
+    print(f"{name} is read as it is: nothing to prepare")
   else:
-    builders.prepare(config.data.name, config.data.data_dir or None)
-    print(f"prepared: {config.data.name}")
+    builders.prepare(name, config.data.data_dir or None)
+    print(f"prepared: {name}")
 
 
 def _report(workdirs: str) -> None:
   from rad_jax.reports import runs as report
 
-  folder = _REPORT_DIR.value
-  paths = report.write(
-    [pathlib.Path(path) for path in workdirs.split(",") if path],
-    pathlib.Path(folder) if folder else None,
-  )
-  _print_report(paths)
+  found = [pathlib.Path(path) for path in workdirs.split(",") if path]
+  folder = pathlib.Path(_REPORT_DIR.value) if _REPORT_DIR.value else None
+  _print_report(report.write(found, folder))
 
 
 def _print_report(paths: list[pathlib.Path]) -> None:
@@ -233,50 +214,29 @@ def _print_paths(done: str, paths: Iterable[pathlib.Path]) -> None:
     print(f"{done}: {path}")
 
 
-class Mode(NamedTuple):
-  """What --help says of a mode, and what does it.
-
-  says: a few words.
-  example: flags, beside those of every mode.
-  run: (config, workdir) -> None; None for --mode=report, which has no config.
-  """
-
-  says: str
-  example: str
-  run: Callable[[ConfigDict, pathlib.Path], None] | None
-
-
-MODES = {
-  "train": Mode(
-    "train, or go on", "--config.data.corruption.fraction=0.9", _train
-  ),
-  "sample": Mode("draw samples", "--config.sampling.num_steps=50", _sample),
-  "evaluate": Mode(
-    "measure them", "--config.evaluation.num_samples=500", _evaluate
-  ),
-  "purify": Mode("clean images", "--config.purify.t_star=0.3", _purify),
-  "diagnose": Mode("how equivariant it is", "--workdir=runs/digits", _diagnose),
-  "cost": Mode("dry run", "--config.objective.name=robust_ran", _cost),
-  "hint": Mode("choose lambda", "--config.objective.lam=1.0", _hint),
-  "sweep": Mode("a grid of runs", '--config.sweep.lam="(0.3, 3.0)"', _sweep),
-  "study": Mode("data x methods", "--config=configs/study.py:smoke", _study),
-  "schemes": Mode("side by side", "--config.study.schemes=cheap", _schemes),
-  "demo": Mode("the effect", "--config=configs/demo.py", _demo),
-  "purified_digits": Mode(
-    "against attacks", "--config=configs/demo.py", _purified_digits
-  ),
-  "report": Mode("runs as one page", "--workdir=runs/ddpm,runs/adv", None),
-  "export": Mode("to diffusers", "--config=configs/cifar10.py", _export),
-  "prepare_data": Mode(
-    "fetch the set", "--config=configs/cifar10.py", _prepare_data
-  ),
-  "show_config": Mode(
-    "all fields", "--config.train.num_steps=100", _show_config
-  ),
+Mode = Callable[[ConfigDict, pathlib.Path], None]
+# What --help says of each mode, an example of its flags, and what does it; None
+# for --mode=report, which has no config.
+MODES: dict[str, tuple[str, str, Mode | None]] = {
+  "train": ("train, or go on", "--config.data.corruption.fraction=0.9", _train),
+  "sample": ("draw samples", "--config.sampling.num_steps=50", _sample),
+  "evaluate": ("measure them", "--config.evaluation.num_samples=500", _measure),
+  "purify": ("clean images", "--config.purify.t_star=0.3", _purify),
+  "diagnose": ("how equivariant it is", "--workdir=runs/digits", _diagnose),
+  "cost": ("dry run", "--config.objective.name=robust_ran", _cost),
+  "hint": ("choose lambda", "--config.objective.lam=1.0", _hint),
+  "sweep": ("a grid of runs", '--config.sweep.lam="(0.3, 3.0)"', _sweep),
+  "study": ("data x methods", "--config=configs/study.py:smoke", _study),
+  "schemes": ("side by side", "--config.study.schemes=cheap", _schemes),
+  "demo": ("the effect", "--config=configs/demo.py", _demo),
+  "report": ("runs as one page", "--workdir=runs/ddpm,runs/adv", None),
+  "export": ("to diffusers", "--config=configs/cifar10.py", _export),
+  "prepare_data": ("fetch the set", "--config=configs/cifar10.py", _prepare),
+  "show_config": ("all fields", "--config.train.num_steps=100", _show_config),
 }
 _MODE = flags.DEFINE_enum("mode", "train", [*MODES], "What to do.")
 # Their config is the base of runs, each of which is validated; or is not run.
-_UNCHECKED = ("study", "schemes", "demo", "purified_digits", "show_config")
+_UNCHECKED = ("study", "schemes", "demo", "show_config")
 
 
 def main(argv: list[str]) -> None:
@@ -287,11 +247,11 @@ def main(argv: list[str]) -> None:
   if not _TRACEBACK.value:
     console.say_errors_once()
   console.keep_compiled(_COMPILE_CACHE.value)
-  mode = MODES[_MODE.value]
+  mode, workdir = _MODE.value, _WORKDIR.value or default_workdir()
+  *_, work = MODES[mode]
   with console.clear_errors(_TRACEBACK.value):
-    if mode.run is None:
-      _report(_WORKDIR.value or default_workdir())
-      return
+    if work is None:
+      return _report(workdir)
     hosts.connect(
       _COORDINATOR.value,
       _NUM_PROCESSES.value,
@@ -300,19 +260,16 @@ def main(argv: list[str]) -> None:
       _HEARTBEAT_S.value,
     )
     hosts.introduce()
-    if jax.process_count() > 1 and _MODE.value != "train":
+    if jax.process_count() > 1 and mode != "train":
       raise hosts.HostError(
-        f"--mode={_MODE.value} runs in one process, on all its devices"
+        f"--mode={mode} runs in one process, on all its devices"
       )
     config = _CONFIG.value
     config.lock()  # The first access raises if the file could not be read.
-    if _MODE.value not in _UNCHECKED:
-      checks.validate(
-        config,
-        jax.device_count(),
-        training=_MODE.value in ("train", "sweep"),
-      )
-    mode.run(config, console.local_path(_WORKDIR.value or default_workdir()))
+    if mode not in _UNCHECKED:
+      training = mode in ("train", "sweep")
+      checks.validate(config, jax.device_count(), training=training)
+    work(config, console.local_path(workdir))
 
 
 def default_workdir() -> str:
@@ -324,17 +281,7 @@ def default_workdir() -> str:
 
 def help_text() -> str:
   """What --help prints."""
-  return console.help_text(
-    rad_jax.__version__,
-    {name: (mode.says, mode.example) for name, mode in MODES.items()},
-  )
-
-
-def _is_told_enough(given: dict[str, Any]) -> bool:
-  """A report is of workdirs; all else is of a config."""
-  if given["config"] is not None:
-    return True
-  return given["mode"] == "report" and bool(given["workdir"])
+  return console.help_text(rad_jax.__version__, MODES)
 
 
 def run() -> None:
@@ -343,7 +290,10 @@ def run() -> None:
   logging.getLogger("rad_jax").setLevel(logging.INFO)
   flags.register_multi_flags_validator(
     ["config", "workdir", "mode"],
-    _is_told_enough,
+    lambda given: (
+      given["config"] is not None
+      or (given["mode"] == "report" and given["workdir"])
+    ),
     "Flag --config must have a value; --mode=report takes --workdir as well;"
     " --help has examples",
   )

@@ -4,7 +4,7 @@ Everything below takes a Run, or plain arguments; none sees the ConfigDict.
 """
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
@@ -46,12 +46,8 @@ class Run(NamedTuple):
   """What a config stands for.
 
   config: the resolved fields as plain values, for files and messages.
-  keys: of the run's seed.
-  process, network, method, optimizer: what is trained, and how.
   attack: the numbers of the method's attack; None if it takes no steps.
-  learning_rate: step -> rate.
-  timetable: the steps at which the regulariser is on.
-  step_passes: forward passes of such a step; DDPM's are 3.
+  step_passes: forward passes of a step with the regulariser; DDPM's are 3.
   example_shape: of one example, as the network sees it.
   is_synthetic: whether examples are points drawn on the fly, not images.
   open_training_set: () -> the clean set, by index; or another, by keywords.
@@ -60,7 +56,7 @@ class Run(NamedTuple):
   initial_state: () -> the state before the first step. Jit-able.
   train_step: whether the regulariser is on -> the step.
   monitor: (state, batch) -> how much more PGD finds than the attack.
-  data, train, ...: sections of the config, as immutable records.
+  data, objective, ...: sections of the config, as immutable records.
   """
 
   config: dict[str, Any]
@@ -100,10 +96,11 @@ def build(config: ConfigDict) -> Run:
     first_step=round(config.regulariser.start * config.train.num_steps),
     every=config.regulariser.every_steps,
   )
+  fields = config.optimizer
   learning_rate = optimizers.learning_rate_schedule(
-    config.optimizer.learning_rate,
-    config.optimizer.warmup_steps,
-    config.optimizer.decay,
+    fields.learning_rate,
+    fields.warmup_steps,
+    fields.decay,
     config.train.num_steps,
   )
   optimizer = _optimizer(config, learning_rate)
@@ -111,13 +108,18 @@ def build(config: ConfigDict) -> Run:
   shape = training_set.example_shape(
     config.data.name, config.data.image_size, config.data.num_channels
   )
-  corrupt = _corruption(config, keys.corruption)
+  kind, fraction = config.data.corruption.kind, config.data.corruption.fraction
+  strength = configs.corruption_strength(config)
+  corruption = keys.corruption, kind, fraction, strength
+  corrupt = prepare.make_corruption(*corruption)
   make_batch = prepare.make_prepare(
     corrupt,
-    _known_noise(config, keys.corruption),
+    prepare.make_known_noise(*corruption),
     config.data.flip and not configs.is_synthetic(config),
   )
   strong = attacks.ATTACKS["pgd"]._replace(norm=config.attack.norm)
+  names = Run._fields[Run._fields.index("data") :]
+  sections = [(name, config[name].to_dict()) for name in names]
   return Run(
     config=config.to_dict(),
     keys=keys,
@@ -140,21 +142,14 @@ def build(config: ConfigDict) -> Run:
     open_training_set=_opener(config),
     corrupt=corrupt,
     prepare=make_batch,
-    initial_state=partial(
-      states.initial_state, network, optimizer, shape, keys.init, keys.train
+    # A copy of the keys, for JAX's check of reuse: it may be called again.
+    initial_state=lambda: states.initial_state(
+      network, optimizer, shape, *jax.tree.map(jax.random.clone, keys[:2])
     ),
     train_step=_train_step(config, method, optimizer, make_batch, timetable),
     monitor=step.make_monitor(method, make_batch, strong),
-    **{
-      name: record(config[name].to_dict(), name)
-      for name in Run._fields[Run._fields.index("data") :]
-    },
+    **{name: collections.namedtuple(name, v)(**v) for name, v in sections},
   )
-
-
-def record(values: Mapping[str, Any], name: str = "record") -> Any:
-  """A section of the config as an immutable record; ._asdict() undoes it."""
-  return collections.namedtuple(name, values)(**values)
 
 
 def _network(config: ConfigDict, dtype: str = "") -> Network:
@@ -166,8 +161,7 @@ def _network(config: ConfigDict, dtype: str = "") -> Network:
 def _attack(config: ConfigDict) -> attacks.Attack | None:
   """The attack's numbers; None for "none" and "gaussian"."""
   chosen = config.attack
-  default = objectives.OBJECTIVES[config.objective.name].attack
-  name = chosen.name or default
+  name = chosen.name or objectives.OBJECTIVES[config.objective.name].attack
   if name not in attacks.ATTACKS:
     return None
   numbers = {
@@ -234,11 +228,8 @@ def _train_step(
   make_batch: prepare.Prepare,
   timetable: passes.Timetable,
 ) -> Callable[[bool], step.Step]:
-  fields = config.regulariser
-  share = Fraction(
-    round(fields.batch_fraction * config.train.batch_size),
-    config.train.batch_size,
-  )
+  fields, batch_size = config.regulariser, config.train.batch_size
+  share = Fraction(round(fields.batch_fraction * batch_size), batch_size)
   common: dict[str, Any] = {
     "optimizer": optimizer,
     "ema_decay": config.optimizer.ema_decay,
@@ -268,38 +259,9 @@ def _train_step(
   return make
 
 
-def _corruption(
-  config: ConfigDict, key: PRNGKeyArray
-) -> Callable[[Array, Array], Array]:
-  fields = config.data.corruption
-  return prepare.make_corruption(
-    key, fields.kind, fields.fraction, configs.corruption_strength(config)
-  )
-
-
-def _known_noise(
-  config: ConfigDict, key: PRNGKeyArray
-) -> Callable[[Array], Array]:
-  fields = config.data.corruption
-  return prepare.make_known_noise(
-    key, fields.kind, fields.fraction, configs.corruption_strength(config)
-  )
-
-
-def _opener(config: ConfigDict) -> Callable[[], TrainingSet]:
-  data = config.data
+def _opener(config: ConfigDict) -> Callable[..., TrainingSet]:
+  own = ("name", "num_threads", "flip", "corruption")  # not of the clean set
+  fields = {n: value for n, value in config.data.items() if n not in own}
   return partial(
-    training_set.open_training_set,
-    data.name,
-    seed=config.seed,
-    num_examples=data.num_examples,
-    path=data.path,
-    split=data.split,
-    data_dir=data.data_dir,
-    loading=data.loading,
-    crop_size=data.crop_size,
-    image_size=data.image_size,
-    num_channels=data.num_channels,
-    max_unreadable=data.max_unreadable,
-    linear_rank=data.linear_rank,
+    training_set.open_training_set, config.data.name, seed=config.seed, **fields
   )

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from rad_jax.config import ConfigDict
-from rad_jax.main import INTERRUPTED  # noqa: F401
+from rad_jax.console import INTERRUPTED  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -13,6 +13,7 @@ from rad_jax import config as configs
 from rad_jax.data import builders
 from rad_jax.experiments import engine, study, table
 from rad_jax.reports import experiment
+from rad_jax.run import build as run_of
 from rad_jax.training import together
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -97,9 +98,9 @@ def test_groups_hold_one_program_each_and_every_run_once():
   )
   for group in groups:
     assert 1 <= len(group) <= 10
-    together.refuse([run.config for run in group])
+    together.refuse([run_of(one.config) for one in group])
   whole = engine.groups(runs, 1000)
-  programs = {together.program(group[0].config) for group in whole}
+  programs = {together.program(group[0].config.to_dict()) for group in whole}
   assert len(programs) == len(whole) == 3 * 5  # adv's lambdas are one
 
 
@@ -183,7 +184,7 @@ def test_report_has_its_files(written):
     "cells.csv",
     "errors.png",
     "oblique_plane-fields.png",
-    "oblique_plane-trajectories-3d.png",
+    "oblique_plane-trajectories.png",
     "digits-images.png",
     "digits-support_psnr_db.md",
   ):

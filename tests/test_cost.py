@@ -165,16 +165,16 @@ def test_the_table_has_ratios_to_ddpm():
 
 def test_memory_is_a_line_over_the_batch(robust_adv):
   config = wide_config()
-  law = cost.memory(config, robust_adv["on"]["memory"])
+  fixed, each = cost.memory(config, robust_adv["on"]["memory"])
   four = cost_of(train__batch_size=256)["on"]["memory"]
-  assert law.fixed + 256 * law.per_example == pytest.approx(four, rel=0.1)
+  assert fixed + 256 * each == pytest.approx(four, rel=0.1)
   state = jax.eval_shape(runs.build(config).initial_state)
-  assert law.fixed > 16 * num_parameters(state)
+  assert fixed > 16 * num_parameters(state)
   limit = 2.5 * four
-  largest = law.largest_batch(limit)
-  assert law.fixed + largest * law.per_example <= limit
-  assert law.fixed + (largest + 1) * law.per_example > limit
-  assert law.largest_batch(law.fixed / 2) == 0
+  largest = cost.largest_batch(fixed, each, limit)
+  assert fixed + largest * each <= limit
+  assert fixed + (largest + 1) * each > limit
+  assert cost.largest_batch(fixed, each, fixed / 2) == 0
 
 
 def test_forecast_is_of_the_whole_run(monkeypatch, robust_adv):

@@ -15,7 +15,7 @@ from rad_jax import checks
 from rad_jax import config as configs
 from rad_jax import run as runs
 from rad_jax.data import batches
-from rad_jax.experiments import sweep
+from rad_jax.experiments import engine
 from rad_jax.training import dispatch, hosts, loop, metrics, passes, watch
 
 FIELDS = dict(
@@ -100,8 +100,10 @@ def test_switched_regulariser_and_the_set_on_the_device(tmp_path):
   fields = FIELDS | dict(regulariser__start=0.5, objective__lam=3.0)
   alone = loop.train(runs.build(faulty.config_of(**fields)), tmp_path / "alone")
   together = loop.train(
-    faulty.config_of(
-      train__steps_per_dispatch=4, data__loading="device", **fields
+    runs.build(
+      faulty.config_of(
+        train__steps_per_dispatch=4, data__loading="device", **fields
+      )
     ),
     tmp_path / "together",
   )
@@ -230,7 +232,7 @@ def test_seconds_of_a_step_are_of_one_step(monkeypatch):
     return run
 
   clock = types.SimpleNamespace(perf_counter=lambda: now[0])
-  monkeypatch.setattr(sweep, "time", clock)
+  monkeypatch.setattr(engine, "time", clock)
   monkeypatch.setattr(loop, "compile_step", compile_step)
   config = faulty.config_of(train__steps_per_dispatch=8, **FIELDS)
-  assert sweep.step_seconds(config) == 0.25
+  assert engine.step_seconds(config) == 0.25

@@ -225,6 +225,7 @@ def scheme_rows():
 def test_scheme_figure():
   rows = experiment.relative_cost(scheme_rows())
   figure = charts.scheme_figure(rows, "cost", "support_rms")
+  figure.draw_without_rendering()  # lays the figure out
   titles = [axis.get_title() for axis in figure.axes]
   assert titles == ["digits", "oblique_plane"]
   for axis, factor in zip(figure.axes, (1, 0.1), strict=True):
@@ -240,7 +241,7 @@ def test_scheme_figure():
     boxes = [Text.get_window_extent(text) for text in axis.texts]
     for i, box in enumerate(boxes):
       assert box.count_overlaps(boxes[:i]) == 0
-      assert axis.bbox.count_contains(box.corners()) == 4
+      assert figure.bbox.count_contains(box.corners()) == 4
     up = bars(axis, 0)[1][0]
     np.testing.assert_allclose(up[:, 1], np.array([7, 9]) * factor)
 
@@ -379,7 +380,10 @@ def test_cells_have_every_number():
 def test_first_seed_is_the_one_that_is_shown():
   """It alone has a portrait."""
   rows = rows_of(ddpm=[3.0, 1.0, 2.0])[::-1]
-  assert gathered(rows).run("plane", "ddpm").name == "ddpm0"
+  cells = gathered(rows).cells
+  assert [r["run"] for r in cells["plane", "p90-s0.2", "ddpm"]] == (
+    ["ddpm0", "ddpm1", "ddpm2"]
+  )
 
 
 def test_corruptions_stand_by_their_strength_and_outliers_last():

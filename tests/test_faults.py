@@ -327,9 +327,8 @@ def test_debug_mode_raises_where_the_nan_arises(monkeypatch, tmp_path):
 
 
 def test_steps_are_traced_for_the_profiler(tmp_path):
-  loop.train(
-    faulty.config_of(train__num_steps=6, train__profile_steps=(2, 3)), tmp_path
-  )
+  config = faulty.config_of(train__num_steps=6, train__profile_steps=(2, 3))
+  loop.train(runs.build(config), tmp_path)
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
@@ -339,26 +338,26 @@ def test_weights_and_biases_gets_every_row(monkeypatch, tmp_path):
   import sys
   import types
 
-  logged, runs = [], []
+  logged, told = [], []
 
   @contextlib.contextmanager
   def init(**given):
-    runs.append(given)
+    told.append(given)
     yield types.SimpleNamespace(
       log=lambda values, step: logged.append((step, values))
     )
 
   monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
   for num_steps in (20, 40):
-    loop.train(
-      faulty.config_of(train__num_steps=num_steps, train__wandb_project="dirt"),
-      tmp_path,
+    config = faulty.config_of(
+      train__num_steps=num_steps, train__wandb_project="dirt"
     )
+    loop.train(runs.build(config), tmp_path)
   assert [step for step, _ in logged] == [20, 40]
   assert logged[1][1].keys() == metrics.read(tmp_path)[1].keys() - {"step"}
-  assert runs[0]["project"] == "dirt"
-  assert runs[0]["id"] == runs[1]["id"]  # one run, gone on with
-  assert runs[1]["config"]["train"]["num_steps"] == 40
+  assert told[0]["project"] == "dirt"
+  assert told[0]["id"] == told[1]["id"]  # one run, gone on with
+  assert told[1]["config"]["train"]["num_steps"] == 40
 
 
 def test_weights_and_biases_is_not_installed(monkeypatch, tmp_path):

@@ -166,7 +166,7 @@ batches = loop.training_batches(
 )
 losses, step_fn = [], None
 for _ in range(3):
-  batch = sharding.place(next(batches), mesh)
+  batch = sharding.place(next(batches), sharding.by_example(mesh))
   step_fn = step_fn or loop.compile_step(run, state, batch, mesh)
   state, measured = step_fn(state, batch)
   losses.append([float(measured[k]) for k in ("loss", "regulariser", "w_linf")])

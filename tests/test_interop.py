@@ -21,12 +21,13 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from rad_jax import checks
 from rad_jax import config as configs
-from rad_jax import validation
-from rad_jax.diffusion import schedules
+from rad_jax import run as runs
+from rad_jax.diffusion import parametrisation, schedules
 from rad_jax.interop import layouts, pretrained, weights
 from rad_jax.models import unet
-from rad_jax.training import build, checkpoints, loop, sharding
+from rad_jax.training import checkpoints, sharding, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILE = "diffusion_pytorch_model.safetensors"
@@ -47,23 +48,20 @@ def tiny(**fields):
   config.sampling.num_steps = 10
   for name, value in fields.items():
     config.update_from_flattened_dict({name.replace("__", "."): value})
-  validation.validate(config)
+  checks.validate(config)
   return config
 
 
 def shapes_of(config):
   """Of its parameters; traced once for each network."""
-  image = json.dumps(build.example_shape(config))
-  return _shapes(config.model.to_json_best_effort(), image)
+  return _shapes(json.dumps(config.to_dict()))
 
 
 @functools.lru_cache
-def _shapes(model, image):
+def _shapes(text):
   config = configs.default()
-  config.model.update(json.loads(model))
-  x_t = jnp.zeros((1, *json.loads(image)))
-  init = build.network(config).init
-  return jax.eval_shape(init, jax.random.key(0), x_t, jnp.zeros(1, jnp.int32))
+  config.update(json.loads(text))
+  return jax.eval_shape(runs.build(config).initial_state).params
 
 
 def random_params(config, seed=0):
@@ -82,12 +80,12 @@ def random_params(config, seed=0):
 
 def images(config, seed=1):
   """[b, h, w, c]"""
-  shape = (len(TIMES), *build.example_shape(config))
+  shape = (len(TIMES), *runs.build(config).example_shape)
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def output(config, params, x_t):
-  apply = jax.jit(build.network(config).apply)
+  apply = jax.jit(runs.build(config).network.apply)
   return np.asarray(apply(params, x_t, jnp.array(TIMES)))
 
 
@@ -268,9 +266,10 @@ def test_pipeline_runs_ours(diffusers, tmp_path, prediction, schedule):
   x_0, eps = np.float32(0.3), np.float32(-0.7)
   level = jax.tree.map(
     lambda column: column[500 - 1 - t : 500 - t],
-    build.process(config).grid(500),
+    runs.build(config).process.grid(500),
   )
-  c_x_0, c_eps = build.prediction(config)(level)
+  predictions = parametrisation.predictions(config.diffusion.sigma_data)
+  c_x_0, c_eps = predictions[prediction](level)
   y = c_x_0 * x_0 + c_eps * eps
   state = level.alpha * x_0 + level.sigma * eps
   scheduler.set_timesteps(500)
@@ -467,14 +466,14 @@ def test_improved_diffusion_computes_the_same(tmp_path, shape):
     attention_resolutions=(16, 8),
     **OF_IMPROVED,
   )
-  validation.validate(config)
+  checks.validate(config)
   params = load(tmp_path / "ema_0.9999_500000.pt", config)
   x_t = images(config)
   steps = torch.tensor([0, 3987])
   x = torch.from_numpy(x_t.transpose(0, 3, 1, 2).copy())
   expected = model(x, 0.25 * steps)[0]
   assert expected.shape[1] == 6
-  apply = jax.jit(build.network(config).apply)
+  apply = jax.jit(runs.build(config).network.apply)
   actual = np.asarray(apply(params, x_t, jnp.array(steps.numpy())))
   assert_close(actual, expected[:, :3])
 
@@ -780,11 +779,12 @@ def test_own_runs_weights_are_chosen(tmp_path):
   small = {"model__unet__channel_multipliers": (1,)}
   small |= {"model__unet__attention_resolutions": ()}
   config = tiny(**small)
-  new = jax.jit(lambda: build.state(config))()
+  run = runs.build(config)
+  new = jax.jit(run.initial_state)()
   state = new._replace(
     params=random_params(config, 1), ema_params=random_params(config, 2)
   )
-  loop.claim(tmp_path, config, resuming=False)
+  workdir.claim(tmp_path, run, resuming=False)
   with checkpoints.open_manager(tmp_path) as manager:
     checkpoints.save(manager, 7, state)
   for which, params in (
@@ -792,10 +792,10 @@ def test_own_runs_weights_are_chosen(tmp_path):
     ("ema", state.ema_params),
     ("", state.ema_params),
   ):
-    started = loop.start_from(
+    started = workdir.start_from(
       tmp_path,
       new,
-      tiny(**small, train__init_weights=which),
+      runs.build(tiny(**small, train__init_weights=which)),
       sharding.device_mesh(),
     )
     assert_same(started.params, params)

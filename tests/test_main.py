@@ -17,7 +17,7 @@ from absl.testing import flagsaver
 from cifar10_like import prepare_cifar10_like
 from PIL import Image
 
-from rad_jax import main
+from rad_jax import console, main
 from rad_jax.evaluation import evaluate
 from rad_jax.training import hosts, metrics
 
@@ -50,7 +50,7 @@ def run(monkeypatch, capsys):
   # absl.app sends all logging through its own handler, for good.
   monkeypatch.setattr(absl_logging, "use_absl_handler", lambda: None)
   # Neither would these filters be taken off again.
-  monkeypatch.setattr(main, "say_errors_once", lambda: None)
+  monkeypatch.setattr(console, "say_errors_once", lambda: None)
   # JAX runs here already, too late to look for other processes.
   monkeypatch.setattr(hosts, "connect", lambda *_: None)
 
@@ -95,10 +95,10 @@ def test_compiled_programs_are_kept_for_later_processes(monkeypatch, tmp_path):
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
   monkeypatch.setenv("HOME", str(tmp_path))
   try:
-    main.keep_compiled("~/kept")
+    console.keep_compiled("~/kept")
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "kept")
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "kept")
-    main.keep_compiled("")
+    console.keep_compiled("")
     assert jax.config.jax_compilation_cache_dir is None
     assert not os.environ["JAX_COMPILATION_CACHE_DIR"]
   finally:
@@ -415,7 +415,7 @@ def test_set_is_not_prepared(tmp_path, run):
 def test_preparation_is_told_the_same_flags_however_they_are_written():
   argv = ["--config", "configs/cifar10.py", "--config.data.data_dir", "a b"]
   argv += ["--workdir", "runs/x", "-mode", "train"]
-  assert main.prepare_command(["rad_jax/main.py", *argv]) == (
+  assert console.prepare_command(["rad_jax/main.py", *argv]) == (
     "python -m rad_jax.main --config=configs/cifar10.py"
     " '--config.data.data_dir=a b' --mode=prepare_data"
   )
@@ -460,12 +460,12 @@ def test_help_fits_a_screen_and_has_every_mode(run):
 def test_example_of_a_mode_is_a_command(mode, monkeypatch):
   """absl and the config take its flags."""
   monkeypatch.chdir(ROOT)
-  example = shlex.split(main.MODES[mode].example)
+  example = shlex.split(main.MODES[mode][1])
   if not any(flag.startswith("--config=") for flag in example):
     example = ["--config=configs/digits.py", *example]
   monkeypatch.setattr(sys, "argv", ["rad_jax", f"--mode={mode}", *example])
   with flagsaver.flagsaver():
-    main.parse_flags(sys.argv)
+    console.parse_flags(sys.argv, main.help_text)
     assert main.flags.FLAGS.mode == mode
 
 
@@ -486,16 +486,16 @@ def test_configs_of_the_package_are_found_anywhere(
 ):
   monkeypatch.chdir(tmp_path)
   found = f"{ROOT / 'configs' / 'digits.py'}:smoke"
-  assert main.find_config(given) == found
+  assert console.find_config(given) == found
   with flagsaver.flagsaver():
-    main.parse_flags(["rad_jax", "--config", given])
+    console.parse_flags(["rad_jax", "--config", given], main.help_text)
     assert main.default_workdir() == "runs/digits_smoke"
   # One's own comes first, and a path elsewhere is taken as it is.
   (tmp_path / "configs").mkdir()
   (tmp_path / "configs" / "digits.py").write_text("")
-  assert main.find_config("configs/digits.py") == "configs/digits.py"
+  assert console.find_config("configs/digits.py") == "configs/digits.py"
   with pytest.raises(FileNotFoundError, match="the package has butterflies"):
-    main.find_config(str(tmp_path / "digits.py"))
+    console.find_config(str(tmp_path / "digits.py"))
 
 
 def test_misspelt_config_file(run):

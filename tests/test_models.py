@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from rad_jax.models import embedding, mlp, network, normalisation, unet
+from rad_jax.models import layers, mlp, network, unet
 
 # Compilation is the cost of these tests; without LLVM's passes it is halved.
 _jit = functools.partial(
@@ -146,7 +146,7 @@ def test_attention_is_where_it_was_asked_for(small):
 
 def test_attention_block_matches_numpy():
   """One head, softmax(q k^T / sqrt(c)) over all pixels, plus the residual."""
-  block = unet._Attention(jnp.dtype("float32"))
+  block = unet._Attention()
   x = jax.random.normal(jax.random.key(7), (2, 2, 3, 8))
   shapes = jax.eval_shape(block.init, jax.random.key(8), x)["params"]
   params = _random_params(shapes, seed=9, scale=1.0)
@@ -234,7 +234,7 @@ def test_every_parameter_and_skip_of_the_unet_matters(small_gradients):
 )
 def test_no_group_is_a_single_channel(channels, groups):
   """Its norm would remove what the time adds to the channel."""
-  assert normalisation.default_groups(channels) == groups
+  assert layers.default_groups(channels) == groups
 
 
 def test_every_layer_of_the_mlp_sees_the_time(vector_mlp, times):
@@ -267,7 +267,7 @@ def test_group_norm_is_flax_s():
   """The same parameters, values and gradients."""
   x = 2.0 + jax.random.normal(jax.random.key(16), (3, 4, 4, 12))
   theirs = nn.GroupNorm(3, epsilon=1e-6)
-  ours = normalisation.GroupNorm(3, jnp.dtype("float32"))
+  ours = layers.GroupNorm(3, jnp.dtype("float32"))
   params = jax.tree.map(
     lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(17), leaf.shape),
     theirs.init(jax.random.key(18), x),
@@ -290,7 +290,7 @@ def test_group_statistics_are_float32_under_bfloat16():
   """A mean of 1,000 with a spread of 4 is beyond bfloat16's eight bits."""
   x = 1000.0 + 4.0 * jax.random.normal(jax.random.key(12), (2, 8, 8, 8))
   x = x.astype(jnp.bfloat16)
-  norm = normalisation.GroupNorm(0, jnp.dtype("bfloat16"))
+  norm = layers.GroupNorm(0, jnp.dtype("bfloat16"))
   actual = norm.apply(norm.init(jax.random.key(13), x), x)
   groups = np.asarray(x, np.float64).reshape(2, 8, 8, 2, 4)
   mean = groups.mean((1, 2, 4), keepdims=True)
@@ -341,14 +341,14 @@ def test_embedding_matches_numpy(features):
       angle = time * 10_000.0 ** (-i / (half - 1))
       expected[row, i] = math.sin(angle)
       expected[row, half + i] = math.cos(angle)
-  actual = embedding.sines_first(jnp.array(t), features)
+  actual = layers.sines_first(jnp.array(t), features)
   np.testing.assert_allclose(actual, expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("features", [2, 7])
 def test_embedding_rejects_sizes_without_two_frequencies(features):
   with pytest.raises(ValueError, match=f"features={features}"):
-    embedding.sines_first(jnp.zeros(1), features)
+    layers.sines_first(jnp.zeros(1), features)
 
 
 @pytest.mark.parametrize("shape", [(6, 8), (8, 6)])

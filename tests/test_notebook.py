@@ -13,7 +13,8 @@ FORBIDDEN_MODULES = (
   "ml_collections",
   "rad_jax.config",
   "rad_jax.main",
-  "rad_jax.training.build",
+  "rad_jax.run",
+  "rad_jax.checks",
 )
 WRITERS = {
   *("open", "save", "savez", "savez_compressed", "savefig", "savetxt"),

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rad_jax.reports import looks, page, tables
-from rad_jax.reports.page import Picture, Section, Text
+from rad_jax.reports.page import Picture
 from rad_jax.reports.tables import Table
 from rad_jax.robustness import objectives
 
@@ -42,10 +42,10 @@ def sections(text="plain"):
   )
   other = Figure(figsize=(2, 2))
   other.subplots().imshow(np.eye(3), interpolation="nearest")
-  return [
-    Section(text, [Text(text), Picture(f"one {text}", figure(text), text)]),
-    Section("Next", [Picture("two", other, "Two."), table]),
-  ]
+  return {
+    text: [text, Picture(f"one {text}", figure(text), text)],
+    "Next": [Picture("two", other, "Two."), table],
+  }
 
 
 class Outline(html.parser.HTMLParser):
@@ -185,7 +185,7 @@ def test_best_cells_are_bold(plain):
 
 def test_columns_of_numbers_stand_to_the_right(tmp_path):
   table = Table("t", ["x", "n", "m"], [["a", 1.0, 2], ["b", None, "c"]], "")
-  text = html("", "", [Section("", [table])], tmp_path)
+  text = html("", "", {"": [table]}, tmp_path)
   assert re.findall(r"<td([^>]*)>", text) == [' class="number"', ""] * 2
   assert re.findall(r"<th scope=.col.([^>]*)>", text) == (
     ["", ' class="number"', ""]
@@ -195,14 +195,14 @@ def test_columns_of_numbers_stand_to_the_right(tmp_path):
 def test_parts_of_the_same_file_are_refused(tmp_path):
   same = [Picture("a b", figure(), ""), Table("a/b", ["x"], [], "")]
   with pytest.raises(ValueError, match="a_b"):
-    page.write("", "", [Section("", same)], tmp_path / "none")
+    page.write("", "", {"": same}, tmp_path / "none")
   assert not (tmp_path / "none").exists()
 
 
 def test_ragged_table_is_refused(tmp_path):
   table = Table("results", ["a", "b"], [["x", 1], ["y"]], "")
   with pytest.raises(ValueError, match="results: a row of 1"):
-    html("", "", [Section("", [table])], tmp_path)
+    html("", "", {"": [table]}, tmp_path)
 
 
 # Looks.

@@ -10,20 +10,12 @@ import pytest
 from browser import assert_whole_and_fetches_nothing
 from test_page import HOSTILE, Outline, sections
 
+from rad_jax import checks
 from rad_jax import config as configs
-from rad_jax import validation
+from rad_jax import run as rad_run
 from rad_jax.data import builders
 from rad_jax.evaluation import evaluate, sampling
-from rad_jax.reports import (
-  figures,
-  page,
-  panels,
-  protocols,
-  runs,
-  saved,
-  tables,
-)
-from rad_jax.reports.page import Section
+from rad_jax.reports import curves, figures, page, panels, runs, tables
 from rad_jax.reports.tables import Table
 from rad_jax.training import loop
 
@@ -39,8 +31,8 @@ def make_config(name, **fields):
   config = configs.variant(config, "smoke")
   config.train.num_steps = 10
   config.update_from_flattened_dict(fields)
-  validation.validate(config)
-  return config
+  checks.validate(config)
+  return rad_run.build(config)
 
 
 LEVELS = {
@@ -166,8 +158,7 @@ def test_all_there_is_has_its_section(report):
     "Training",
     "Measures",
     "Samples",
-    "Protocol steps",
-    "Protocol reconstruction",
+    "Protocols",
     "Closest training examples",
     "Purification",
     "Diagnosis",
@@ -200,7 +191,7 @@ def test_facts_are_the_runs_own(report):
 
 def test_measures_are_those_of_the_evaluation(report, plane, digits):
   table = rows_of(report, "measures")
-  for column, workdir in enumerate((plane, digits), 1):
+  for column, workdir in enumerate((plane, digits)):
     result = json.loads((workdir / "evaluation.json").read_text())
     shown = {n: row[column] for n, row in table.items() if n != "measure"}
     found = {n: float(cell) for n, cell in shown.items() if cell}
@@ -214,24 +205,25 @@ def test_numbers_on_other_data_are_not_compared(report):
 
 
 def test_best_of_runs_is_bold(twins):
-  (table,) = protocols.measures(saved.read(twins))
+  (table,) = runs.measures(runs.read(twins))
   columns = {row[0]: place for place, row in enumerate(table.rows)}
   bold = {
     name: [j for i, j in table.best if i == place]
     for name, place in columns.items()
   }
-  assert bold["support_rms"] == [3]
-  assert bold["frechet"] == [2]
-  assert bold["spread_ratio"] == [3]
-  assert table.head == ["measure", "better", "adv", "ddpm"]
+  assert bold["support_rms"] == [2]
+  assert bold["frechet"] == [1]
+  assert bold["spread_ratio"] == [2]
+  assert table.head == ["measure", "adv", "ddpm"]
 
 
 def test_runs_are_compared_where_they_were_measured_alike(twins):
   def alike(**changes):
-    adv, ddpm = saved.read(twins)
+    adv, ddpm = runs.read(twins)
     evaluation = ddpm.evaluation["evaluation"] | changes
     edited = ddpm.evaluation | {"evaluation": evaluation}
-    return protocols.comparable([adv, ddpm._replace(evaluation=edited)])
+    (table,) = runs.measures([adv, ddpm._replace(evaluation=edited)])
+    return bool(table.best)
 
   assert alike()
   assert alike(protocols=["truth"], a_new_field=1)
@@ -256,25 +248,25 @@ def test_best(values, better, expected):
 
 
 def test_only_differing_fields_are_listed(twins):
-  _, table = runs.facts(saved.read(twins))
+  _, table = runs.facts(runs.read(twins))
   assert table.rows == [
     ["objective.name", "robust_adv", "ddpm"],
     ["seed", 0, 3],
   ]
-  assert len(runs.facts(saved.read(twins[:1]))) == 1
+  assert len(runs.facts(runs.read(twins[:1]))) == 1
 
 
 def test_differences_of_nested_fields():
   first = {"a": {"b": [1, 2], "c": ""}, "d": True, "e": 1}
   other = {"a": {"b": [1, 3], "c": "x"}, "d": False, "e": 1}
-  assert runs.differences([first, other, first]) == {
-    "a.b": ["[1, 2]", "[1, 3]", "[1, 2]"],
-    "a.c": ['""', "x", '""'],
-    "d": ["true", "false", "true"],
-  }
-  assert runs.differences([{"a": 1}, {}]) == {"a": [1, "unset"]}
-  assert runs.differences([{"sweep": {"seed": [1]}}, {}]) == {}
-  assert runs.differences([first]) == {}
+  assert runs.differences([first, other, first]) == [
+    ["a.b", "[1, 2]", "[1, 3]", "[1, 2]"],
+    ["a.c", '""', "x", '""'],
+    ["d", "true", "false", "true"],
+  ]
+  assert runs.differences([{"a": 1}, {}]) == [["a", 1, "unset"]]
+  assert runs.differences([{"sweep": {"seed": [1]}}, {}]) == []
+  assert runs.differences([first]) == []
 
 
 # Curves.
@@ -290,7 +282,7 @@ def lines_of(picture):
 
 
 def test_training_curves_are_the_metrics(plane):
-  (run,) = saved.read([plane])
+  (run,) = runs.read([plane])
   (picture,) = runs.training([run])
   lines = lines_of(picture)
   assert {title for title, _ in lines} == {
@@ -302,9 +294,16 @@ def test_training_curves_are_the_metrics(plane):
   assert len(expected) == 2
 
 
+def protocols(found):
+  """The pictures of the runs' protocols."""
+  return curves.protocol_pictures(
+    {run.look: run.evaluation["protocols"] for run in found}
+  )
+
+
 def test_curves_over_levels_have_a_line_a_run(twins):
-  found = {s.title: s for s in protocols.curves(saved.read(twins))}
-  (picture,) = found["Protocol reconstruction"].parts
+  found = {picture.name: picture for picture in protocols(runs.read(twins))}
+  picture = found["reconstruction"]
   lines = lines_of(picture)
   assert {label for _, label in lines} == {"adv", "ddpm"}
   for name in LEVELS.keys() - {"sigma_t"}:
@@ -351,15 +350,13 @@ def with_curves(workdirs, **found):
   }
   return [
     run._replace(evaluation=run.evaluation | {"protocols": curves})
-    for run in saved.read(workdirs)
+    for run in runs.read(workdirs)
   ]
 
 
 def test_series_of_one_run_are_lines(plane):
-  steps, attack = protocols.curves(
-    with_curves([plane], steps=STEPS, attack=ATTACK)
-  )
-  lines = lines_of(steps.parts[0])
+  steps, attack = protocols(with_curves([plane], steps=STEPS, attack=ATTACK))
+  lines = lines_of(steps)
   assert {label for _, label in lines} == {"ddim", "heun"}
   np.testing.assert_array_equal(
     lines["support_rms", "ddim"], [[2, 4.0], [3, 3.0]]
@@ -368,30 +365,35 @@ def test_series_of_one_run_are_lines(plane):
   np.testing.assert_array_equal(
     lines["support_rms", "heun"], [[3, 2.0], [5, np.nan]]
   )
-  assert steps.parts[0].figure.axes[0].get_xscale() == "log"
-  lines = lines_of(attack.parts[0])
+  assert steps.figure.axes[0].get_xscale() == "log"
+  lines = lines_of(attack)
   np.testing.assert_array_equal(lines["moved", "joint"], [[0, 0.0], [0.1, 0.2]])
 
 
-def test_series_of_several_runs_are_panels(twins):
-  (attack,) = protocols.curves(with_curves(twins, attack=ATTACK))
-  assert [picture.name for picture in attack.parts] == (
-    ["attack_moved", "attack_support_rms", "attack_frechet"]
-  )
-  assert set(lines_of(attack.parts[2])) == {
-    (f"frechet: {attack}", run)
+def test_series_of_several_runs_have_the_runs_colours(twins):
+  found = with_curves(twins, attack=ATTACK)
+  (picture,) = protocols(found)
+  assert set(lines_of(picture)) == {
+    (column, f"{run}: {attack}")
+    for column in ("moved", "support_rms", "frechet")
     for attack in ("random", "joint")
     for run in ("adv", "ddpm")
   }
+  colours = {
+    line.get_label(): line.get_color() for line in picture.figure.axes[0].lines
+  }
+  for run in found:
+    for attack in ("random", "joint"):
+      assert colours[f"{run.name}: {attack}"] == run.look.colour
 
 
 def test_unknown_protocols_by_level_are_drawn_and_others_left(plane):
   columns = {"sigma_t": [0.1, 0.9], "new_error": [1.0, 2.0]}
-  (section,) = protocols.curves(
+  (picture,) = protocols(
     with_curves([plane], new=columns, other={"k": [1]}, none={})
   )
-  assert section.title == "Protocol new"
-  assert set(lines_of(section.parts[0])) == {("new_error", "plane")}
+  assert picture.name == "new"
+  assert set(lines_of(picture)) == {("new_error", "plane")}
 
 
 def test_scales_do_not_hide_values():
@@ -414,7 +416,7 @@ def test_scales_do_not_hide_values():
 
 
 def test_samples_stand_beside_what_was_trained_on(twins, plane):
-  (picture,) = runs.examples(saved.read(twins))
+  (picture,) = runs.examples(runs.read(twins))
   axes = picture.figure.axes
   assert [axis.get_title() for axis in axes] == (
     ["clean truth", "as trained on", "adv", "ddpm"]
@@ -430,7 +432,7 @@ def test_newest_samples_are_shown(tmp_path):
     folder = tmp_path / f"samples/step_{step}"
     folder.mkdir(parents=True)
     np.savez(folder / "samples.npz", x_0=np.full((2, 3), step))
-  assert saved.samples(tmp_path)["x_0"][0, 0] == 100
+  assert figures.newest_samples(tmp_path)["x_0"][0, 0] == 100
 
 
 def test_pairs_stand_one_above_the_other(digits, tmp_path):
@@ -484,9 +486,9 @@ def test_config_alone_is_enough(plane, tmp_path):
 
 def test_torn_last_line_of_metrics_is_left_out(twins):
   path = twins[0] / "metrics.jsonl"
-  whole = saved.read(twins)[0].metrics
+  whole = runs.read(twins)[0].metrics
   path.write_text(path.read_text() + '{"step": 11, "train/lo')
-  assert saved.read(twins)[0].metrics == whole
+  assert runs.read(twins)[0].metrics == whole
 
 
 @pytest.mark.parametrize("name", ["config.json", "evaluation.json"])
@@ -508,7 +510,7 @@ def test_sweep_stands_for_its_runs(plane, tmp_path, number):
     (tmp_path / f"runs/r{n}").mkdir(parents=True)
     shutil.copy(plane / "config.json", tmp_path / f"runs/r{n}")
   if number == 8:
-    names = [run.name for run in saved.read([tmp_path])]
+    names = [run.name for run in runs.read([tmp_path])]
     assert names == [f"r{n}" for n in range(8)]
   else:
     with pytest.raises(ValueError, match="9 runs, and a report shows 8"):
@@ -518,9 +520,9 @@ def test_sweep_stands_for_its_runs(plane, tmp_path, number):
 def test_runs_of_the_same_folder_name_are_told_apart(twins, tmp_path):
   for parent in ("a", "b"):
     shutil.copytree(twins[0], tmp_path / parent / "adv")
-  found = saved.read([tmp_path / "a/adv", tmp_path / "b/adv"])
+  found = runs.read([tmp_path / "a/adv", tmp_path / "b/adv"])
   assert [run.name for run in found] == ["a/adv", "b/adv"]
-  assert len(saved.read([tmp_path / "a/adv"] * 2)) == 1
+  assert len(runs.read([tmp_path / "a/adv"] * 2)) == 1
 
 
 # In a browser.
@@ -529,7 +531,7 @@ def test_runs_of_the_same_folder_name_are_told_apart(twins, tmp_path):
 def test_in_a_browser(report, tmp_path):
   """Everything is there, nothing is fetched, and it fits wide and narrow."""
   wide = Table("wide", ["x" * 30] * 12, [["y" * 30] * 12], "A wide table.")
-  hostile = [*sections(HOSTILE), Section("w" * 200, [wide])]
+  hostile = sections(HOSTILE) | {"w" * 200: [wide]}
   page.write("w" * 200, "w" * 200, hostile, tmp_path / "hostile")
   pages = {report / "report.html": 8, tmp_path / "hostile/report.html": 2}
   assert_whole_and_fetches_nothing(pages, tmp_path / "profile")

@@ -96,7 +96,7 @@ class NoCheckpoint:
 
 def run(mesh):
   state = loop.resume_or_start(run_, NoCheckpoint(), mesh)
-  placed = sharding.place(batch, mesh)
+  placed = sharding.place(batch, sharding.by_example(mesh))
   rows = [shard.data.shape[0] for shard in placed["x_0"].addressable_shards]
   compiled = loop.compile_step(run_, state, placed, mesh)
   after, metrics = compiled(state, placed)

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rad_jax import checks
 from rad_jax import config as configs
-from rad_jax import validation
+from rad_jax import run as runs
 from rad_jax.experiments import engine, pool, sweep, table
-from rad_jax.training import build, hosts, loop
+from rad_jax.training import hosts, loop
 
 
 def tiny_config(**fields):
@@ -34,7 +35,7 @@ def tiny_config(**fields):
   config.update_from_flattened_dict(
     {name.replace("__", "."): value for name, value in fields.items()}
   )
-  validation.validate(config)
+  checks.validate(config)
   return config
 
 
@@ -91,7 +92,7 @@ def test_empty_axes_are_the_configs_own():
     "method": "robust_adv",
     "objective": "robust_adv",
     "lam": 0.7,
-    "radius": "seed",
+    "radius": "falling",
     "beta": 8 / 255,
     "fraction": 0.9,
     "sigma": 0.2,
@@ -148,12 +149,13 @@ def test_settings_of_the_attack_do_not_reach_what_has_none():
 def test_ignored_axes_and_no_others_make_no_difference(objective):
   def loss(**fields):
     config = tiny_config(objective__name=objective, **fields)
-    state = build.state(config)
+    run = runs.build(config)
+    state = run.initial_state()
     # The network's last layer starts at zero, where too little would differ.
     state = state._replace(params=jax.tree.map(lambda p: p + 0.1, state.params))
     index = jnp.arange(8)
-    x_0 = jnp.asarray(build.training_set(config).fetch(np.arange(8)))
-    _, metrics = build.train_step(config)(state, {"x_0": x_0, "index": index})
+    x_0 = jnp.asarray(run.open_training_set().fetch(np.arange(8)))
+    _, metrics = run.train_step(True)(state, {"x_0": x_0, "index": index})
     return float(metrics["loss"])
 
   own = loss()
@@ -179,16 +181,17 @@ def test_matched_passes(tmp_path):
     optimizer__decay="cosine",
     sweep__objective=("ddpm", "robust_ran", "robust_adv", "noise_aware"),
   )
-  runs = engine.matched(sweep.entries(config), "passes", tmp_path)
-  assert steps_of(runs) == {
+  found = engine.matched(sweep.entries(config), "passes", tmp_path)
+  assert steps_of(found) == {
     "ddpm": 3000,
     "robust_ran": 1500,
     "robust_adv": 1125,
     "noise_aware": 3000,
   }
-  for run in runs:
-    assert build.total_passes(run.config) == 9000
-    last = build.learning_rate(run.config)(run.config.train.num_steps)
+  for one in found:
+    run = runs.build(one.config)
+    assert run.train.num_steps * run.step_passes == 9000
+    last = run.learning_rate(run.train.num_steps)
     assert float(last) == pytest.approx(0, abs=1e-6)
   unmatched = engine.matched(sweep.entries(config), "steps", tmp_path)
   assert set(steps_of(unmatched).values()) == {3000}
@@ -248,7 +251,7 @@ def test_matched_seconds_are_measured_once_and_kept(tmp_path, monkeypatch):
 
 
 def test_time_of_a_step_is_a_mean_over_the_training(monkeypatch):
-  alone = lambda config, regularised: {True: 8.0, False: 3.0}[regularised]
+  alone = lambda run, regularised: {True: 8.0, False: 3.0}[regularised]
   monkeypatch.setattr(engine, "_measured_seconds", alone)
   assert engine.step_seconds(tiny_config()) == 8
   halved = tiny_config(train__num_steps=8, regulariser__start=0.75)
@@ -381,7 +384,7 @@ def test_interrupted_sweep_goes_on(swept, tmp_path):
 
 def test_nothing_is_left_to_do(swept, monkeypatch):
   workdir, rows = swept
-  monkeypatch.setattr(engine, "run_one", None)
+  monkeypatch.setattr(engine, "run_alone", lambda job, workdir: pytest.fail())
   moved = small_grid(data__data_dir="elsewhere", data__num_threads=3)
   assert engine.run_all(moved, workdir) == rows
   assert engine.run_all(moved[::-2], workdir) == rows[::-2]
@@ -431,7 +434,7 @@ def test_failed_run_is_a_row_and_the_others_go_on(swept, tmp_path, capsys):
 
 
 def test_other_errors_stop_the_sweep(tmp_path, monkeypatch):
-  def train(config, workdir):
+  def train(run, folder):
     raise OSError("disk full")
 
   monkeypatch.setattr(engine.loop, "train", train)

@@ -144,11 +144,11 @@ def test_programs_differ_in_numbers_alone():
 def test_examples_are_corrupted_once_and_for_each_run():
   runs = [plane(data__corruption__fraction=p) for p in (0.0, 1.0)]
   sets = together.training_sets(runs)
-  found = together.examples(runs, sets)
+  x_0, sigma_c = together.examples(runs, sets)
   clean = sets[0].fetch(np.arange(sets[0].num_examples))
-  np.testing.assert_array_equal(found.x_0[0], clean)
+  np.testing.assert_array_equal(x_0[0], clean)
   index = np.arange(sets[1].num_examples, dtype=np.int32)
   clean = jnp.asarray(sets[1].fetch(index))
   dirty = runs[1].corrupt(jnp.asarray(index), clean)
-  np.testing.assert_allclose(found.x_0[1], dirty, atol=1e-6)
-  np.testing.assert_allclose(found.sigma_c, [[0] * 512, [0.2] * 512])
+  np.testing.assert_allclose(x_0[1], dirty, atol=1e-6)
+  np.testing.assert_allclose(sigma_c, [[0] * 512, [0.2] * 512])

@@ -103,7 +103,7 @@ def test_step_is_traced_once(jitted):
 def test_loop_donates_the_state(jitted):
   _, initial, batch = jitted
   before, mesh = initial(), loop.sharding.device_mesh()
-  batch = loop.sharding.place(batch, mesh)
+  batch = loop.sharding.place(batch, loop.sharding.by_example(mesh))
   step = loop.compile_step(runs.build(tiny_config()), before, batch, mesh)
   after, _ = step(before, batch)
   for old, new in zip(
@@ -864,7 +864,7 @@ def test_fine_tuned_run_resumes_without_its_source(copied, tmp_path):
   assert kept_steps(copied) == [6, 10, 12]  # the source is left as it was
   shutil.rmtree(copied)
   state = loop.train(
-    tiny_config(train__num_steps=4, **fields), tmp_path / "new"
+    runs.build(tiny_config(train__num_steps=4, **fields)), tmp_path / "new"
   )
   assert int(state.step) == 4
   # Two steps more, and not from the start again.

@@ -12,7 +12,7 @@ and flow matching's Euler are this one formula.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -209,7 +209,7 @@ def reverse(
     [1. 1.]
   """
   chain = eps_fn, levels, update, x_t, keys, clip_x_0
-  return _scan(*chain, lambda x_t, w: w, w, lambda *_: None, remat)[0]
+  return _scan(*chain, w, lambda x_t, x_0_hat: None, remat)[0]
 
 
 def path(
@@ -222,25 +222,7 @@ def path(
 ) -> Path:
   """The same process, with every state on its way. Jit-able."""
   chain = eps_fn, levels, update, x_t, keys, clip_x_0
-  return _scan(*chain, lambda x_t, w: w, None, lambda *kept: Path(*kept[:2]))[1]
-
-
-def shifts(
-  eps_fn: EpsFn,
-  levels: Level,
-  update: Update,
-  x_t: Batch,
-  keys: Keys,
-  clip_x_0: float | None,
-  find_w: Callable[[Array, Any], Array],
-  rows: Any,
-) -> Float[Array, "n b ..."]:
-  """The w of each level, found on the way: the states are shifted by them.
-
-  find_w is (x_t [b, ...], its level's row of rows [num_levels, ...]) -> w.
-  """
-  chain = eps_fn, levels, update, x_t, keys, clip_x_0
-  return _scan(*chain, find_w, rows, lambda x_t, x_0_hat, w: w)[1]
+  return _scan(*chain, None, Path)[1]
 
 
 def denoiser(eps_fn: EpsFn, clip_x_0: float | None = None) -> Denoise:
@@ -258,41 +240,38 @@ def denoiser(eps_fn: EpsFn, clip_x_0: float | None = None) -> Denoise:
   return denoise
 
 
-def _scan(
-  eps_fn, levels, update, x_t, keys, clip_x_0, find_w, rows, keep, remat=False
-):
-  """The last x_0_hat, and keep(x_t, x_0_hat, w) of every level."""
+def _scan(eps_fn, levels, update, x_t, keys, clip_x_0, w, keep, remat=False):
+  """The last x_0_hat, and keep(x_t, x_0_hat) of every level."""
   denoise = denoiser(eps_fn, clip_x_0)
-  take = lambda tree, which: jax.tree.map(lambda column: column[which], tree)
+  take = lambda rows: jax.tree.map(lambda column: column[rows], levels)
 
-  def shifted(x_t, level, row):
-    w = find_w(x_t, row)
-    return (x_t if w is None else process.shifted(x_t, level.sigma, w)), w
+  def shifted(x_t, level, w_t):
+    return x_t if w_t is None else process.shifted(x_t, level.sigma, w_t)
 
   def body(carry, given):
-    (x_t, last_x_0), (step, row) = carry, given
-    x_t, w = shifted(x_t, step.t, row)
+    (x_t, last_x_0), (step, w_t) = carry, given
+    x_t = shifted(x_t, step.t, w_t)
     z = _unit_noise(keys, step.number, x_t.shape[1:])
     x_s, x_0_hat = update(denoise, step, x_t, last_x_0, z)
-    return (x_s, x_0_hat), keep(x_t, x_0_hat, w)
+    return (x_s, x_0_hat), keep(x_t, x_0_hat)
 
   count = len(levels.sigma) - 1
   steps = Step(
     number=jnp.arange(1, count + 1),
-    before=take(levels, jnp.maximum(jnp.arange(-1, count - 1), 0)),
-    t=take(levels, slice(None, -1)),
-    s=take(levels, slice(1, None)),
+    before=take(jnp.maximum(jnp.arange(-1, count - 1), 0)),
+    t=take(slice(None, -1)),
+    s=take(slice(1, None)),
   )
   (x_t, _), kept = jax.lax.scan(
     jax.checkpoint(body) if remat else body,
     (x_t, jnp.zeros_like(x_t)),
-    (steps, take(rows, slice(None, -1))),
+    (steps, None if w is None else w[:-1]),
   )
-  last = take(levels, -1)
-  x_t, w = shifted(x_t, last, take(rows, -1))
+  last = take(-1)
+  x_t = shifted(x_t, last, None if w is None else w[-1])
   x_0_hat, _ = denoise(x_t, last)
   join = lambda rows, row: jnp.concatenate([rows, row[None]])
-  return x_0_hat, jax.tree.map(join, kept, keep(x_t, x_0_hat, w))
+  return x_0_hat, jax.tree.map(join, kept, keep(x_t, x_0_hat))
 
 
 def _unit_noise(keys, step, shape):

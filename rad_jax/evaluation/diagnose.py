@@ -1,19 +1,10 @@
 """How a trained network's noise estimate moves with its state.
 
-At a state x_t of a clean training example, and a perturbation w in noise
-units, let moved = eps_theta(x_t + sigma w) - eps_theta(x_t):
-
-equivariance error: RMS(moved - w) / RMS(w). 0 for an equivariant network,
-  the paper's ideal; 1 for an invariant one.
-invariance error: RMS(moved) / RMS(w). 1 for an equivariant network, 0 for an
-  invariant one.
-Lipschitz constant: the largest singular value of the Jacobian of w ->
-  eps_theta(x_t + sigma w) at w = 0. An equivariant network's Jacobian is the
-  identity: 1. In state units, of x_t -> eps_theta(x_t), divide it by sigma.
-
-w is uniform in the linf ball of the run's radius r(t), or the strongest that
-PGD-10 finds there for the error concerned. The measures are defined for
-models of every objective, noise process and prediction.
+With moved = eps_theta(x_t + sigma w) - eps_theta(x_t), w in noise units:
+equivariance error is RMS(moved - w) / RMS(w), 0 for the paper's ideal;
+invariance error is RMS(moved) / RMS(w), 1 there; the Lipschitz constant is
+the largest singular value of d moved / dw at w = 0, 1 there. w is uniform in
+the run's linf ball, or the worst for the error that PGD-10 finds in it.
 """
 
 import math
@@ -42,8 +33,7 @@ EpsFn = Callable[[Batch], Batch]
 
 # Apart from the sampler's streams, which are numbered by sample.
 _STREAM = 2**32 - 1
-# An error is not told where the state moves by less than this part of its
-# size: there float32's rounding shows.
+# Where the state moves by a smaller part of its size, float32's rounding shows.
 _LEAST_MOVE = 1e-5
 
 
@@ -66,15 +56,10 @@ class Measured(NamedTuple):
 
 
 def diagnose(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
-  """Measures the newest checkpoint in workdir, and writes diagnosis.json.
+  """Measures the newest checkpoint; writes and returns diagnosis.json.
 
-  Returns:
-    What the file holds: the run, and levels, from the most noise to the least,
-    each a `summary`.
-
-  Raises:
-    CheckpointError, ConfigError: as `training.workdir.newest_state`.
-    FloatingPointError: the network's estimates are not finite.
+  Its levels, from the most noise to the least, are each a `summary`. Raises
+  FloatingPointError if a measure is not finite.
   """
   model, fields = sampling.newest_model(run, workdir), run.diagnose
   x_0 = subject.clean_examples(run.open_training_set(), fields.num_examples)
@@ -122,8 +107,7 @@ def _batches(
 def make_measure(run: Run) -> Callable[..., Measured]:
   """Builds (params, x_0 [b, ...], place [b], level, n) -> measures. Jit-able.
 
-  Of one level, with scalar fields, and its number n. An example's draws
-  depend on the run's seed, n and its place alone.
+  At the n-th level, a scalar; draws depend on the run's seed, n and place only.
   """
   key = jax.random.fold_in(run.keys.sampling, np.uint32(_STREAM))
 
@@ -151,11 +135,7 @@ def measure(
   radius: Scalars,
   power_iterations: int,
 ) -> Measured:
-  """All measures of one noise predictor at one batch of states.
-
-  eps_fn takes each example alone; keys [b] are one an example, radius [b] is
-  that of w's ball in noise units.
-  """
+  """All measures of a batch of states, by one key and one radius an example."""
   keys = jax.vmap(lambda k: jax.random.split(k, 4))(keys)
   shape = noised.x_t.shape[1:]
   pgd = attacks.ATTACKS["pgd"]
@@ -192,11 +172,7 @@ def errors(eps_fn: EpsFn, noised: Noised, w: Batch) -> Errors:
 def lipschitz(
   eps_fn: EpsFn, noised: Noised, keys: Keys, power_iterations: int
 ) -> Scalars:
-  """The largest singular value of each example's Jacobian of eps_hat by w.
-
-  By power iteration from a random direction, by one key an example: it comes
-  from below; 0 iterations give the gain along that direction.
-  """
+  """The largest singular value of each Jacobian of eps_hat by w, from below."""
   still = jnp.zeros_like(noised.x_t)
   estimate = lambda w: eps_fn(processes.shifted(noised.x_t, noised.sigma, w))
   forward = lambda v: jax.jvp(estimate, (still,), (v,))[1]
@@ -212,14 +188,7 @@ def lipschitz(
 
 
 def summary(level: Level, measured: Measured) -> dict[str, float | None]:
-  """One level's line: of a level with scalar fields and all examples, [n].
-
-  The radius is the mean over examples, in noise units. Errors are None where
-  it is 0 or lost in float32's rounding.
-
-  Raises:
-    FloatingPointError: a measure is not finite.
-  """
+  """One level's means over examples; an error lost in rounding is None."""
   sigma_t = float(processes.unit_sigma(level))
   radius = float(np.mean(measured.radius))
   told = sigma_t * radius >= _LEAST_MOVE

@@ -1,8 +1,7 @@
 """Evaluation of a run's newest checkpoint: a list of protocols, one JSON file.
 
-Each protocol's module in evaluation/protocols says what it measures. The file
-is written after each: the next call keeps what the same version has done on
-the same parameters and settings, and goes on.
+It is written after each protocol. The next call keeps what the same version
+has measured on the same parameters and settings, and goes on.
 """
 
 import json
@@ -54,27 +53,16 @@ def refuse_unknown(names: Sequence[str]) -> None:
 
 
 def evaluate(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
-  """Runs the protocols of evaluation.protocols on workdir's model.
-
-  Returns: as `measure`. Raises: as `refuse_unknown`, `open_subject` and
-  `measure`.
-  """
+  """`measure` of workdir's newest checkpoint; raises as `refuse_unknown`."""
   refuse_unknown(run.evaluation.protocols)
   return measure(open_subject(run, workdir))
 
 
 def measure(subject: Subject) -> dict[str, Any]:
-  """Runs the protocols of the run's evaluation.protocols.
+  """Runs the protocols of evaluation.protocols; writes evaluation.json.
 
-  Writes evaluation.json into the run's folder, and training_examples.npz: the
-  first sampling.num_samples, `clean` and, as the run saw them, `dirty`.
-
-  Returns:
-    The file's content: what the numbers belong to; protocols, by name, each
-    with measures, curves and seconds; and measures, those of all protocols.
-
-  Raises:
-    NonFiniteSamples: the sampler diverged.
+  Returns its content. Writes training_examples.npz too: the first
+  sampling.num_samples, `clean` and, as the run saw them, `dirty`.
   """
   folder, result = subject.model.workdir, _header(subject)
   path = folder / "evaluation.json"

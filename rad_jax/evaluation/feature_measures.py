@@ -1,11 +1,8 @@
 """Sample quality from features: FID, KID, IS, precision, recall, and kin.
 
-Pure NumPy in float64, on features [n, k] of samples and of a clean reference;
-`rad_jax.features.extractors` makes them. The measures get their known names
-with Inception's features only: of others they are distances in those.
-
-FID and the Inception Score are biased in n: compare at equal n only. KID is
-not.
+Float64, on features [n, d] of samples and [m, d] of a clean reference. The
+published names hold with Inception's features only. FID and the Inception
+Score are biased in n: compare at equal n only. KID is not.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +18,7 @@ _CHUNK = 1000
 
 
 class Estimate(NamedTuple):
-  """Over subsets."""
+  """Mean and standard deviation over subsets."""
 
   mean: float
   std: float
@@ -37,17 +34,11 @@ class Balls(NamedTuple):
 def moments(
   x: np.ndarray, batch_size: int = 10_000
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Mean [k] and unbiased covariance [k, k] of x [n, k], batch by batch.
-
-  Batches are merged by Chan, Golub & LeVeque 1983, Eq. 1.5, stable far from 0.
-
-  Raises:
-    ValueError: there are fewer than two rows.
-  """
+  """Mean [d] and unbiased covariance [d, d] of x [n >= 2, d], by batches."""
   if len(x) < 2:
     raise ValueError(f"no covariance of {len(x)} rows: two are needed")
   mean, scatter = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
-  for rows in range(0, len(x), batch_size):
+  for rows in range(0, len(x), batch_size):  # Chan et al. 1983, Eq. 1.5
     batch = np.asarray(x[rows : rows + batch_size], np.float64)
     total = rows + len(batch)
     centre = batch.mean(axis=0)
@@ -59,20 +50,12 @@ def moments(
 
 
 def fid(x: np.ndarray, reference: np.ndarray) -> float:
-  """Frechet distance of features [n, k] and [m, k] (Heusel et al. 2017).
-
-  Squared, in feature units squared. With n at or below k the covariance is
-  singular and the distance large by bias alone.
-  """
+  """Frechet distance (Heusel et al. 2017), large by bias alone if n <= d."""
   return measures.frechet_distance(*moments(x), *moments(reference))
 
 
 def polynomial_mmd(x: np.ndarray, y: np.ndarray) -> float:
-  """Unbiased squared MMD of x [n, k] and y [m, k], kernel (x.y / k + 1)^3.
-
-  The kernel of KID (Binkowski et al. 2018, arXiv 1801.01401, section 3); the
-  estimator is Gretton et al. 2012, Eq. 3, and may be below 0. n, m >= 2.
-  """
+  """Unbiased squared MMD, kernel (x.y / d + 1)^3 (Binkowski et al. 2018)."""
   x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
 
   def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -80,7 +63,7 @@ def polynomial_mmd(x: np.ndarray, y: np.ndarray) -> float:
     return linear * linear * linear  # Ten times faster than ** 3.
 
   def within(a: np.ndarray) -> float:
-    gram = kernel(a, a)
+    gram = kernel(a, a)  # Gretton et al. 2012, Eq. 3
     return (gram.sum() - np.trace(gram)) / (len(a) * (len(a) - 1))
 
   return float(within(x) + within(y) - 2 * kernel(x, y).mean())
@@ -95,11 +78,8 @@ def kid(
 ) -> Estimate:
   """Kernel Inception Distance: `polynomial_mmd` over random subsets of rows.
 
-  Subsets are drawn without repeats inside, but overlap each other: the
-  standard deviation is that of a subset, not of the mean.
-
-  Raises:
-    ValueError: subset_size is not in 2 .. min(n, m).
+  Subsets overlap, so `std` is that of a subset, not of the mean. Raises
+  ValueError unless subset_size is in 2 .. min(n, m).
   """
   if not 2 <= subset_size <= min(len(x), len(reference)):
     raise ValueError(
@@ -118,11 +98,8 @@ def kid(
 def inception_score(probabilities: np.ndarray, splits: int = 10) -> Estimate:
   """exp(mean KL(p(y|x), p(y))), by splits (Salimans et al. 2016, section 4).
 
-  1 where all predictions are alike, at most the number of classes. The rows
-  of probabilities, p(y|x) [n, classes], are in an order without meaning.
-
-  Raises:
-    ValueError: splits is not in 1 .. n.
+  From 1, where all rows [n, classes] are alike, to the number of classes; their
+  order must have no meaning. Raises ValueError unless splits is in 1 .. n.
   """
   if not 1 <= splits <= len(probabilities):
     raise ValueError(f"no {splits} splits of {len(probabilities)} rows")
@@ -145,9 +122,7 @@ def precision_recall(
 ) -> tuple[float, float]:
   """Improved precision and recall (Kynkaanniemi et al. 2019, 1904.06991).
 
-  Precision: the part of samples within some reference row's ball, which
-  reaches to its k-th nearest other reference row. Recall: the same with the
-  roles exchanged. Raises as `balls`, in both roles.
+  The share of samples inside some ball of the reference, and the reverse.
   """
   precision = np.mean(balls(x, reference, k).holding > 0)
   recall = np.mean(balls(reference, x, k).holding > 0)
@@ -159,9 +134,8 @@ def density_coverage(
 ) -> tuple[float, float]:
   """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, Eqs. 4 and 5).
 
-  Density: reference balls that hold a sample, over k, averaged over samples:
-  0 or more, about 1 for equal laws. Coverage: the part of reference balls
-  that hold any sample. Raises as `balls`.
+  How many balls hold a sample, over k, on average: about 1 for equal laws; and
+  the share of balls that hold any sample.
   """
   found = balls(x, reference, k)
   return float(np.mean(found.holding) / k), float(np.mean(found.covered))
@@ -170,13 +144,8 @@ def density_coverage(
 def balls(x: np.ndarray, reference: np.ndarray, k: int) -> Balls:
   """Which samples x [n, d] lie in the balls round reference rows [m, d].
 
-  A ball reaches to the row's k-th nearest other row. Precision, density and
-  coverage are means of these, so intervals of them are
-  `bootstrap(np.mean, balls(x, reference, k).holding > 0)` and the like.
-  O(m (n + m)) distances, `_CHUNK` rows of them in memory.
-
-  Raises:
-    ValueError: k is not in 1 .. m - 1.
+  Each reaches to the k-th nearest other row. O(m (n + m)) distances. Raises
+  ValueError unless k is in 1 .. m - 1.
   """
   if not 1 <= k < len(reference):
     raise ValueError(f"{len(reference)} rows have no {k}-th neighbours")
@@ -210,18 +179,10 @@ def bootstrap(
   level: float = 0.95,
   seed: int = 0,
 ) -> tuple[float, float]:
-  """Percentile interval (Efron 1979) of a statistic of x's rows, resampled.
+  """Percentile interval (Efron 1979) of a statistic of x's independent rows.
 
-  Not for statistics of neighbours, which repeated rows spoil: take those of
-  `balls`, row by row. SciPy's bootstrap draws the same rows, but resamples
-  columns apart and rounds the quantiles differently.
-
-  Args:
-    statistic: rows [n, ...] -> a number.
-    x: the rows, taken to be independent.
-    num_resamples: 1000 or more for level 0.95's ends.
-    level: how much lies inside, in (0, 1).
-    seed: of the draw.
+  Repeated rows spoil statistics of neighbours: resample those of `balls`, as
+  in `bootstrap(np.mean, balls(x, reference, k).holding > 0)`.
   """
   generator = np.random.default_rng(seed)
   draw = lambda: x[generator.integers(len(x), size=len(x))]

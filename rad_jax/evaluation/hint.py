@@ -1,11 +1,9 @@
 """What a config's lambda and radius will do, before any training.
 
-By the closed form of robustness.shrinkage. It is exact for a linear network,
-Gaussian data, the equivariant target eps_hat + w (`applies`) and a w that is
-random. For other objectives it tells what that target would do with the
-config's numbers. For adversarial w it takes each direction to get its share;
-an attack gives most of it to directions in which the network is far from
-equivariant: of them the shrinkage is understated, of the others overstated.
+By the closed form of robustness.shrinkage, exact for a linear network on
+Gaussian data, the equivariant target eps_hat + w (`applies`) and random w.
+An attack gives most of w to the directions in which the network is far from
+equivariant: of these it understates the shrinkage, of others it overstates it.
 """
 
 import math
@@ -36,16 +34,10 @@ class Law(NamedTuple):
 
 
 def hint(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
-  """Evaluates the closed form for a run, and writes workdir/hint.json.
+  """Evaluates the closed form for a run; writes and returns workdir/hint.json.
 
-  The sampler is DDIM's: "ddpm" is taken at eta 1, "euler" and "heun" at eta 0;
-  clean estimates are not clipped.
-
-  Returns:
-    What the file holds: the run and its law of w; stds [k]; rows, each with
-    lam, own (whether it is the run's) and ratios [k], standard deviation of
-    samples over the data's; halving [k], the lambda that leaves half of it, or
-    None; and `curves`.
+  `ratios` are samples' stds over the data's, `halving` the lambdas that leave
+  half. Sampling is DDIM's, without clipping.
   """
   fields, law, eta = run.objective, law_of_w(run), _eta(run)
   levels = sampling.levels(run)
@@ -93,11 +85,10 @@ def hint(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def law_of_w(run: Run) -> Law:
-  """The law of the run's w.
+  """The law of the run's w; uniform for an objective without one.
 
   Attacks with gradient steps are taken to end at corners, unprojected ones at
-  the farthest. So is the l2 ball, of which nearly all is near its surface. An
-  objective without w is given a uniform one.
+  the farthest. So is a random w in the l2 ball, mostly near its surface.
   """
   attack = run.attack
   if attack is None:
@@ -130,9 +121,7 @@ def radii(run: Run, levels: Level, shape: str, beta_role: str) -> np.ndarray:
 def curves(run: Run, law: Law) -> dict[str, Any]:
   """sigma_t [m], and readings: each radius, beta_role and lambda_t there is.
 
-  Each has r [m] in noise units, lam_t [m] and mean_shift [m], mean |sigma w_i|
-  in state units; `own` marks the run's. The radius "constant" is beta in
-  either role and stands once.
+  mean_shift is the mean |sigma w_i|, in state units; "constant" stands once.
   """
   fields, diffusion = run.objective, run.config["diffusion"]
   count = _CURVE_LEVELS

@@ -21,12 +21,12 @@ def frechet_distance(
 ) -> float:
   """Squared 2-Wasserstein distance of two Gaussians (Dowson & Landau 1982).
 
-  |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2). This symmetric
-  form works for singular covariances; rounding below zero is cut off.
+  |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2); singular C too.
   """
-  root = _symmetric_root(covariance_1)
-  cross = _symmetric(root @ covariance_2 @ root)
-  values = scipy.linalg.eigvalsh(cross)
+  symmetric = lambda matrix: (matrix + matrix.T) / 2
+  values, vectors = scipy.linalg.eigh(symmetric(covariance_1))
+  root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+  values = scipy.linalg.eigvalsh(symmetric(root @ covariance_2 @ root))
   shared = np.sum(np.sqrt(np.maximum(values, 0)))
   trace = np.trace(covariance_1) + np.trace(covariance_2) - 2 * shared
   return max(float(np.sum(np.square(mean_1 - mean_2)) + trace), 0.0)
@@ -54,22 +54,10 @@ def spread_ratio(covariance: np.ndarray, true_covariance: np.ndarray) -> float:
   return float(np.sqrt(np.trace(covariance) / np.trace(true_covariance)))
 
 
-def _symmetric(matrix: np.ndarray) -> np.ndarray:
-  return (matrix + matrix.T) / 2
-
-
-def _symmetric_root(matrix: np.ndarray) -> np.ndarray:
-  values, vectors = scipy.linalg.eigh(_symmetric(matrix))
-  return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-
-
 def sliced_wasserstein(
   x: np.ndarray, y: np.ndarray, num_directions: int = 100, seed: int = 0
 ) -> float:
-  """Mean 1-Wasserstein distance of x [n, k] and y [m, k] along directions.
-
-  Directions are uniform on the sphere (Bonneel et al. 2015), drawn by seed.
-  """
+  """Mean W1 of x, y [n, k] along random directions (Bonneel et al. 2015)."""
   directions = np.random.default_rng(seed).normal(
     size=(num_directions, x.shape[1])
   )
@@ -84,10 +72,7 @@ def sliced_wasserstein(
 def mode_shares(
   x: np.ndarray, centres: np.ndarray, radius: float
 ) -> tuple[np.ndarray, float]:
-  """Shares of x [n, d] within radius of each centre [k, d], and of the rest.
-
-  A point belongs to its nearest centre.
-  """
+  """Shares of x [n, d] nearest to each centre, within radius; the rest's."""
   distance = np.linalg.norm(x[:, None] - centres, axis=-1)
   inside = distance.min(axis=1) <= radius
   nearest = distance.argmin(axis=1)[inside]

@@ -16,14 +16,10 @@ from rad_jax.run import Run
 
 
 def purify(run: Run, workdir: pathlib.Path) -> pathlib.Path:
-  """Purifies purify.num_examples inputs.
+  """Purifies purify.num_examples inputs; returns workdir/purified.
 
-  Returns:
-    workdir/purified: samples.npz (x_0: the inputs, then what became of them;
-    float32, model units) and purification.json: the settings, and the root
-    mean square distance from the true support, before and after.
-
-  Raises: as `open_subject`, `inputs` and `purified`.
+  samples.npz has the inputs, then what became of them, as one x_0;
+  purification.json the settings, and support_rms before and after.
   """
   subject = open_subject(run, workdir)
   x = inputs(subject)
@@ -46,11 +42,7 @@ def purify(run: Run, workdir: pathlib.Path) -> pathlib.Path:
 
 
 def purified(subject: Subject, x: np.ndarray) -> np.ndarray:
-  """x [n, ...] in model units, purified as the run's section purify says.
-
-  Raises:
-    ValueError: no level of the grid is at or below t_star.
-  """
+  """x [n, ...] in model units, purified as the run's section purify says."""
   run = subject.run
   update = sampling.update(run, run.purify.sampler)
   return there_and_back(subject, x, _levels(run), update)
@@ -79,8 +71,7 @@ def there_and_back(
 def inputs(subject: Subject) -> np.ndarray:
   """purify.input's, or the training examples as the run saw them; model units.
 
-  Raises:
-    ConfigError: the input cannot be read, or is of another shape.
+  Raises ConfigError for an unreadable file or examples of another shape.
   """
   run, path = subject.run, subject.run.purify.input
   count = run.purify.num_examples

@@ -11,31 +11,22 @@ from rad_jax.data import examples, subspace, synthetic
 from rad_jax.evaluation import measures
 
 _CHUNK = 500
-# Points of a synthetic set, where measures need examples.
-_SYNTHETIC_POINTS = 5000
+_SYNTHETIC_POINTS = 5000  # where measures need examples
 
 
 class Reference(NamedTuple):
-  """A clean distribution, in flattened examples of d elements.
+  """A clean distribution, in flattened examples of d elements."""
 
-  project: [n, d] -> the nearest points of the support, [n, d].
-  features: [n, d] -> [n, k], in which moments are compared.
-  mean, covariance: the clean moments in the features, [k] and [k, k].
-  inside: the covariance, in the features, of the projected clean examples.
-  examples: clean examples [m, d]; of a synthetic set, drawn anew.
-  denoise: (x_t [n, d], alpha, sigma) -> E[x_0 | x_t], [n, d]; of images, as
-    `empirical_mean` of the examples.
-  modes, mode_radius: a synthetic set's (data.synthetic.World).
-  """
-
+  # [n, d] -> the nearest points of the support, [n, d]
   project: Callable[[np.ndarray], np.ndarray]
-  features: Callable[[np.ndarray], np.ndarray]
-  mean: np.ndarray
-  covariance: np.ndarray
-  inside: np.ndarray
-  examples: np.ndarray
+  features: Callable[[np.ndarray], np.ndarray]  # [n, d] -> [n, k], for moments
+  mean: np.ndarray  # of the features, [k]
+  covariance: np.ndarray  # of the features, [k, k]
+  inside: np.ndarray  # the same after projection
+  examples: np.ndarray  # clean, [m, d]
+  # x_t [n, d], alpha, sigma -> E[x_0 | x_t], [n, d]
   denoise: Callable[[np.ndarray, float, float], np.ndarray]
-  modes: np.ndarray | None = None
+  modes: np.ndarray | None = None  # a synthetic set's centres
   mode_radius: float = np.inf
 
 
@@ -56,13 +47,7 @@ def of_world(world: synthetic.World) -> Reference:
 
 
 def of_images(x_0: np.ndarray, rank: int, frechet_dims: int) -> Reference:
-  """The clean set's principal subspace, and its moments in its components.
-
-  Args:
-    x_0: the clean examples, [n, ...], uint8 or in model units.
-    rank: of the subspace, exact where the set was linearised to it.
-    frechet_dims: how many leading components the moments are taken in.
-  """
+  """A clean set's principal subspace, and moments in its first components."""
   x_0 = examples.to_model_range(x_0).reshape(len(x_0), -1)
   dims = min(frechet_dims, *x_0.shape)
   components = subspace.fit(x_0, max(rank, dims))

@@ -1,8 +1,7 @@
 """Draws samples from a run's newest checkpoint, over all devices.
 
-Batches are kept as they are drawn, in samples/step_N/<key>/: a second call
-reads them, and an interrupted one goes on. The key stands for the parameters
-and for all that a sample depends on, so none is ever taken for another.
+Each batch is kept in samples/step_N/<key>/, where an interrupted call goes on.
+The key is a hash of the parameters and of all else that samples depend on.
 """
 
 import hashlib
@@ -47,10 +46,7 @@ class Model(NamedTuple):
 
 
 def newest_model(run: Run, workdir: pathlib.Path) -> Model:
-  """The newest checkpoint's network.
-
-  Raises: as `training.workdir.newest_state`.
-  """
+  """The newest checkpoint's network."""
   mesh = sharding.device_mesh()
   state = workdirs.newest_state(workdir, run, mesh)
   params = state.ema_params if run.sampling.ema else state.params
@@ -92,7 +88,7 @@ def eps_fn(run: Run, params: Any) -> EpsFn:
 def chain(
   run: Run, params: Any, index: Array, grid: Level, step: samplers.Update
 ) -> trajectory.Chain:
-  """The reverse process of samples `index` [b], from noise; all its noise."""
+  """The reverse process of samples `index` [b], with all the noise it takes."""
   keys = samplers.sample_keys(run.keys.sampling, index)
   return trajectory.Chain(
     eps_fn(run, params),
@@ -120,10 +116,7 @@ def over_devices(
   num_split: int = 1,
   num_shared: int = 0,
 ) -> Callable[..., Any]:
-  """Compiles function(params, *split [b, ...], *shared); results replicated.
-
-  b must be a multiple of the number of devices.
-  """
+  """Compiles function(params, *split [b, ...], *shared); devices divide b."""
   everywhere, split = sharding.replicated(mesh), sharding.by_example(mesh)
   inputs = [everywhere, *[split] * num_split, *[everywhere] * num_shared]
   return jax.jit(
@@ -139,10 +132,7 @@ def draw(
 ) -> np.ndarray:
   """Samples 0 .. count - 1, float32 [count, ...] in model units.
 
-  By the sampler of that name and by num_steps, or the run's own.
-
-  Raises:
-    NonFiniteSamples: the sampler diverged.
+  By the named sampler in num_steps, or the run's own. Raises NonFiniteSamples.
   """
   run = model.run
   settings = run.sampling._asdict() | {
@@ -180,10 +170,7 @@ def sample(run: Run, workdir: pathlib.Path) -> pathlib.Path:
 
 
 def save_samples(model: Model) -> pathlib.Path:
-  """Draws sampling.num_samples; returns their folder, samples/step_N.
-
-  It holds samples.npz (x_0, float32, model units) and sampling.json.
-  """
+  """Writes samples.npz (x_0) and sampling.json; returns their folder."""
   settings, folder = model.run.sampling, model.samples_folder
   files.write_npz(folder / "samples.npz", x_0=draw(model, settings.num_samples))
   files.write_json(

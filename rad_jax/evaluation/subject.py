@@ -38,11 +38,11 @@ class Subject(NamedTuple):
     return self.model.run
 
   def samples(self) -> np.ndarray:
-    """evaluation.num_samples samples, [n, ...]."""
+    """evaluation.num_samples samples, [n, ...] in model units."""
     return sampling.draw(self.model, self.run.evaluation.num_samples)
 
   def clean(self, count: int) -> np.ndarray:
-    """As `clean_examples`."""
+    """`clean_examples` of the training set."""
     return clean_examples(self.training_set, count)
 
   def first(self, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +58,7 @@ class Subject(NamedTuple):
   ) -> Any:
     """function(params, *arrays [b, ...]) over all devices, as NumPy arrays.
 
-    Filled up to whole batches, and cut back to b rows along `axis`.
+    b is any number; results have it along `axis`.
     """
     mesh = self.model.mesh
     count = len(arrays[0])
@@ -71,10 +71,7 @@ class Subject(NamedTuple):
 
 
 def open_subject(run: Run, workdir: pathlib.Path) -> Subject:
-  """The newest checkpoint in workdir.
-
-  Raises: as `training.workdir.newest_state` and `open_training_set`.
-  """
+  """The newest checkpoint in workdir, with its training set and reference."""
   model = sampling.newest_model(run, workdir)
   training_set = run.open_training_set()
   return Subject(model, training_set, reference_of(run, training_set))

@@ -1,8 +1,6 @@
 """What a config's training costs, before any of it is run."""
 
-import time
-from collections.abc import Mapping
-from typing import NamedTuple
+import timeit
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +8,17 @@ import jax.numpy as jnp
 from rad_jax import config as configs
 from rad_jax import run as runs
 from rad_jax.config import ConfigDict
-from rad_jax.run import Run
 from rad_jax.training import chips, passes
 from rad_jax.training.state import num_parameters
 
+Rows = dict[str, dict[str, float]]
 
-def cost(config: ConfigDict) -> dict[str, dict[str, float]]:
+
+def cost(config: ConfigDict) -> Rows:
   """Passes, FLOPs and memory of the step, and of DDPM's on the same model.
 
-  No step is run and no data is read: the steps are compiled for this machine's
-  accelerator, which for a large U-Net takes minutes on a CPU.
-
-  Returns:
-    For "ddpm", "on" (a step with the regulariser) and, if the timetable has
-    steps without, "off" and "mean": "passes", forward passes of the network;
-    "flops", as XLA counts them; "memory", bytes of the step's arguments and
-    temporaries (for "mean", the larger of both).
+  Steps are compiled, not run. Rows are "ddpm", "on" (regularised) and, if the
+  timetable has other steps, "off" and "mean" (of memory, in bytes, the larger).
   """
   run = runs.build(config)
   rows = {
@@ -36,15 +29,13 @@ def cost(config: ConfigDict) -> dict[str, dict[str, float]]:
   share = passes.steps_on(run.timetable, steps) / steps
   if share < 1:
     on, off = rows["on"], _measure(config, regularised=False)
-    rows["off"] = off
-    rows["mean"] = {
-      name: share * on[name] + (1 - share) * off[name]
-      for name in ("passes", "flops")
-    } | {"memory": max(on["memory"], off["memory"])}
+    mean = {k: share * on[k] + (1 - share) * off[k] for k in on}
+    mean["memory"] = max(on["memory"], off["memory"])
+    rows |= {"off": off, "mean": mean}
   return rows
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
+def table(rows: Rows) -> str:
   """`cost` as aligned text, each number beside its ratio to DDPM's."""
   units = {"passes": 1.0, "flops": 1e9, "memory": 1e6}
   lines = [f"{'':6}{'passes':>20}{'GFLOP':>20}{'memory, MB':>20}"]
@@ -57,81 +48,52 @@ def table(rows: dict[str, dict[str, float]]) -> str:
   return "\n".join(lines)
 
 
-class Memory(NamedTuple):
-  """Bytes of a step, as a line over the size of its batch.
-
-  fixed: of parameters, average and optimiser state, and what else is there.
-  per_example: what each example of the batch adds.
-  """
-
-  fixed: float
-  per_example: float
-
-  def largest_batch(self, limit: float) -> int:
-    """The largest batch whose step needs no more than `limit` bytes."""
-    return max(0, int((limit - self.fixed) / self.per_example))
-
-
-def memory(config: ConfigDict, known: float) -> Memory:
-  """The line through the config's batch and one of twice its size.
-
-  Args:
-    config: the config.
-    known: bytes of the step with the regulariser at the config's batch size,
-      `cost`'s "memory" of "on".
-  """
+def memory(config: ConfigDict, known: float) -> tuple[float, float]:
+  """Bytes of a step, fixed and per example; `known` is `cost`'s of "on"."""
   twice = config.copy_and_resolve_references()
   twice.train.batch_size *= 2
   batch_size = config.train.batch_size
   # What is fixed is there at least once; a small batch may hide in it.
-  slope = (
-    max(_memory(_compile(runs.build(twice), True)) - known, 1.0) / batch_size
-  )
-  return Memory(known - slope * batch_size, slope)
+  per_example = max(_memory(_compile(twice)) - known, 1.0) / batch_size
+  return known - per_example * batch_size, per_example
+
+
+def largest_batch(fixed: float, per_example: float, limit: float) -> int:
+  """The largest batch whose step needs no more than `limit` bytes."""
+  return max(0, int((limit - fixed) / per_example))
 
 
 def product_rate(dtype: str) -> float:
   """FLOP/s of matrix products on one device, measured in under a second."""
   n = 1024 if jax.default_backend() == "cpu" else 8192
   a = jnp.ones((n, n), dtype)
-  multiply = jax.jit(lambda a: a @ a)
-  jax.block_until_ready(multiply(a))
-
-  def seconds() -> float:
-    started = time.perf_counter()
-    jax.block_until_ready(multiply(a))
-    return time.perf_counter() - started
-
-  return 2 * n**3 / min(seconds() for _ in range(5))
+  multiply = jax.jit(lambda a: a @ a).lower(a).compile()
+  run = lambda: jax.block_until_ready(multiply(a))
+  run()
+  return 2 * n**3 / min(timeit.repeat(run, number=1, repeat=5))
 
 
-def forecast(config: ConfigDict, rows: Mapping[str, dict[str, float]]) -> str:
-  """What the whole run will take, in a few lines of text.
-
-  Args:
-    config: the config.
-    rows: its `cost`.
-  """
+def forecast(config: ConfigDict, rows: Rows) -> str:
+  """What the whole run will take, from its `cost`, in a few lines of text."""
   num_steps, num_devices = config.train.num_steps, jax.device_count()
   mean = rows.get("mean", rows["on"])
   flops = num_steps * mean["flops"]
   rate = num_devices * product_rate(config.model.dtype)
   state = jax.eval_shape(runs.build(config).initial_state)
-  law = memory(config, rows["on"]["memory"])
+  fixed, per_example = memory(config, rows["on"]["memory"])
   fits = ", ".join(
-    f"{law.largest_batch(gb * 1e9):,} in {gb} GB" for gb in (16, 40, 80)
+    f"{largest_batch(fixed, per_example, gb * 1e9):,} in {gb} GB"
+    for gb in (16, 40, 80)
   )
-  return "\n".join(
-    [
-      f"parameters: {num_parameters(state):,}",
-      f"run:        {num_steps:,} steps, {num_steps * mean['passes']:,.0f}"
-      f" passes, {flops:.3g} FLOP",
-      f"time:       {_duration(flops / rate)} at the least, at the"
-      f" {rate / 1e12:.3g} TFLOP/s of matrix products in {config.model.dtype}"
-      f" on {num_devices} x {jax.devices()[0].device_kind}",
-      f"memory:     {law.fixed / 1e9:.3g} GB and"
-      f" {law.per_example / 1e6:.3g} MB an example; the largest batch: {fits}",
-    ]
+  return (
+    f"parameters: {num_parameters(state):,}\n"
+    f"run:        {num_steps:,} steps, {num_steps * mean['passes']:,.0f}"
+    f" passes, {flops:.3g} FLOP\n"
+    f"time:       {_duration(flops / rate)} at the least, at the"
+    f" {rate / 1e12:.3g} TFLOP/s of matrix products in {config.model.dtype}"
+    f" on {num_devices} x {jax.devices()[0].device_kind}\n"
+    f"memory:     {fixed / 1e9:.3g} GB and {per_example / 1e6:.3g} MB an"
+    f" example; the largest batch: {fits}"
   )
 
 
@@ -143,12 +105,9 @@ def _duration(seconds: float) -> str:
 
 
 def _measure(config: ConfigDict, regularised: bool = True) -> dict[str, float]:
-  compiled = _compile(runs.build(config), regularised)
-  return {
-    "passes": 3.0,
-    "flops": _flops(config, regularised, compiled),
-    "memory": _memory(compiled),
-  }
+  compiled = _compile(config, regularised)
+  flops = _flops(config, regularised, compiled)
+  return {"passes": 3.0, "flops": flops, "memory": _memory(compiled)}
 
 
 def _memory(compiled) -> float:
@@ -159,8 +118,7 @@ def _memory(compiled) -> float:
 def _flops(config: ConfigDict, regularised: bool, compiled) -> float:
   """FLOPs of a step. XLA counts a loop's body once, so none is counted here.
 
-  The cost of an attack is linear in its steps, and that of free replays in
-  the updates, each as dear as one with a random w.
+  Cost is linear in an attack's steps, and in free replays.
   """
   replays = config.regulariser.free_replays
   chosen = runs.build(config).attack
@@ -170,25 +128,23 @@ def _flops(config: ConfigDict, regularised: bool, compiled) -> float:
   unrolled = config.copy_and_resolve_references()
   unrolled.regulariser.free_replays = 1
   unrolled.attack.num_steps = 0
-  start = _counted(_compile(runs.build(unrolled), regularised))
+  start = _counted(_compile(unrolled))
   if replays > 1:
     return replays * start
   unrolled.attack.num_steps = 1
-  one = _counted(_compile(runs.build(unrolled), regularised))
-  return start + steps * (one - start)
+  return start + steps * (_counted(_compile(unrolled)) - start)
 
 
 def _counted(compiled) -> float:
   return (compiled.cost_analysis() or {}).get("flops", float("nan"))
 
 
-def _compile(run: Run, regularised: bool):
-  stored_as_floats = run.is_synthetic or run.data.linear_rank
+def _compile(config: ConfigDict, regularised: bool = True):
+  run = runs.build(config)
   shape = (run.train.batch_size, *run.example_shape)
+  as_floats = run.is_synthetic or run.data.linear_rank
   batch = {
-    "x_0": jax.ShapeDtypeStruct(
-      shape, jnp.float32 if stored_as_floats else jnp.uint8
-    ),
+    "x_0": jax.ShapeDtypeStruct(shape, jnp.float32 if as_floats else jnp.uint8),
     "index": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
   }
   step = jax.jit(

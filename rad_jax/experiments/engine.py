@@ -1,10 +1,6 @@
-"""Trains, samples and evaluates the runs of an experiment, once each.
+"""Trains, samples and evaluates the runs of an experiment, once each."""
 
-Interrupted, it goes on with the runs that have no row in the table. Runs are
-trained one by one (training.loop), or those of one program side by side
-(training.together), whose checkpoints lie in groups/.
-"""
-
+import collections
 import copy
 import logging
 import math
@@ -22,17 +18,9 @@ from rad_jax import run as runs
 from rad_jax.config import ConfigDict
 from rad_jax.evaluation import evaluate, sampling, subject
 from rad_jax.experiments import pool, table
-from rad_jax.experiments.pool import Job
 from rad_jax.experiments.table import Entry, Row
 from rad_jax.run import Run
-from rad_jax.training import (
-  loop,
-  metrics,
-  passes,
-  sharding,
-  together,
-  watch,
-)
+from rad_jax.training import loop, metrics, passes, sharding, together, watch
 from rad_jax.training import workdir as folders
 
 _LOG = logging.getLogger("rad_jax")
@@ -46,48 +34,32 @@ def run_all(
 ) -> list[Row]:
   """Does the runs that have no row in workdir yet; returns all rows in order.
 
-  A run that diverges gets a row with its error, and the others go on.
-
-  Args:
-    entries: the runs, under unique names.
-    workdir: the experiment's folder, made if missing.
-    processes: jobs at a time, as pool.work_off.
-    group_size: runs of one program trained together, at most; 0 trains every
-      run by itself.
-
-  Raises:
-    ConfigError: workdir holds a run of the same name and another config.
-    Interrupted, HostError: as pool.work_off.
+  Divergence makes a row with its error. Up to group_size runs of one program
+  are trained together, with 0 each alone. Raises as `table.refuse_changed`.
   """
   table.refuse_changed(entries, workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   done = {row["run"] for row in table.read(workdir)}
   missing = [one for one in entries if one.name not in done]
   jobs = groups(missing, group_size) if group_size else [[e] for e in missing]
-  work = run_group if group_size else run_each
+  work = run_group if group_size else run_alone
   first = len(entries) - len(missing)
-  with (
-    table.appending(workdir) as append,
-    tqdm(total=len(entries), initial=first, unit="run") as bar,
-  ):
-    for job, job_rows in pool.work_off(jobs, work, workdir, processes):
-      for one, row in zip(job, job_rows, strict=True):
-        append(row)
-        measures = row.keys() - _record(one).keys() - {"seconds"}
-        found = (f"{k} {row[k]:.4g}" for k in row if k in measures)
-        bar.write(f"{one.name}: {row.get('error') or ', '.join(found)}")
+  with tqdm(total=len(entries), initial=first, unit="run") as bar:
+    for job_rows in pool.work_off(jobs, work, workdir, processes):
+      for row in job_rows:
+        table.append(row, workdir)
+        found = (f"{k} {row[k]:.4g}" for k in row if k not in table.RECORD)
+        bar.write(f"{row['run']}: {row.get('error') or ', '.join(found)}")
         bar.update()
   rows = {row["run"]: row for row in table.read(workdir)}
   return [rows[one.name] for one in entries]
 
 
-def groups(entries: list[Entry], size: int) -> list[Job]:
+def groups(entries: list[Entry], size: int) -> list[pool.Job]:
   """The runs by program, at most `size` together."""
-  by_program: dict[tuple, Job] = {}
+  by_program = collections.defaultdict(list)
   for one in entries:
-    by_program.setdefault(together.program(one.config.to_dict()), []).append(
-      one
-    )
+    by_program[together.program(one.config.to_dict())].append(one)
   return [
     group[start : start + size]
     for group in by_program.values()
@@ -95,61 +67,53 @@ def groups(entries: list[Entry], size: int) -> list[Job]:
   ]
 
 
-def run_each(job: Job, workdir: pathlib.Path) -> list[Row]:
-  """The rows of a job's runs, done one after another."""
-  return [run_one(one, workdir) for one in job]
-
-
-def run_one(one: Entry, workdir: pathlib.Path) -> Row:
-  """Trains, samples and evaluates in workdir/runs/<name>; returns its row."""
+def run_alone(job: pool.Job, workdir: pathlib.Path) -> list[Row]:
+  """Trains, samples and evaluates the only run of a job."""
+  (one,) = job
   run, folder = runs.build(one.config), workdir / "runs" / one.name
   try:
     loop.train(run, folder)
   except (watch.NonFiniteLoss, watch.LossSpike) as error:
-    return _record(one) | {"error": str(error)}
+    return [_record(one) | {"error": str(error)}]
   seconds = training_seconds(folder, run.train.batch_size)
-  return _measured(one, subject.open_subject(run, folder), seconds)
+  return [_measured(one, subject.open_subject(run, folder), seconds=seconds)]
 
 
-def run_group(group: Job, workdir: pathlib.Path) -> list[Row]:
-  """Trains a group, then samples and evaluates each of its runs."""
+def run_group(group: pool.Job, workdir: pathlib.Path) -> list[Row]:
+  """Trains a group in groups/, then samples and evaluates each of its runs."""
   built = [runs.build(one.config) for one in group]
-  prints = [table.fingerprint(run.config) for run in built]
-  names = [one.name for one in group]
-  identity = table.digest(list(zip(names, prints, strict=True)))
+  named = zip(group, built, strict=True)
+  identity = table.digest(
+    [(one.name, table.fingerprint(run.config)) for one, run in named]
+  )
   sets = together.training_sets(built)
   states = together.train(built, sets, workdir / "groups" / identity)
   ema = built[0].sampling.ema
   params = states.ema_params if ema else states.params
-  rows = []
-  for place, (one, training_set) in enumerate(zip(group, sets, strict=True)):
+  mesh, rows = sharding.device_mesh(), []
+  for place, one in enumerate(group):
     run, folder = built[place], workdir / "runs" / one.name
-    folder.mkdir(parents=True, exist_ok=True)
     folders.claim(folder, run, resuming=False)
-    own, mesh = together.one(params, place), sharding.device_mesh()
-    step, digest = run.train.num_steps, sampling.digest(own)
-    model = sampling.Model(run, folder, mesh, own, step, digest)
-    reference = subject.reference_of(run, training_set)
-    found = subject.Subject(model, training_set, reference)
+    own = together.one(params, place)
+    digest = sampling.digest(own)
+    model = sampling.Model(run, folder, mesh, own, run.train.num_steps, digest)
+    reference = subject.reference_of(run, sets[place])
+    found = subject.Subject(model, sets[place], reference)
     rows.append(_measured(one, found))
   return rows
 
 
-def _measured(
-  one: Entry, trained: subject.Subject, seconds: float | None = None
-) -> Row:
+def _measured(one: Entry, trained: subject.Subject, **seconds: float) -> Row:
   """The row of a trained run, after sampling and evaluation."""
-  row = _record(one)
   try:
     sampling.save_samples(trained.model)
     measures = evaluate.measure(trained)["measures"]
   except sampling.NonFiniteSamples as error:
-    return row | {"error": str(error)}
-  return row | ({} if seconds is None else {"seconds": seconds}) | measures
+    return _record(one) | {"error": str(error)}
+  return _record(one) | seconds | measures
 
 
 def _record(one: Entry) -> Row:
-  """What a run's row holds before it is measured."""
   return {
     "run": one.name,
     **one.labels,
@@ -173,18 +137,14 @@ def training_seconds(folder: pathlib.Path, batch_size: int) -> float:
 def matched(
   entries: list[Entry], match: str, workdir: pathlib.Path
 ) -> list[Entry]:
-  """The runs with as many steps as make them equal.
+  """The runs, with as many steps as make each cost what DDPM would.
 
-  Args:
-    entries: runs whose train.num_steps are those of DDPM.
-    match: "steps" leaves them; with "passes" or "seconds" every run but DDPM's
-      gets the steps that cost as many network passes, or as much time, as
-      DDPM's would.
-    workdir: the experiment's folder, as `timed`.
+  In network passes or in seconds (`timed`); "steps" changes nothing.
   """
   if match == "steps":
     return entries
-  step_cost = timed(workdir) if match == "seconds" else _step_passes
+  step_passes = lambda config: _total_passes(config) / config.train.num_steps
+  step_cost = timed(workdir) if match == "seconds" else step_passes
   found = []
   for one in entries:
     config = copy.deepcopy(one.config)
@@ -202,20 +162,22 @@ def _total_passes(config: ConfigDict) -> float:
   )
 
 
-def _step_passes(config: ConfigDict) -> float:
-  return _total_passes(config) / config.train.num_steps
-
-
 def timed(workdir: pathlib.Path) -> Callable[[ConfigDict], float]:
-  """step_seconds, measured once for each program, kept in step_seconds.json.
+  """`step_seconds`, measured once for each program, kept in step_seconds.json.
 
-  Call it while nothing else runs.
+  Configs of one program differ in AXES only, but not in the objective or in
+  whether there is corruption. Call it while nothing else runs.
   """
   path = workdir / "step_seconds.json"
   known = files.read_json(path)
 
   def seconds(config: ConfigDict) -> float:
-    name = _program(config)
+    fields = table.bound(config.to_dict())
+    for axis in table.AXES.values():
+      del fields[axis]
+    objective = config.objective.name
+    corrupted = config.data.corruption.fraction > 0
+    name = f"{objective}-{table.digest([objective, corrupted, fields])}"
     if name not in known:
       _LOG.info("timing the step of %s", name)
       known[name] = step_seconds(config)
@@ -223,19 +185,6 @@ def timed(workdir: pathlib.Path) -> Callable[[ConfigDict], float]:
     return known[name]
 
   return seconds
-
-
-def _program(config: ConfigDict) -> str:
-  """A name for all configs whose training step takes the same time.
-
-  It leaves out the axes, which only change numbers in it, but for the
-  objective and whether there is corruption at all.
-  """
-  fields = table.bound(config.to_dict())
-  name, corrupted = config.objective.name, config.data.corruption.fraction > 0
-  for path in table.AXES.values():
-    del fields[path]
-  return f"{name}-{table.digest([name, corrupted, fields])}"
 
 
 def step_seconds(config: ConfigDict) -> float:

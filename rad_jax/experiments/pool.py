@@ -23,23 +23,15 @@ Work: TypeAlias = Callable[[Job, pathlib.Path], list[Row]]
 
 def work_off(
   jobs: list[Job], work: Work, workdir: pathlib.Path, processes: int
-) -> Iterator[tuple[Job, list[Row]]]:
-  """Yields each job with its rows as it is done.
+) -> Iterator[list[Row]]:
+  """Yields the rows of each job as it is done.
 
-  Args:
-    jobs: what is to be done.
-    work: does a job; a function of a module, as processes find it by name.
-    workdir: the experiment's folder.
-    processes: 1 works in this process, on all its devices; more, so many jobs
-      at a time, each in a process of its own on one CPU thread, with its
-      messages in its first run's log.txt.
-
-  Raises:
-    Interrupted: by SIGTERM or Ctrl-C; what was in training is saved.
-    HostError: one of several processes died.
+  With several processes each job has its own, on one CPU thread; `work` must be
+  a module's function. Raises Interrupted on SIGTERM or Ctrl-C, with training
+  saved, and HostError if a process died.
   """
   if processes == 1:
-    yield from ((job, work(job, workdir)) for job in jobs)
+    yield from (work(job, workdir) for job in jobs)
     return
   ahead = iter(jobs)
   running: dict[futures.Future, Job] = {}
@@ -65,20 +57,17 @@ def work_off(
       for future in done:
         job = running.pop(future)
         try:
-          yield job, future.result()
+          yield future.result()
         except BrokenProcessPool as error:
           raise hosts.HostError(
             f"a process died, perhaps out of memory, while {job[0].name} was"
-            f" running (see {_folder(job, workdir) / 'log.txt'}): the same"
-            " command goes on from there"
+            f" running (see {_log(job, workdir)}): the same command goes on"
+            " from there"
           ) from error
 
 
 def _enter() -> None:
-  """Before JAX starts in a process: its neighbours use the other cores.
-
-  Signals are the parent's to hand on, and without it there is nothing to do.
-  """
+  """In a new process, before JAX starts: one thread, and no signals."""
   flags = os.environ.get("XLA_FLAGS", "")
   os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
   jax.config.update("jax_platforms", "cpu")
@@ -98,12 +87,9 @@ def _logged(work: Work, job: Job, workdir: pathlib.Path) -> list[Row]:
   def stop(number, frame):
     raise loop.Interrupted("asked to stop")
 
-  folder = _folder(job, workdir)
-  folder.mkdir(parents=True, exist_ok=True)
-  with (
-    (folder / "log.txt").open("a") as log,
-    contextlib.redirect_stderr(log),
-  ):
+  path = _log(job, workdir)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open("a") as log, contextlib.redirect_stderr(log):
     signal.signal(signal.SIGTERM, stop)
     try:
       return work(job, workdir)
@@ -114,5 +100,5 @@ def _logged(work: Work, job: Job, workdir: pathlib.Path) -> list[Row]:
       signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _folder(job: Job, workdir: pathlib.Path) -> pathlib.Path:
-  return workdir / "runs" / job[0].name
+def _log(job: Job, workdir: pathlib.Path) -> pathlib.Path:
+  return workdir / "runs" / job[0].name / "log.txt"

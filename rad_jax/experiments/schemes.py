@@ -8,6 +8,7 @@ readings  every reading of the radius, of lambda and of its weight
 
 import itertools
 import pathlib
+from functools import partial
 from typing import Any
 
 from rad_jax import config as configs
@@ -17,14 +18,12 @@ from rad_jax.experiments import engine, study, table
 from rad_jax.experiments.table import Changes, Entry, Row
 
 
-def _objective(**fields: Any) -> Changes:
-  return {f"objective.{name}": value for name, value in fields.items()}
+def _in(section: str, **fields: Any) -> Changes:
+  return {f"{section}.{name}": value for name, value in fields.items()}
 
 
-def _regulariser(**fields: Any) -> Changes:
-  return {f"regulariser.{name}": value for name, value in fields.items()}
-
-
+_objective = partial(_in, "objective")
+_regulariser = partial(_in, "regulariser")
 _DDPM = _objective(name="ddpm")
 _RISING = _objective(radius="rising")
 _CONSTANT = _objective(radius="constant")
@@ -101,11 +100,9 @@ _READINGS = {
   "falling, inverse_std": _INVERSE,
   "falling, inverse_std, lam 0.3": _INVERSE | _objective(lam=0.3),
 }
+_DEMO = ("ddpm", "invariance", "robust_ran", "robust_adv")
 SCHEMES: dict[str, dict[str, Changes]] = {
-  "demo": {
-    name: _objective(name=name)
-    for name in ("ddpm", "invariance", "robust_ran", "robust_adv")
-  },
+  "demo": {name: _objective(name=name) for name in _DEMO},
   "cheap": _CHEAP,
   "baselines": _BASELINES,
   "readings": _READINGS,
@@ -113,48 +110,35 @@ SCHEMES: dict[str, dict[str, Changes]] = {
 # What stands across in each table's figure.
 ACROSS = dict.fromkeys(SCHEMES, "spread_ratio") | {"cheap": "cost"}
 
+_DIGITS_COUNTS = {
+  "train.batch_size": 128,
+  "sampling.num_samples": 64,
+  "sampling.batch_size": 512,
+  "evaluation.num_samples": 2000,
+}
 # Counts that data and schemes only lower: a smoke config has shrunk them.
-_COUNTS = {
-  "train.num_steps",
-  "train.batch_size",
-  "sampling.num_steps",
-  "sampling.num_samples",
-  "sampling.batch_size",
-  "evaluation.num_samples",
-}
-_SIZES: dict[str, Changes] = {
-  "digits": {
-    "train.batch_size": 128,
-    "sampling.num_samples": 64,
-    "sampling.batch_size": 512,
-    "evaluation.num_samples": 2000,
-  }
-}
+_COUNTS = ("train.num_steps", "sampling.num_steps", *_DIGITS_COUNTS)
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, name: str) -> list[Row]:
-  """The rows of a table of SCHEMES; those of the demo with step_seconds.
-
-  Raises:
-    ConfigError: as `entries`, or there is no such table.
-  """
+  """The rows of a table of SCHEMES; those of the demo with step_seconds."""
   if name not in SCHEMES:
     raise ConfigError(
       f"config.study.schemes={name!r}: it must be one of {', '.join(SCHEMES)}"
     )
   found = entries(config, SCHEMES[name], workdir)
   rows = run_all(config, found, workdir)
-  if name == "demo":
-    seconds = engine.timed(workdir)
-    for one, row in zip(found, rows, strict=True):
-      row["step_seconds"] = seconds(one.config)
-  return rows
+  if name != "demo":
+    return rows
+  seconds = engine.timed(workdir)
+  pairs = zip(found, rows, strict=True)
+  return [row | {"step_seconds": seconds(one.config)} for one, row in pairs]
 
 
 def run_all(
   config: ConfigDict, found: list[Entry], workdir: pathlib.Path
 ) -> list[Row]:
-  """The rows of entries, for which the data is prepared first."""
+  """The rows of entries; their data is prepared first."""
   for name in sorted({one.config.data.name for one in found}):
     if training_set.needs_preparation(name):
       builders.prepare(name, config.data.data_dir or None)
@@ -166,23 +150,17 @@ def run_all(
 def entries(
   config: ConfigDict, schemes: dict[str, Changes], workdir: pathlib.Path
 ) -> list[Entry]:
-  """A run for each of config.study's seeds and data with each scheme.
-
-  Those that start from another's end stand behind it.
-
-  Raises:
-    ConfigError: a name of data is not known, or a combination is not valid.
-  """
-  study.refuse_unknown(config, "data", study.DATA)
-  own = configs.flatten(config.to_dict())
-  counts = {path: own[path] for path in _COUNTS}
+  """A run for each seed, data and scheme, those with init_from last."""
+  study.refuse_unknown(config, data=study.DATA)
+  fields = configs.flatten(config.to_dict())
+  own = {path: fields[path] for path in _COUNTS}
   found = []
   for seed, data, (scheme, scheme_changes) in itertools.product(
     range(config.study.seeds), config.study.data, schemes.items()
   ):
     name = lambda of, data=data, seed=seed: f"{data}-{_word(of)}-seed{seed}"
-    sizes = counts | _SIZES.get(data, {})
-    changes = study.DATA[data] | sizes | scheme_changes | {"seed": seed}
+    counts = own | (_DIGITS_COUNTS if data == "digits" else {})
+    changes = study.DATA[data] | counts | scheme_changes | {"seed": seed}
     changes |= {path: min(changes[path], own[path]) for path in _COUNTS}
     # Free replays see fewer batches, of more updates.
     changes["train.num_steps"] //= changes.get("regulariser.free_replays", 1)

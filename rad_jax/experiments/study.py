@@ -1,12 +1,8 @@
-"""The paper's controlled study: data with known truth, corruptions, methods.
-
-A grid over names, each of which stands for changes in the config. Runs of one
-program are trained together.
-"""
+"""The paper's controlled study: data with known truth, corruptions, methods."""
 
 import itertools
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from rad_jax.config import ConfigDict, ConfigError
 from rad_jax.experiments import engine, table
@@ -57,26 +53,18 @@ METHODS: dict[str, Changes] = {
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
   """The rows of config.study, in workdir, by engine.run_all."""
-  fields = config.study
-  return engine.run_all(
-    entries(config), workdir, fields.processes, fields.group_size
-  )
+  found, fields = entries(config), config.study
+  return engine.run_all(found, workdir, fields.processes, fields.group_size)
 
 
 def entries(config: ConfigDict) -> list[Entry]:
-  """The runs of config.study.
+  """The runs of config.study; the first seed's are portrayed.
 
-  Noise-aware training is left out where there is no noise, as it is DDPM
-  there, and where there are outliers, whose noise has no sigma. The runs of
-  the first seed are portrayed (evaluation.protocols.portrait).
-
-  Raises:
-    ConfigError: a name is not known, or a combination is not valid.
+  Noise-aware training is left out where no noise has a sigma; without noise it
+  is DDPM. Raises ConfigError for unknown names, or without runs.
   """
   fields = config.study
-  refuse_unknown(config, "data", DATA)
-  refuse_unknown(config, "corruptions", CORRUPTIONS)
-  refuse_unknown(config, "methods", METHODS)
+  refuse_unknown(config, data=DATA, corruptions=CORRUPTIONS, methods=METHODS)
   found = []
   for data, method, corruption, seed in itertools.product(
     fields.data, fields.methods, fields.corruptions, range(fields.seeds)
@@ -97,10 +85,11 @@ def entries(config: ConfigDict) -> list[Entry]:
   return found
 
 
-def refuse_unknown(config: ConfigDict, axis: str, known: Iterable[str]) -> None:
-  """Raises ConfigError if config.study[axis] is empty or not all known."""
-  names = config.study[axis]
-  if not names or set(names) - set(known):
-    raise ConfigError(
-      f"config.study.{axis}={names!r}: it must be some of {', '.join(known)}"
-    )
+def refuse_unknown(config: ConfigDict, **axes: Mapping[str, Changes]) -> None:
+  """Raises ConfigError if config.study has no or unknown names on an axis."""
+  for axis, known in axes.items():
+    names = config.study[axis]
+    if not names or set(names) - set(known):
+      raise ConfigError(
+        f"config.study.{axis}={names!r}: it must be some of {', '.join(known)}"
+      )

@@ -1,25 +1,22 @@
 """The runs of an experiment, and its rows.
 
-An experiment's folder holds runs/<name>/, each a run's own folder, and
-rows.jsonl, one row for each run that is done: run, its name; LABELS, null
-where an axis makes no difference; config, a fingerprint; steps and passes, of
-training; seconds, in training steps (not of runs trained together); measures
-(evaluation.evaluate). Where a run failed, error stands in the place of the
-last two.
+Runs are in runs/<name>/; rows.jsonl has a row for each finished one: RECORD and
+its measures, or its error. Labels are null where an axis makes no difference;
+config is a fingerprint; seconds, of training, are absent for groups.
 """
 
-import contextlib
 import copy
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from rad_jax import checks, files
 from rad_jax import config as configs
 from rad_jax.config import ConfigDict, ConfigError
+from rad_jax.evaluation import evaluate
 from rad_jax.robustness import objectives
 
 Changes: TypeAlias = dict[str, Any]
@@ -35,6 +32,7 @@ AXES = {
   "seed": "seed",
 }
 LABELS = ("data", "corruption", "method", *AXES)
+RECORD = ("run", *LABELS, "config", "steps", "passes", "seconds")
 
 
 class Entry(NamedTuple):
@@ -48,15 +46,13 @@ class Entry(NamedTuple):
 def entry(name: str, base: ConfigDict, changes: Changes, **names: str) -> Entry:
   """The run of a config with changes, by dotted path.
 
-  The config itself tells the labels; `names` are those that it cannot tell.
-
-  Raises:
-    ConfigError: the changed config is not valid; the run is named.
+  `names` are labels that the config cannot tell. Raises ConfigError.
   """
   config = copy.deepcopy(base)
   try:
     config.update_from_flattened_dict(changes)
     checks.validate(config)
+    evaluate.refuse_unknown(config.evaluation.protocols)
   except (TypeError, ConfigError) as error:
     raise ConfigError(f"run {name}: {error}") from error
   fields = configs.flatten(config.to_dict())
@@ -84,19 +80,13 @@ def read(workdir: pathlib.Path) -> list[Row]:
   return files.read_rows(workdir / "rows.jsonl")
 
 
-@contextlib.contextmanager
-def appending(workdir: pathlib.Path) -> Iterator[Callable[[Row], None]]:
-  """Yields append(row), which writes a whole line at once."""
+def append(row: Row, workdir: pathlib.Path) -> None:
+  """Writes a whole line at once, in place of a torn one."""
   path = workdir / "rows.jsonl"
-  if path.exists():  # what is behind the last newline was torn off
+  if path.exists():
     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
   with path.open("a") as file:
-
-    def append(row: Row) -> None:
-      file.write(json.dumps(row) + "\n")
-      file.flush()
-
-    yield append
+    file.write(json.dumps(row) + "\n")
 
 
 def refuse_changed(entries: Sequence[Entry], workdir: pathlib.Path) -> None:
@@ -104,10 +94,9 @@ def refuse_changed(entries: Sequence[Entry], workdir: pathlib.Path) -> None:
   known = {row["run"]: row["config"] for row in read(workdir)}
   for one in entries:
     saved = files.read_json(workdir / "runs" / one.name / "config.json")
-    if saved:
-      known.setdefault(one.name, fingerprint(saved))
+    kept = known.get(one.name) or (saved and fingerprint(saved))
     now = one.config.to_dict()
-    if known.get(one.name, fingerprint(now)) == fingerprint(now):
+    if not kept or kept == fingerprint(now):
       continue
     old, new = bound(saved), bound(now)
     differing = "; ".join(
@@ -123,11 +112,7 @@ def refuse_changed(entries: Sequence[Entry], workdir: pathlib.Path) -> None:
 
 
 def bound(config: dict[str, Any]) -> dict[str, Any]:
-  """What binds a run, by dotted path.
-
-  All but where and how fast the data is read from, and the sections of sweep
-  and study themselves.
-  """
+  """What binds a run, by dotted path: neither where data lies nor the grid."""
   return {
     path: value
     for path, value in configs.flatten(config).items()
@@ -136,7 +121,7 @@ def bound(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(config: dict[str, Any]) -> str:
-  """Twelve characters that stand for what is bound of a resolved config."""
+  """`digest` of what is bound of a resolved config."""
   return digest(bound(config))
 
 

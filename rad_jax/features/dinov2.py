@@ -2,8 +2,8 @@
 
 The networks of Oquab et al. 2023 (arXiv 2304.07193), without registers: S, B
 and L, and g, whose MLP is gated. The feature is the class token after the last
-layer norm, as Stein et al. 2023 (arXiv 2306.04675) took it of ViT-L/14. Where
-the papers are silent, those authors' own code decides:
+layer norm (Stein et al. 2023, arXiv 2306.04675, of ViT-L/14). Where the papers
+are silent, those authors' own code decides:
 
 - images are resized to 224 x 224 as Pillow does, whatever their aspect:
   bicubic with a = -1/2, antialiased where they shrink, first along rows, then
@@ -114,10 +114,7 @@ def _norm(params: PyTree, x: Float[Array, "b t k"]) -> Float[Array, "b t k"]:
 def preprocessed(
   images: UInt8[Array, "b h w c"],
 ) -> Float[Array, "b 224 224 3"]:
-  """What the network sees of images: resized, standardised as ImageNet.
-
-  Raises ValueError unless c is 3, or 1 for grey.
-  """
+  """Resized and standardised as ImageNet; ValueError unless c is 3, or 1."""
   channels = images.shape[-1]
   if channels not in (1, 3):
     raise ValueError(f"DINOv2 sees 1 or 3 channels, not {channels}")
@@ -149,12 +146,11 @@ def from_state_dict(
 ) -> PyTree:
   """The params of `apply` from a state dict of Meta's or Hugging Face's keys.
 
-  Width, depth and the kind of MLP are read off the keys and shapes; keys of no
-  use here are passed over. `position_offset`: see `interpolated`.
+  Width, depth and the kind of MLP are read off the keys and shapes; other keys
+  are passed over. `position_offset`: see `interpolated`.
 
   Raises:
-    WeightsError: a key is missing, its array has another shape, or the network
-      is another one, such as one with registers.
+    WeightsError: a key is missing, or the network is another one.
   """
   if any("register_tokens" in key for key in state):
     raise weights.WeightsError(
@@ -210,13 +206,11 @@ def _layer(
   state: weights.State, key: str, outputs: int, fan_in: int = 0
 ) -> dict[str, np.ndarray]:
   """The params of a dense layer, or, without `fan_in`, of a norm."""
-  bias = _take(state, f"{key}.bias", outputs)
-  if not fan_in:
-    return {"scale": _take(state, f"{key}.weight", outputs), "bias": bias}
-  return {
-    "kernel": _take(state, f"{key}.weight", outputs, fan_in).T,
-    "bias": bias,
-  }
+  shape, name = (
+    ((outputs, fan_in), "kernel") if fan_in else ((outputs,), "scale")
+  )
+  weight = _take(state, f"{key}.weight", *shape).T
+  return {name: weight, "bias": _take(state, f"{key}.bias", outputs)}
 
 
 def _take(state: weights.State, key: str, *shape: int) -> np.ndarray:

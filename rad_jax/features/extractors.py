@@ -1,11 +1,11 @@
 """Feature extractors: what sample quality is measured in.
 
 Inception's are those of FID, KID and the Inception Score as published, and
-DINOv2's those of FD_DINOv2; they need weights. Two need no download, so that
-everything runs anywhere: principal components of the clean data, and a random
-convolutional network. What is measured in those is comparable with itself only.
+DINOv2's those of FD_DINOv2; they need weights. Principal components of the
+clean data and a random convolutional network need no download, and are
+comparable with themselves only.
 
-The networks are imported when they are made: names are all that a config needs.
+Networks are imported when they are made: names are all that a config needs.
 """
 
 import hashlib
@@ -107,7 +107,7 @@ def random_conv(shape: tuple[int, ...], seed: int = 0) -> Extractor:
   return Extractor("random_conv", version, params, apply, 256)
 
 
-def inception(weights_path: str | pathlib.Path) -> Extractor:
+def inception(path: str | pathlib.Path) -> Extractor:
   """The FID Inception's pool features [n, 2048] and logits [n, 1008].
 
   Images are taken as saved. The logits leave out the last layer's bias, as the
@@ -118,29 +118,23 @@ def inception(weights_path: str | pathlib.Path) -> Extractor:
   """
   from rad_jax.features import inception as network
 
-  params = network.load_weights(weights_path)
-
   def apply(params: PyTree, images: Array) -> Features:
     found = network.apply(params, _as_saved(images))
     return Features(found.pool, found.logits - params["fc"]["bias"][None])
 
-  version = f"inception-2015-12-05-{_digest(weights_path)}"
+  params = network.load_weights(path)
+  version = f"inception-2015-12-05-{_digest(path)}"
   return Extractor("inception", version, params, apply, 32)
 
 
-def dinov2(weights_path: str | pathlib.Path) -> Extractor:
-  """DINOv2's class token, [n, width]: 1024 wide of ViT-L/14.
-
-  Images are taken as saved. Raises as `inception`.
-  """
+def dinov2(path: str | pathlib.Path) -> Extractor:
+  """DINOv2's class token, [n, width], as `inception`'s; ViT-L/14's has 1024."""
   from rad_jax.features import dinov2 as network
-
-  params = network.load_weights(weights_path)
 
   def apply(params: PyTree, images: Array) -> Features:
     return Features(network.apply(params, _as_saved(images)), None)
 
-  version = f"dinov2-1-{_digest(weights_path)}"
+  params, version = network.load_weights(path), f"dinov2-1-{_digest(path)}"
   return Extractor("dinov2", version, params, apply, 32)
 
 
@@ -160,14 +154,10 @@ def _digest(path: str | pathlib.Path) -> str:
 # `pca` is fitted, the number of its components, cut to what clean has,
 # `random_conv`'s seed, and the path of the others' weights.
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
-  "pca": lambda clean, dims, seed, path: pca(
-    clean, min(dims, len(clean), math.prod(clean.shape[1:]))
-  ),
-  "random_conv": lambda clean, dims, seed, path: random_conv(
-    clean.shape[1:], seed
-  ),
-  "inception": lambda clean, dims, seed, path: inception(path),
-  "dinov2": lambda clean, dims, seed, path: dinov2(path),
+  "pca": lambda x, dims, *_: pca(x, min(dims, len(x), x[0].size)),
+  "random_conv": lambda x, dims, seed, path: random_conv(x.shape[1:], seed),
+  "inception": lambda x, dims, seed, path: inception(path),
+  "dinov2": lambda x, dims, seed, path: dinov2(path),
 }
 
 
@@ -176,18 +166,13 @@ def extract_all(extractor: Extractor, images: np.ndarray) -> Features:
 
   One compilation: the last batch is filled up with its own first rows. Products
   are at full float32 precision, which GPUs and TPUs would otherwise reduce.
-
-  Returns:
-    float32 NumPy arrays.
-
-  Raises:
-    ValueError: there are no images.
+  Returns NumPy arrays; raises ValueError if there are no images.
   """
   if not len(images):
     raise ValueError("no images to take features of")
   mesh = Mesh(np.array(jax.devices()), ("data",))
-  size = math.ceil(min(extractor.batch_size, len(images)) / mesh.size)
-  size *= mesh.size
+  wanted = min(extractor.batch_size, len(images))
+  size = math.ceil(wanted / mesh.size) * mesh.size
   everywhere = NamedSharding(mesh, PartitionSpec())
   by_example = NamedSharding(mesh, PartitionSpec("data"))
   params = jax.device_put(extractor.params, everywhere)

@@ -1,8 +1,8 @@
 """Inception-v3 as the Frechet Inception Distance was defined with it.
 
 The network of the TensorFlow graph of 2015-12-05 (Szegedy et al. 2015, arXiv
-1512.00567; Heusel et al. 2017, arXiv 1706.08500), whose weights are not
-Keras's or torchvision's, and which differs from them:
+1512.00567; Heusel et al. 2017, arXiv 1706.08500) differs in its weights from
+Keras's and torchvision's, and in this:
 
 - images are resized as TensorFlow 1 did: bilinear, corners not aligned, pixel
   centres not moved by a half;
@@ -157,10 +157,7 @@ def apply(params: PyTree, images: UInt8[Array, "b h w c"]) -> Outputs:
 def preprocessed(
   images: UInt8[Array, "b h w c"],
 ) -> Float[Array, "b 299 299 3"]:
-  """What the network sees of images, in (pixel - 128) / 128.
-
-  Raises ValueError unless c is 3, or 1 for grey.
-  """
+  """What the network sees; ValueError unless c is 3, or 1 for grey."""
   *sides, channels = images.shape
   if channels not in (1, 3):
     raise ValueError(f"Inception sees 1 or 3 channels, not {channels}")
@@ -191,10 +188,7 @@ def load_weights(path: str | pathlib.Path) -> PyTree:
 
 
 def from_state_dict(state: weights.State) -> PyTree:
-  """The params of `apply` from pytorch-fid's state dict.
-
-  Its names are torchvision's; kernels are [out, in, h, w]. Keys of no use here
-  are passed over.
+  """The params of `apply` from pytorch-fid's state dict, which may hold more.
 
   Raises:
     WeightsError: a key is missing, or its array has another shape.

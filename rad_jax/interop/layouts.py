@@ -16,8 +16,7 @@ arguments of `unet.unet`. Every array of either side is used exactly once.
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import numpy as np
 from flax import traverse_util
@@ -64,19 +63,8 @@ _OLD_NAMES = {
 }
 
 
-class _Size(NamedTuple):
-  """What the numbering of blocks depends on; `attended`: with attention."""
-
-  levels: int
-  blocks_per_level: int
-  attended: set[int]
-
-
-class _Tensor(NamedTuple):
-  """A tensor of theirs: its shape, and our path or packed paths."""
-
-  shape: tuple[int, ...]
-  paths: tuple[str, ...]
+# Of a tensor of theirs: its shape, and our path or packed paths.
+_Tensors = dict[str, tuple[tuple[int, ...], list[str]]]
 
 
 def from_pytorch(
@@ -85,15 +73,11 @@ def from_pytorch(
   """Our parameters as float32 arrays, from a state dict in either layout.
 
   Where an improved-diffusion network predicts a variance as well, that half of
-  its output is left out.
-
-  Args:
-    state: names to arrays of any float type.
-    like: our parameters: arrays or ShapeDtypeStructs.
-    num_heads: of attention, on which improved-diffusion's packing depends.
+  its output is left out. Its packing of attention depends on num_heads.
 
   Returns:
-    The parameters, and the layout: "diffusers" or "improved-diffusion".
+    The parameters, in the structure of `like`, and the layout: "diffusers" or
+    "improved-diffusion".
 
   Raises:
     WeightsError: it is in neither layout, or of another network. All tensors
@@ -114,12 +98,12 @@ def from_pytorch(
   _check(state, tensors)
   shapes = traverse_util.flatten_dict(like, sep="/")
   flat = {}
-  for key, tensor in tensors.items():
-    array, count = np.asarray(state[key], np.float32), len(tensor.paths)
+  for key, (_, paths) in tensors.items():
+    array, count = np.asarray(state[key], np.float32), len(paths)
     # Packed arrays are [heads, count, width] along their first axis.
     heads = num_heads if count > 1 else 1
     packed = array.reshape(heads, count, -1, *array.shape[1:])
-    for i, path in enumerate(tensor.paths):
+    for i, path in enumerate(paths):
       part = packed[:, i].reshape(-1, *array.shape[1:])
       flat[path] = _turned(part, (0, 1), (-1, -2)).reshape(shapes[path].shape)
   return traverse_util.unflatten_dict(flat, sep="/"), _LAYOUTS[layout]
@@ -129,9 +113,9 @@ def to_diffusers(params: PyTree) -> dict[str, np.ndarray]:
   """The state dict of diffusers' UNet2DModel, as float32 NumPy arrays."""
   flat = traverse_util.flatten_dict(params, sep="/")
   state = {}
-  for key, tensor in _tensors(params, _DIFFUSERS).items():
-    array = np.asarray(flat[tensor.paths[0]], np.float32)
-    state[key] = _turned(array, (-1, -2), (0, 1)).reshape(tensor.shape)
+  for key, (shape, paths) in _tensors(params, _DIFFUSERS).items():
+    array = np.asarray(flat[paths[0]], np.float32)
+    state[key] = _turned(array, (-1, -2), (0, 1)).reshape(shape)
   return state
 
 
@@ -144,15 +128,14 @@ def _turned(
   return np.ascontiguousarray(np.moveaxis(array, source, target))
 
 
-def _tensors(like: PyTree, layout: int) -> dict[str, _Tensor]:
+def _tensors(like: PyTree, layout: int) -> _Tensors:
   """All tensors of a network of these parameters, by their name."""
   flat = traverse_util.flatten_dict(like, sep="/")
-  size = _size(flat)
-  found: dict[str, _Tensor] = {}
+  found: _Tensors = {}
   # Queries come before keys, and values last, as improved-diffusion packs them.
   for path in sorted(flat, key=lambda p: ("/value/" in p, "/key/" in p)):
     *block, layer, leaf = path.split("/")
-    key = _block(block[0] if block else layer, size)[layout]
+    key = _block(block[0] if block else layer, flat)[layout]
     if block:
       key += f".{_INSIDE[layer][layout]}"
     key += ".bias" if leaf == "bias" else ".weight"
@@ -160,19 +143,20 @@ def _tensors(like: PyTree, layout: int) -> dict[str, _Tensor]:
     if leaf == "kernel":
       ones = _ONES.get(layer, (0, 0))[layout]
       shape = (shape[-1], shape[-2], *shape[:-2], *[1] * ones)
-    before = found.get(key, _Tensor((0,), ()))
-    shape = (before.shape[0] + shape[0], *shape[1:])
-    found[key] = _Tensor(shape, (*before.paths, path))
+    before, paths = found.get(key, ((0,), []))
+    found[key] = (before[0] + shape[0], *shape[1:]), [*paths, path]
   return found
 
 
-def _block(name: str, size: _Size) -> tuple[str, str]:
+def _block(name: str, paths: Iterable[str]) -> tuple[str, str]:
   """Both libraries' names of a block, or of a layer outside blocks.
 
   improved-diffusion counts through the blocks of each way, with the layers
-  that follow them inside.
+  that follow them inside. `paths` are those of our parameters.
   """
-  per_level = size.blocks_per_level + 1
+  down = re.findall(r"^down_(\d+)_(\d+)_(\w+)/", "\n".join(paths), re.MULTILINE)
+  levels, numbers, _ = zip(*down, strict=True)
+  last_level, per_level = max(map(int, levels)), max(map(int, numbers)) + 2
   match name.split("_"):
     case ["down", level, i, kind]:
       (plural, part), n = _KINDS[kind], 1 + per_level * int(level) + int(i)
@@ -185,24 +169,16 @@ def _block(name: str, size: _Size) -> tuple[str, str]:
     case ["middle", i, "res"]:
       return f"mid_block.resnets.{i}", f"middle_block.{2 * int(i)}"
     case ["up", level, i, kind]:
-      above = size.levels - 1 - int(level)
+      above = last_level - int(level)
       (plural, part), n = _KINDS[kind], per_level * above + int(i)
       return f"up_blocks.{above}.{plural}.{i}", f"output_blocks.{n}.{part}"
     case ["upsample", level]:
-      above = size.levels - 1 - int(level)
-      n, last = per_level * (above + 1) - 1, 1 + (int(level) in size.attended)
-      theirs = f"output_blocks.{n}.{last}.conv"
+      above = last_level - int(level)
+      attended = any(n == level and kind == "attention" for n, _, kind in down)
+      n = per_level * (above + 1) - 1
+      theirs = f"output_blocks.{n}.{1 + attended}.conv"
       return f"up_blocks.{above}.upsamplers.0.conv", theirs
   return _OUTSIDE[name]
-
-
-def _size(paths: Iterable[str]) -> _Size:
-  """From the names of our parameters."""
-  down = [re.match(r"down_(\d+)_(\d+)_(\w+)/", path) for path in paths]
-  found = [(int(m[1]), int(m[2]), m[3]) for m in down if m]
-  levels, numbers, _ = zip(*found, strict=True)
-  attended = {level for level, _, kind in found if kind == "attention"}
-  return _Size(1 + max(levels), 1 + max(numbers), attended)
 
 
 def _renamed(key: str) -> str:
@@ -224,15 +200,15 @@ def _without_variance(
   return {k: x[:channels] if is_twice(k) else x for k, x in state.items()}
 
 
-def _check(state: weights.State, tensors: Mapping[str, _Tensor]) -> None:
+def _check(state: weights.State, tensors: _Tensors) -> None:
   """Raises unless the state has these tensors, and no others."""
   problems = {
     "missing": tensors.keys() - state.keys(),
     "left over": state.keys() - tensors.keys(),
     "of another shape": {
-      f"{key} {state[key].shape}, expected {tensor.shape}"
-      for key, tensor in tensors.items()
-      if key in state and state[key].shape != tensor.shape
+      f"{key} {state[key].shape}, expected {shape}"
+      for key, (shape, _) in tensors.items()
+      if key in state and state[key].shape != shape
     },
   }
   found = [

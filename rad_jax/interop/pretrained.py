@@ -4,9 +4,9 @@ Tensors' shapes say much about a network, and not all: a diffusers folder's
 config.json is compared with config.model.unet, its scheduler with
 config.diffusion. A bare file says nothing of these: they are the user's word.
 
-`fields` is a run's config as paths to values, such as "model.unet.channels" to
-128, with lists for tuples. Those of model, data and diffusion are read; by
-`load` also train.init_weights, by `export` sampling.variance and .clip_x_0.
+`fields` is a run's flattened config ({"model.unet.channels": 128, ...}, lists
+for tuples): model, data and diffusion are read; by `load` also
+train.init_weights, by `export` sampling.variance and .clip_x_0.
 """
 
 import itertools
@@ -28,6 +28,7 @@ from rad_jax.models import unet
 _LOG = logging.getLogger("rad_jax")
 _FILE = "diffusion_pytorch_model.safetensors"
 _SCHEDULER_FILE = "scheduler_config.json"
+_STEPS = "num_train_timesteps"  # an option of a scheduler
 _TO_FETCH = (
   "give a run's workdir, a diffusers folder, or a .safetensors or .pt file of"
   " a network as config.model.unet says (docs/interop.md)"
@@ -90,12 +91,9 @@ def is_foreign(source: pathlib.Path) -> bool:
 def load(source: pathlib.Path, like: PyTree, fields: Fields) -> PyTree:
   """Another library's parameters, as float32 arrays in the structure of `like`.
 
-  Args:
-    source: config.train.init_from: a folder that diffusers saved, a pipeline's
-      or a UNet2DModel's; a folder of improved-diffusion's checkpoints; or a
-      file of either layout, .safetensors or PyTorch's .pt.
-    like: the parameters of our network: arrays or ShapeDtypeStructs.
-    fields: train.init_weights, "ema" or "raw", chooses where source has both.
+  `source`, config.train.init_from, is a folder that diffusers saved, a
+  pipeline's or a UNet2DModel's; one of improved-diffusion's checkpoints; or a
+  file of either layout, .safetensors or PyTorch's .pt.
 
   Raises:
     MismatchError: the network, its noise schedule or what it predicts is not
@@ -119,8 +117,7 @@ def load(source: pathlib.Path, like: PyTree, fields: Fields) -> PyTree:
     raise MismatchError(f"{name} holds a {kind}, and no UNet2DModel")
   if kind:
     _check_network(described, fields, name)
-  scheduler = _scheduler(folder)
-  if scheduler:
+  if scheduler := _scheduler(folder):
     _check_schedule(scheduler, fields, name)
   else:
     _LOG.warning(
@@ -140,20 +137,20 @@ def export(
 ) -> pathlib.Path:
   """Writes a folder that diffusers' DDPMPipeline.from_pretrained reads.
 
-  Its files of an earlier export are replaced. Returns the folder.
-
-  Raises:
-    MismatchError: diffusers has no such network, schedule or prediction.
+  Returns the folder; raises MismatchError if diffusers has no such network,
+  schedule or prediction.
   """
-  network, scheduler = _network_config(fields), _scheduler_config(fields)
-  parts = {
-    "_class_name": "DDPMPipeline",
-    "scheduler": ["diffusers", "DDPMScheduler"],
-    "unet": ["diffusers", "UNet2DModel"],
+  described = {
+    "unet/config.json": _network_config(fields),
+    f"scheduler/{_SCHEDULER_FILE}": _scheduler_config(fields),
+    "model_index.json": {
+      "_class_name": "DDPMPipeline",
+      "scheduler": ["diffusers", "DDPMScheduler"],
+      "unet": ["diffusers", "UNet2DModel"],
+    },
   }
-  files.write_json(folder / "unet" / "config.json", network)
-  files.write_json(folder / "scheduler" / _SCHEDULER_FILE, scheduler)
-  files.write_json(folder / "model_index.json", parts)
+  for path, tree in described.items():
+    files.write_json(folder / path, tree)
   state = layouts.to_diffusers(params)
   save_file(state, folder / "unet" / _FILE, {"format": "pt"})
   return folder
@@ -162,12 +159,9 @@ def export(
 def _network_config(fields: Fields) -> dict[str, Any]:
   """UNet2DModel's config.json."""
   of = lambda field: fields[f"model.unet.{field}"]
-  name = fields["model.name"]
-  if name != "unet":
-    raise MismatchError(f"config.model.{name=}: {_NOT_THERE}")
-  time_scale = of("time_scale")
-  if time_scale != 1:
-    raise MismatchError(f"config.model.unet.{time_scale=}: {_NOT_THERE}")
+  for path, needed in (("model.name", "unet"), ("model.unet.time_scale", 1)):
+    if fields[path] != needed:
+      raise MismatchError(f"config.{path}={fields[path]!r}: {_NOT_THERE}")
   groups = _groups(fields)
   if not groups:
     raise MismatchError(
@@ -175,12 +169,11 @@ def _network_config(fields: Fields) -> dict[str, Any]:
       f" group norms differ in their number of groups, {_NOT_THERE}; train with"
       " a num_groups that is the same for all"
     )
-  side, image_channels = fields["data.image_size"], fields["data.num_channels"]
+  side, heads = fields["data.image_size"], of("num_heads")
   widths = [of("channels") * m for m in of("channel_multipliers")]
   sides = [side // 2**level for level in range(len(widths))]
   attend = [here in of("attention_resolutions") for here in sides]
   attended = {widths[-1], *itertools.compress(widths, attend)}
-  heads = of("num_heads")
   if heads > 1 and len(attended) > 1:
     raise MismatchError(
       f"config.model.unet.num_heads={heads}: with attention at widths"
@@ -190,8 +183,8 @@ def _network_config(fields: Fields) -> dict[str, Any]:
   return {
     "_class_name": "UNet2DModel",
     "sample_size": side,
-    "in_channels": image_channels,
-    "out_channels": image_channels,
+    "in_channels": fields["data.num_channels"],
+    "out_channels": fields["data.num_channels"],
     "center_input_sample": False,
     "time_embedding_type": "positional",
     "down_block_types": blocks,
@@ -225,7 +218,7 @@ def _scheduler_config(fields: Fields) -> dict[str, Any]:
   steps, clip = fields["diffusion.num_timesteps"], fields["sampling.clip_x_0"]
   return {
     "_class_name": "DDPMScheduler",
-    "num_train_timesteps": steps,
+    _STEPS: steps,
     "beta_schedule": _SCHEDULES[fields["diffusion.schedule"]],
     "beta_start": 1e-4 * (1000 / steps),
     "beta_end": 0.02 * (1000 / steps),
@@ -244,8 +237,7 @@ def _check_network(
   theirs = {**_DEFAULTS, **described}
   for option in ("down_block_types", "up_block_types"):
     theirs[option] = [kind.removeprefix("UNetRes") for kind in theirs[option]]
-  foreign = _foreign_options(theirs)
-  if foreign:
+  if foreign := _foreign_options(theirs):
     raise MismatchError(
       f"{name} is a network that ours cannot be: {'; '.join(foreign)}"
     )
@@ -265,9 +257,9 @@ def _check_network(
     "model.unet.scale_shift": theirs["resnet_time_scale_shift"] != "default",
     "model.unet.time_scale": 1.0,
   }
-  ours = {**fields, "model.unet.num_groups": _groups(fields)}
-  resolutions = sorted(fields["model.unet.attention_resolutions"])
-  ours["model.unet.attention_resolutions"] = resolutions
+  resolutions = "model.unet.attention_resolutions"
+  ours = {**fields, resolutions: sorted(fields[resolutions])}
+  ours["model.unet.num_groups"] = _groups(fields)
   _refuse_differences(saved, ours, name)
 
 
@@ -276,8 +268,8 @@ def _foreign_options(theirs: Mapping[str, Any]) -> list[str]:
   shown = lambda *options: ", ".join(f"{o}={theirs[o]!r}" for o in options)
   down, widths = theirs["down_block_types"], theirs["block_out_channels"]
   groups = theirs["norm_num_groups"]
-  # Where it is not given, the middle's attention has the other norms' number,
-  # but with scale_shift.
+  # If not given, the middle's attention has the other norms' number, but with
+  # scale_shift.
   scale_shift = theirs["resnet_time_scale_shift"] == "scale_shift"
   of_middle = theirs["attn_norm_num_groups"] or (not scale_shift and groups)
   found = [
@@ -287,10 +279,8 @@ def _foreign_options(theirs: Mapping[str, Any]) -> list[str]:
   ]
   if _convention(theirs) is None:
     found.append(shown(*_CONVENTIONS["ddpm"]))
-  if not (
-    set(down) <= {"DownBlock2D", "AttnDownBlock2D"}
-    and theirs["up_block_types"] == _way_up(down)
-  ):
+  known = set(down) <= {"DownBlock2D", "AttnDownBlock2D"}
+  if not known or theirs["up_block_types"] != _way_up(down):
     found.append(shown("down_block_types", "up_block_types"))
   if any(width % widths[0] for width in widths):
     found.append(shown("block_out_channels"))
@@ -302,10 +292,8 @@ def _foreign_options(theirs: Mapping[str, Any]) -> list[str]:
 
 
 def _convention(theirs: Mapping[str, Any]) -> str | None:
-  for name, options in _CONVENTIONS.items():
-    if all(theirs[option] == value for option, value in options.items()):
-      return name
-  return None
+  fits = lambda of: all(theirs[option] == of[option] for option in of)
+  return next((name for name, of in _CONVENTIONS.items() if fits(of)), None)
 
 
 def _attended(theirs: Mapping[str, Any]) -> list[int]:
@@ -333,11 +321,10 @@ def _check_schedule(
     alpha_bar.shape == expected.shape
     and np.allclose(alpha_bar, expected, rtol=1e-4, atol=1e-9)
   ):
-    told = [option for option in scheduler if "beta" in option]
     stated = ", ".join(
-      f"{option}={scheduler[option]!r}"
-      for option in (*told, "num_train_timesteps")
-      if scheduler.get(option) is not None
+      f"{option}={value!r}"
+      for option, value in scheduler.items()
+      if value is not None and ("beta" in option or option == _STEPS)
     )
     raise MismatchError(
       f"{name} was trained on another noise schedule ({stated:.200}) than"
@@ -351,33 +338,31 @@ def _check_schedule(
 
 def _refuse_differences(theirs: Fields, ours: Fields, name: str) -> None:
   """Raises with all fields of theirs that ours has otherwise."""
-  found = [
+  found = "; ".join(
     f"{path}: {value} -> {ours[path]}"
     for path, value in theirs.items()
     if value != ours[path]
-  ]
+  )
   if found:
     raise MismatchError(
-      f"{name} is another model than config's ({'; '.join(found)}): set these"
-      " fields to the first values"
+      f"{name} is another model than config's ({found}): set these fields to"
+      " the first values"
     )
 
 
 def _alpha_bar(scheduler: Mapping[str, Any]) -> np.ndarray | None:
   """alpha_bar of the schedules that ours can be, [T]; None for others."""
-  steps = scheduler.get("num_train_timesteps", 1000)
+  steps = scheduler.get(_STEPS, 1000)
   kind = scheduler.get("beta_schedule", "linear")
   ends = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
   betas = scheduler.get("trained_betas")
   if scheduler.get("rescale_betas_zero_snr"):
     return None
+  if betas is None and kind == _SCHEDULES["cosine"]:
+    return schedules.cosine_alpha_bar(steps)
   if betas is None and kind == "linear":
     betas = np.linspace(*ends, steps)
-  if betas is not None:
-    return np.cumprod(1 - np.asarray(betas, np.float64))
-  return (
-    schedules.cosine_alpha_bar(steps) if kind == _SCHEDULES["cosine"] else None
-  )
+  return None if betas is None else np.cumprod(1 - np.array(betas, np.float64))
 
 
 def _groups(fields: Fields) -> int:
@@ -403,9 +388,9 @@ def _choose(source: pathlib.Path, which: str, name: str) -> pathlib.Path:
       )
     if not folders:
       return _newest(_torch_files(source), which, name)
+    source = folders[-1]
     if len(folders) == 2:
-      return folders[0 if which == "raw" else 1]
-    (source,) = folders
+      return folders[which == "ema"]
   if which and which != held:
     holds = f"holds the {held} weights" if held else "does not say which it has"
     raise MismatchError(
@@ -419,12 +404,9 @@ def _newest(
 ) -> pathlib.Path:
   """improved-diffusion's last checkpoint of the raw or averaged weights."""
   start = "ema_" if which == "ema" else "model"
-  steps = {
-    path: int(re.findall(r"(\d+)\.pt$", path.name)[0])
-    for path in checkpoints
-    if path.name.startswith(start)
-  }
-  last = [path for path in steps if steps[path] == max(steps.values())]
+  found = [path for path in checkpoints if path.name.startswith(start)]
+  steps = [int(re.findall(r"(\d+)\.pt$", path.name)[0]) for path in found]
+  last = [p for p, s in zip(found, steps, strict=True) if s == max(steps)]
   if len(last) != 1:
     raise MismatchError(
       f"{name} has {len(last)} files of the newest {which} weights"
@@ -458,8 +440,6 @@ def _state(chosen: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _scheduler(folder: pathlib.Path) -> dict[str, Any]:
   """A UNet2DModel's folder's scheduler_config.json; {} without."""
-  for place in (folder, folder / "scheduler", folder.parent / "scheduler"):
-    found = files.read_json(place / _SCHEDULER_FILE)
-    if found:
-      return found
-  return {}
+  places = folder, folder / "scheduler", folder.parent / "scheduler"
+  found = (files.read_json(place / _SCHEDULER_FILE) for place in places)
+  return next(filter(None, found), {})

@@ -23,17 +23,13 @@ def load(
   convert: Callable[[dict[str, np.ndarray]], PyTree],
   to_fetch: str,
 ) -> PyTree:
-  """Params, from a file of a state dict; no code in it is run.
+  """Params, converted from a file of a state dict; no code in it is run.
 
-  Args:
-    path: `.safetensors`, or PyTorch's `.pth` or `.pt`, which torch must be
-      installed for.
-    convert: from the state dict.
-    to_fetch: added to errors where there is no such file, or another network's.
+  The file is `.safetensors`, or PyTorch's `.pth` or `.pt`, which needs torch.
 
   Raises:
     WeightsError: there is no path or file, it cannot be read, or `convert`
-      raises it.
+      raises it; with `to_fetch`, what to give instead.
   """
   if not str(path):
     raise WeightsError(to_fetch)
@@ -42,22 +38,17 @@ def load(
     raise WeightsError(f"{path} is no file; {to_fetch}")
   if path.suffix not in SUFFIXES:
     raise WeightsError(f"{path} is neither .safetensors nor .pth nor .pt")
-  is_torch = path.suffix != ".safetensors"
-  state = _read_torch(path) if is_torch else _read_safetensors(path)
+  try:
+    state = load_file(path) if path.suffix == SUFFIXES[0] else _torchs(path)
+  except safetensors.SafetensorError as error:
+    raise WeightsError(f"{path} is no safetensors file: {error}") from error
   try:
     return convert(state)
   except WeightsError as error:
     raise WeightsError(f"in {path}, {error}; {to_fetch}") from error
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    return load_file(path)
-  except safetensors.SafetensorError as error:
-    raise WeightsError(f"{path} is no safetensors file: {error}") from error
-
-
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _torchs(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     torch = importlib.import_module("torch")
   except ImportError as error:
@@ -74,11 +65,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def take(state: State, key: str, shape: tuple[int, ...]) -> np.ndarray:
-  """The array of that key and shape.
-
-  Raises:
-    WeightsError: the key is missing, or its array has another shape.
-  """
+  """The array of that key and shape; WeightsError if there is none."""
   if key not in state:
     raise WeightsError(f"the weights have no {key}")
   if state[key].shape != shape:

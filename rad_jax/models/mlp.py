@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Real
 
-from rad_jax.models import embedding, network
+from rad_jax.models import layers, network
 
 
 class _Mlp(nn.Module):
@@ -21,18 +21,16 @@ class _Mlp(nn.Module):
   ) -> Float[Array, " b *features"]:
     del train
     dense = functools.partial(nn.Dense, dtype=self.dtype)
-    time = embedding.sines_first(t, self.time_features)
+    time = layers.sines_first(t, self.time_features)
     time = nn.silu(dense(self.time_features, name="time")(time))
-    x_flat = x_t.reshape(x_t.shape[0], -1)
-    h = x_flat
+    h = x_flat = x_t.reshape(x_t.shape[0], -1)
     for i in range(self.depth):
       shift = dense(self.width, use_bias=False, name=f"time_{i}")(time)
       h = nn.silu(dense(self.width, name=f"hidden_{i}")(h) + shift)
-    output = nn.Dense(
-      x_flat.shape[-1], kernel_init=nn.initializers.zeros, name="output"
-    )
-    gate = nn.Dense(1, kernel_init=nn.initializers.zeros, name="gate")
-    return (output(h) + gate(time) * x_flat).reshape(x_t.shape)
+    zeros = functools.partial(nn.Dense, kernel_init=nn.initializers.zeros)
+    output = zeros(x_flat.shape[-1], name="output")(h)
+    gate = zeros(1, name="gate")(time)
+    return (output + gate * x_flat).reshape(x_t.shape)
 
 
 def mlp(

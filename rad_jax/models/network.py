@@ -22,13 +22,12 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Real
 class Network(NamedTuple):
   """A pair of pure functions; safe under jit, grad and vmap.
 
-  Attributes:
-    init: `(key, x_t, t) -> params`, a pytree of arrays. Only the shapes and
-      dtypes of `x_t` and `t` matter. Worth a `jax.jit` for a large network.
-    apply: `(params, x_t, t, dropout_key=None) -> eps_hat`, with `x_t` of shape
-      `[b, ...]` (channels last), `t` of shape `[b]` (index into the noise
-      schedule, 0 to T - 1) and `eps_hat` in float32 of the shape of `x_t`.
-      Without a `dropout_key` it is deterministic.
+  init: `(key, x_t, t) -> params`, a pytree of arrays. Only the shapes and
+    dtypes of `x_t` and `t` matter. Worth a `jax.jit` for a large network.
+  apply: `(params, x_t, t, dropout_key=None) -> eps_hat`, with `x_t` of shape
+    `[b, ...]` (channels last), `t` of shape `[b]` (index into the noise
+    schedule, 0 to T - 1) and `eps_hat` in float32 of the shape of `x_t`.
+    Without a `dropout_key` it is deterministic.
   """
 
   init: Callable[..., PyTree]

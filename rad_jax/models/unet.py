@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Real
 
-from rad_jax.models import embedding, network, normalisation
+from rad_jax.models import layers, network
 
 _fan_avg = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _Conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), kernel_init=_fan_avg)
@@ -36,10 +36,26 @@ class Conventions(NamedTuple):
 
 CONVENTIONS = {
   # Ho et al. 2020, and the google/ddpm-* models in diffusers' layout.
-  "ddpm": Conventions(1e-6, "SAME", embedding.sines_first),
+  "ddpm": Conventions(1e-6, "SAME", layers.sines_first),
   # Nichol & Dhariwal 2021 (improved-diffusion), and diffusers' own defaults.
-  "improved": Conventions(1e-5, ((1, 1), (1, 1)), embedding.cosines_first),
+  "improved": Conventions(1e-5, ((1, 1), (1, 1)), layers.cosines_first),
 }
+
+
+class _Shared(NamedTuple):
+  """What all blocks of a network have in common, as in `unet`."""
+
+  dtype: jnp.dtype = jnp.dtype("float32")
+  conventions: Conventions = CONVENTIONS["ddpm"]
+  dropout: float = 0.0
+  num_groups: int = 0
+  num_heads: int = 1
+  scale_shift: bool = False
+
+  def norm(self, name: str, dtype: jnp.dtype | None = None) -> nn.Module:
+    return layers.GroupNorm(
+      self.num_groups, dtype or self.dtype, self.conventions.epsilon, name=name
+    )
 
 
 def _upsample(h: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
@@ -51,11 +67,7 @@ def _upsample(h: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
 
 class _ResBlock(nn.Module):
   channels: int
-  dropout: float
-  dtype: jnp.dtype
-  num_groups: int
-  epsilon: float
-  scale_shift: bool
+  shared: _Shared
 
   @nn.compact
   def __call__(
@@ -64,21 +76,19 @@ class _ResBlock(nn.Module):
     time: Float[Array, "b time"],
     train: bool,
   ) -> Float[Array, "b h w c_out"]:
-    norm = functools.partial(
-      normalisation.GroupNorm, self.num_groups, self.dtype, self.epsilon
-    )
-    conv = functools.partial(_Conv3x3, self.channels, dtype=self.dtype)
-    dense = functools.partial(_Dense, dtype=self.dtype)
-    h = conv(name="conv_in")(nn.silu(norm(name="norm_in")(x)))
-    if self.scale_shift:
+    shared = self.shared
+    conv = functools.partial(_Conv3x3, self.channels, dtype=shared.dtype)
+    dense = functools.partial(_Dense, dtype=shared.dtype)
+    h = conv(name="conv_in")(nn.silu(shared.norm("norm_in")(x)))
+    if shared.scale_shift:
       both = dense(2 * self.channels, name="time")(time)
       scale, shift = jnp.split(both[:, None, None, :], 2, axis=-1)
-      h = norm(name="norm_out")(h) * (1 + scale) + shift
+      h = shared.norm("norm_out")(h) * (1 + scale) + shift
     else:
       shift = dense(self.channels, name="time")(time)
-      h = norm(name="norm_out")(h + shift[:, None, None, :])
-    h = nn.silu(h)
-    h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=not train)
+      h = shared.norm("norm_out")(h + shift[:, None, None, :])
+    dropout = nn.Dropout(shared.dropout, name="dropout")
+    h = dropout(nn.silu(h), deterministic=not train)
     h = conv(kernel_init=nn.initializers.zeros, name="conv_out")(h)
     if x.shape[-1] != self.channels:
       x = dense(self.channels, name="shortcut")(x)
@@ -88,20 +98,16 @@ class _ResBlock(nn.Module):
 class _Attention(nn.Module):
   """Self-attention over all pixels, with a residual."""
 
-  dtype: jnp.dtype
-  num_groups: int = 0
-  epsilon: float = CONVENTIONS["ddpm"].epsilon
-  num_heads: int = 1
+  shared: _Shared = _Shared()
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     b, height, width, c = x.shape
+    num_heads = self.shared.num_heads
     whole = (b, height * width, 1, c)
-    heads = (b, height * width, self.num_heads, c // self.num_heads)
-    dense = functools.partial(_Dense, c, dtype=self.dtype)
-    h = normalisation.GroupNorm(
-      self.num_groups, self.dtype, self.epsilon, name="norm"
-    )(x).reshape(whole)
+    heads = (b, height * width, num_heads, c // num_heads)
+    dense = functools.partial(_Dense, c, dtype=self.shared.dtype)
+    h = self.shared.norm("norm")(x).reshape(whole)
     query = dense(name="query")(h).reshape(heads)
     key = dense(name="key")(h).reshape(heads)
     value = dense(name="value")(h).reshape(heads)
@@ -115,35 +121,33 @@ class _UNet(nn.Module):
   channel_multipliers: tuple[int, ...]
   num_res_blocks: int
   attention_resolutions: tuple[int, ...]
-  dropout: float
-  dtype: jnp.dtype
   remat: bool
-  conventions: Conventions
-  num_groups: int
-  num_heads: int
-  scale_shift: bool
   time_scale: float
+  shared: _Shared
 
   @nn.compact
   def __call__(
     self, x_t: Float[Array, "b h w c"], t: Real[Array, " b"], train: bool
   ) -> Float[Array, "b h w c"]:
+    shared = self.shared
     widths = [self.channels * m for m in self.channel_multipliers]
-    _, height, width, _ = x_t.shape
-    factor = 2 ** (len(widths) - 1)
-    if height % factor or width % factor:
-      raise ValueError(
-        f"The image sides {height}x{width} must be divisible by {factor} = "
-        f"2**(levels - 1) for a U-Net with {len(widths)} levels."
-      )
-    conv = functools.partial(_Conv3x3, dtype=self.dtype)
-    time = self._time_features(t)
-    residual = functools.partial(self._residual, time=time, train=train)
+    self._refuse_odd_sides(*x_t.shape[1:3])
+    conv = functools.partial(_Conv3x3, dtype=shared.dtype)
+    time = shared.conventions.embed(self.time_scale * t, self.channels)
+    for name in ("time_0", "time_1"):  # the second silu is that of every use
+      time = nn.silu(_Dense(4 * self.channels, name=name)(time))
+    # With `self` counted as 0, argument 3 is the Python bool `train`.
+    of_res = (
+      nn.remat(_ResBlock, static_argnums=(3,)) if self.remat else _ResBlock
+    )
+
+    def residual(h, width, name):
+      return of_res(width, shared, name=f"{name}_res")(h, time, train)
 
     def block(h, width, name):
       h = residual(h, width, name)
       attends = h.shape[1] in self.attention_resolutions
-      return self._attention(h, name) if attends else h
+      return _Attention(shared, name=f"{name}_attention")(h) if attends else h
 
     h = conv(self.channels, name="conv_in")(x_t)
     skips = [h]
@@ -155,13 +159,13 @@ class _UNet(nn.Module):
         h = conv(
           width,
           strides=2,
-          padding=self.conventions.padding,
+          padding=shared.conventions.padding,
           name=f"downsample_{level}",
         )(h)
         skips.append(h)
 
     h = residual(h, widths[-1], "middle_0")
-    h = self._attention(h, "middle")
+    h = _Attention(shared, name="middle_attention")(h)
     h = residual(h, widths[-1], "middle_1")
 
     for level, width in reversed([*enumerate(widths)]):
@@ -171,45 +175,18 @@ class _UNet(nn.Module):
       if level > 0:
         h = conv(width, name=f"upsample_{level}")(_upsample(h))
 
-    epsilon, float32 = self.conventions.epsilon, jnp.dtype("float32")
-    h = normalisation.GroupNorm(
-      self.num_groups, float32, epsilon, name="norm_out"
-    )(h)
-    return _Conv3x3(
-      x_t.shape[-1], kernel_init=nn.initializers.zeros, name="conv_out"
-    )(nn.silu(h))
+    h = nn.silu(shared.norm("norm_out", jnp.dtype("float32"))(h))
+    zeros = nn.initializers.zeros
+    return _Conv3x3(x_t.shape[-1], kernel_init=zeros, name="conv_out")(h)
 
-  def _time_features(self, t: Real[Array, " b"]) -> Float[Array, "b time"]:
-    """The two-layer MLP on the embedding, and the silu before every use."""
-    time = self.conventions.embed(self.time_scale * t, self.channels)
-    time = nn.silu(_Dense(4 * self.channels, name="time_0")(time))
-    return nn.silu(_Dense(4 * self.channels, name="time_1")(time))
-
-  def _residual(
-    self, h: Array, channels: int, name: str, time: Array, train: bool
-  ) -> Array:
-    # With `self` counted as 0, argument 3 is the Python bool `train`.
-    block = (
-      nn.remat(_ResBlock, static_argnums=(3,)) if self.remat else _ResBlock
-    )
-    return block(
-      channels,
-      self.dropout,
-      self.dtype,
-      self.num_groups,
-      self.conventions.epsilon,
-      self.scale_shift,
-      name=f"{name}_res",
-    )(h, time, train)
-
-  def _attention(self, h: Array, name: str) -> Array:
-    return _Attention(
-      self.dtype,
-      self.num_groups,
-      self.conventions.epsilon,
-      self.num_heads,
-      name=f"{name}_attention",
-    )(h)
+  def _refuse_odd_sides(self, height: int, width: int) -> None:
+    levels = len(self.channel_multipliers)
+    factor = 2 ** (levels - 1)
+    if height % factor or width % factor:
+      raise ValueError(
+        f"The image sides {height}x{width} must be divisible by {factor} = "
+        f"2**(levels - 1) for a U-Net with {levels} levels."
+      )
 
 
 def unet(
@@ -245,10 +222,10 @@ def unet(
     conventions: a name in CONVENTIONS. This and what follows is for networks
       that were trained elsewhere.
     num_groups: of all group norms, a divisor of `channels`; 0: see
-      `normalisation.default_groups`.
+      `layers.default_groups`.
     num_heads: of attention, a divisor of the channels where it is.
     scale_shift: the time scales and shifts each residual block's second norm
-      (Nichol & Dhariwal 2021), in place of a shift before it.
+      (Nichol & Dhariwal 2021), instead of a shift before it.
     time_scale: what t is multiplied by before it is embedded.
 
   Raises:
@@ -260,13 +237,15 @@ def unet(
       tuple(channel_multipliers),
       num_res_blocks,
       tuple(attention_resolutions),
-      dropout,
-      jnp.dtype(dtype),
       remat,
-      CONVENTIONS[conventions],
-      num_groups,
-      num_heads,
-      scale_shift,
       time_scale,
+      _Shared(
+        jnp.dtype(dtype),
+        CONVENTIONS[conventions],
+        dropout,
+        num_groups,
+        num_heads,
+        scale_shift,
+      ),
     )
   )

@@ -1,12 +1,13 @@
 """Figures of an experiment, from its rows; a panel for each data set."""
 
+import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from rad_jax.reports import looks, panels, tables
+from rad_jax.reports import figures, looks, panels, tables
 from rad_jax.reports.panels import Line, Panel
 from rad_jax.reports.tables import Row
 
@@ -29,7 +30,7 @@ def looks_of(
   for name in sorted(tables.distinct(rows, "objective"), key=order.index):
     own = [row for row in rows if row["objective"] == name]
     differing = tables.varying(own, told)
-    for n, (its_key, group) in enumerate(tables.groups(own, key).items()):
+    for n, (its_key, group) in enumerate(tables.groups(own, *key).items()):
       look = looks.of(name)
       if n:
         marker = _MARKERS[(_MARKERS.find(look.marker) + n) % len(_MARKERS)]
@@ -60,20 +61,20 @@ def _figure(
   """A panel for each set, in it a line for each group of rows by `key`."""
   found = looks_of(rows, key, _LINE)
   shown = []
-  for peers in tables.groups(rows, _SET).values():
+  for peers in tables.groups(rows, *_SET).values():
     lines = [
       _line(points_of(group), looks.style(found[k]) | {"linestyle": "-"})
-      for k, group in tables.groups(peers, key).items()
+      for k, group in tables.groups(peers, *key).items()
     ]
     words = tables.title(peers[0], _SET)
     x, y = labels
     shown.append(Panel(words, x, lines, y, "close", "close"))
-  return panels.line_figure(shown, legend=legend)
+  return panels.line_figure(shown, legend)
 
 
 def _by_lambda(rows: Sequence[Row]) -> list[list[Row]]:
   ordered = sorted(rows, key=lambda row: row.get("lam") or 0)
-  return list(tables.groups(ordered, ("lam",)).values())
+  return list(tables.groups(ordered, "lam").values())
 
 
 def frontier_figure(
@@ -86,7 +87,7 @@ def frontier_figure(
   joined in its order.
   """
   like = ("data", *_LINE, "lam")
-  ours = tables.groups(clean, like)
+  ours = tables.groups(clean, *like)
 
   def points_of(group: list[Row]) -> list[tuple]:
     points = []
@@ -130,8 +131,8 @@ def error_figure(rows: Sequence[Row], corruptions: Sequence[Any]) -> Figure:
   """The error of each method, named by `method`, under each corruption."""
   found = looks_of(rows, ("method",), ("lam",))
   shown = []
-  for (data,), peers in tables.groups(rows, ("data",)).items():
-    cells = tables.groups(peers, ("corruption", "method"))
+  for (data,), peers in tables.groups(rows, "data").items():
+    cells = tables.groups(peers, "corruption", "method")
     lines = []
     for n, ((method,), look) in enumerate(found.items()):
       shift = 0.7 * ((n + 0.5) / len(found) - 0.5)
@@ -150,3 +151,16 @@ def error_figure(rows: Sequence[Row], corruptions: Sequence[Any]) -> Figure:
     for place in range(1, len(names)):
       axis.axvline(place - 0.5, color="0.9", linewidth=1, zorder=0)
   return figure
+
+
+def sample_figure(
+  cells: dict[looks.Look, list[Row]], runs: pathlib.Path
+) -> Figure:
+  """Samples of each cell's first seed, under its mean error, and the truth."""
+  shown = []
+  for look, rows in cells.items():
+    first = min(rows, key=lambda row: row["seed"])
+    error = tables.values(rows, "support_rms").mean()
+    titled = look._replace(label=f"{look.label}: error {error:.3g}")
+    shown.append((runs / first["run"], titled))
+  return figures.example_figure(figures.beside_truth(shown))

@@ -1,18 +1,24 @@
-"""Tables and curves over the noise levels, of --mode=diagnose and --mode=hint.
+"""Tables and curves over noise levels: --mode=diagnose, hint and evaluate.
 
 Each is drawn from the JSON file of its mode.
 """
 
+import itertools
 import pathlib
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from rad_jax import files
 from rad_jax.reports import looks, panels, tables
+from rad_jax.reports.looks import Look
+from rad_jax.reports.page import Picture
 from rad_jax.reports.panels import Line, Panel
 from rad_jax.reports.tables import Table
+
+Columns: TypeAlias = Mapping[str, list]
 
 _LAWS = {"uniform": "uniform", "gaussian": "Gaussian", "corner": "at corners"}
 # Okabe & Ito's palette, told apart in grey too.
@@ -22,18 +28,22 @@ _COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73")
 _DIAGNOSES = (
   ("equivariance error", 0, "equivariance_random", "equivariance_adversarial"),
   ("invariance error", 1, "invariance_random", "invariance_adversarial"),
-  (
-    "Lipschitz constant, mean and maximum",
-    1,
-    "lipschitz_mean",
-    "lipschitz_max",
-  ),
+  ("local Lipschitz constant", 1, "lipschitz_mean", "lipschitz_max"),
 )
 _WORDS = ("random w, or mean", "PGD's w, or maximum")
-_FIELDS = {
+_RADIUS = {
   "r": "r(t), noise units",
   "lam_t": "lambda_t",
   "mean_shift": "mean |sigma w|, state units",
+}
+# Of a protocol's curves: the column across, its title and scale; the column
+# that parts the rows into lines, if any; and the columns up, all where empty.
+_BY_LEVEL = ("sigma_t", "noise level sigma_t", "level", "", ())
+_STEPS = ("evaluations", "network evaluations per sample", "log", "sampler")
+_ATTACK = ("budget", "budget (noise units)", "plain", "attack")
+_PROTOCOLS: dict[str, tuple] = {
+  "steps": (*_STEPS, ("support_rms", "frechet")),
+  "attack": (*_ATTACK, ("moved", "support_rms", "frechet")),
 }
 
 
@@ -42,23 +52,19 @@ def write_diagnosis(workdir: pathlib.Path) -> list[pathlib.Path]:
   result = files.read_json(workdir / "diagnosis.json")
   files.write_text(workdir / "diagnosis.md", diagnosis_table(result))
   figure = diagnosis_figure({"": result})
-  figure.suptitle(
-    f"{result['objective']} on {result['data']}, step {result['step']}"
-  )
+  figure.suptitle("{objective} on {data}, step {step}".format_map(result))
   path = panels.save(figure, workdir / "diagnosis.png")
   return [workdir / "diagnosis.md", path]
 
 
 def diagnosis_table(result: dict[str, Any]) -> str:
   """evaluation.diagnose's result as a Markdown table, a line a level."""
-  columns = [name for _, _, *pair in _DIAGNOSES for name in pair]
-  head = ["equivariance error: random w", "PGD"]
+  head = ["sigma_t", "r", "equivariance error: random w", "PGD"]
   head += ["invariance error: random w", "PGD", "Lipschitz: mean", "max"]
-  rows = [
-    [level[name] for name in ("sigma_t", "radius", *columns)]
-    for level in result["levels"]
-  ]
-  return tables.markdown(Table("", ["sigma_t", "r", *head], rows))
+  columns = [name for _, _, *pair in _DIAGNOSES for name in pair]
+  columns = ["sigma_t", "radius", *columns]
+  rows = [[level[name] for name in columns] for level in result["levels"]]
+  return tables.markdown(Table("", head, rows))
 
 
 def diagnosis_figure(results: dict[str, dict[str, Any]]) -> Figure:
@@ -66,21 +72,20 @@ def diagnosis_figure(results: dict[str, dict[str, Any]]) -> Figure:
 
   The dashed black line is an equivariant network.
   """
-  found = [result["levels"] for result in results.values()]
   names = [f"{name}, " if len(results) > 1 else "" for name in results]
+  ideal_style: dict[str, Any] = {"color": "black", "linestyle": "--"}
+  ideal_style |= {"linewidth": 1, "label": "an equivariant network"}
   shown = []
   for title, ideal, *columns in _DIAGNOSES:
-    style: dict[str, Any] = {"color": "black", "linestyle": "--"}
-    style |= {"linewidth": 1, "label": "an equivariant network"}
-    sigma_t = [level["sigma_t"] for level in found[0]]
-    lines = [Line(sigma_t, [ideal] * len(sigma_t), style)]
-    labels = [name + word for name in names for word in _WORDS]
-    for n, look in enumerate(looks.cycle(labels)):
-      levels, column = found[n // 2], columns[n % 2]
-      # None, where an error is not told, becomes NaN: a gap.
-      y = np.array([level[column] for level in levels], float)
-      x = [level["sigma_t"] for level in levels]
-      lines.append(Line(x, y, looks.style(look)))
+    lines: list[Line] = []
+    for result, look in zip(results.values(), looks.cycle(names), strict=True):
+      x = [level["sigma_t"] for level in result["levels"]]
+      if not lines:
+        lines.append(Line(x, [ideal] * len(x), ideal_style))
+      for column, word, dash in zip(columns, _WORDS, "-:", strict=True):
+        y = [level[column] for level in result["levels"]]
+        label = {"label": look.label + word, "linestyle": dash}
+        lines.append(Line(x, y, looks.style(look) | label))
     shown.append(Panel(title, "sigma_t", lines, x_scale="level"))
   return panels.line_figure(shown)
 
@@ -97,23 +102,21 @@ def hint_table(result: dict[str, Any]) -> str:
   """evaluation.hint's result in Markdown: a line a lambda, and the halving."""
   reach = "" if result["reach"] == 1 else f", reaching {result['reach']:g} r"
   lead = (
-    "Standard deviation left of a direction of the training data,"
-    f" {result['objective']} on {result['data']}: w"
-    f" {_LAWS[result['law']]}{reach}, {result['num_steps']} sampling steps at"
-    f" eta {result['eta']:g}.\n\n"
+    "Standard deviation left of a direction of the training data, {objective}"
+    " on {data}: w {law}{reach}, {num_steps} sampling steps at eta {eta:g}.\n\n"
   )
   if not result["applies"]:
-    lead += (
-      f"{result['objective']} does not ask for equivariance: this is what"
-      " that would do.\n\n"
-    )
+    lead += "{objective} does not ask for equivariance: this is what that would"
+    lead += " do.\n\n"
+  words = {"law": _LAWS[result["law"]], "reach": reach}
   head = ["lambda", *(f"std {q:g}" for q in result["stds"])]
   rows = [
     [f"{row['lam']:g}" + " (config)" * row["own"], *row["ratios"]]
     for row in result["rows"]
   ]
   rows.append(["lambda that leaves half", *result["halving"]])
-  return lead + tables.markdown(Table("hint", head, rows))
+  table = tables.markdown(Table("hint", head, rows))
+  return lead.format_map(result | words) + table
 
 
 def radius_figure(result: dict[str, Any]) -> Figure:
@@ -129,13 +132,14 @@ def radius_figure(result: dict[str, Any]) -> Figure:
   # The config's own comes first, and stands for those it coincides with.
   readings = sorted(curves["readings"], key=lambda one: not one["own"])
   shown = []
-  for field, title in _FIELDS.items():
+  for field, title in _RADIUS.items():
     lines: dict[str, Line] = {}
     for one in readings:
       name, colour = _radius_name(one), colours[_radius_name(one)]
       if field == "lam_t" and one["lambda_t"] == "constant":
         name, colour = "constant lambda", "black"
       y = np.array(one[field], float)
+      y[y <= 0] = np.nan  # On a logarithmic scale, zeros are gaps.
       style = {
         "color": colour,
         "label": name,
@@ -143,16 +147,13 @@ def radius_figure(result: dict[str, Any]) -> Figure:
         "linewidth": 3 if one["own"] else 1.5,
         "zorder": 2 if one["own"] else 3,
       }
-      # On a logarithmic scale, zeros are gaps.
-      y[y <= 0] = np.nan
       lines.setdefault(name, Line(curves["sigma_t"], y, style))
     drawn = list(lines.values())
     shown.append(Panel(title, "sigma_t", drawn, x_scale="level"))
   figure = panels.line_figure(shown)
-  own = next(one for one in readings if one["own"])
   figure.suptitle(
     f"{result['data']}: w {_LAWS[result['law']]}, lambda {result['lam']:g};"
-    f" thick: {_radius_name(own)}, {own['lambda_t']} lambda_t"
+    f" thick: {_radius_name(readings[0])}, {readings[0]['lambda_t']} lambda_t"
   )
   return figure
 
@@ -161,3 +162,46 @@ def _radius_name(reading: dict[str, Any]) -> str:
   if reading["radius"] == "constant":
     return "radius constant"
   return f"radius {reading['radius']}, {reading['beta_role']}"
+
+
+def protocol_pictures(of: Mapping[Look, dict[str, Any]]) -> list[Picture]:
+  """The curves of evaluations' protocols, a picture each, by runs' looks.
+
+  Each column has a panel. Lines are runs, or where the protocol has series,
+  as samplers are, the series of each run.
+  """
+  pictures = []
+  for name in dict.fromkeys(name for found in of.values() for name in found):
+    x, xlabel, x_scale, series, up = _PROTOCOLS.get(name, _BY_LEVEL)
+    runs = {k: v.get(name, {}).get("curves", {}) for k, v in of.items()}
+    runs = {look: columns for look, columns in runs.items() if x in columns}
+    shown: dict[str, list[Line]] = {}
+    for look, columns in _by_series(runs, series) if series else runs.items():
+      for y in up or [column for column in columns if column != x]:
+        line = Line(columns[x], columns[y], looks.style(look))
+        shown.setdefault(y, []).append(line)
+    if shown:
+      drawn = [Panel(y, xlabel, shown[y], x_scale=x_scale) for y in shown]
+      caption = f"Protocol {name}: {', '.join(shown)} against {xlabel}."
+      pictures.append(Picture(name, panels.line_figure(drawn), caption))
+  return pictures
+
+
+def _by_series(
+  runs: Mapping[Look, Columns], series: str
+) -> Iterator[tuple[Look, Columns]]:
+  """The rows of each run for each value of the column `series`.
+
+  Where there are several runs, colour is the run and dashes are the value.
+  """
+  values = dict.fromkeys(
+    v for columns in runs.values() for v in columns[series]
+  )
+  drawn = looks.cycle(list(values))
+  for (run, columns), own in itertools.product(runs.items(), drawn):
+    kept = [value == own.label for value in columns[series]]
+    both = run._replace(label=f"{run.label}: {own.label}", dashes=own.dashes)
+    yield (
+      own if len(runs) == 1 else both,
+      {name: list(itertools.compress(v, kept)) for name, v in columns.items()},
+    )

@@ -4,9 +4,10 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from rad_jax import files
-from rad_jax.reports import charts, figures, looks, page, panels, study, tables
+from rad_jax.reports import charts, looks, page, panels, study, tables
 from rad_jax.reports.tables import Row, Table
 
 _AXES = (*tables.LABELS, "steps")
@@ -49,12 +50,12 @@ def write(
   if view == "sweep":
     text, drawn = summary(rows), _sweep_figures(done)
   elif view == "schemes":
-    rows = relative_cost(rows)
-    text = summary(rows)
-    done = tables.finished(rows)
-    drawn = {"schemes": charts.scheme_figure(done, across, "support_rms")}
+    costed = relative_cost(rows)
+    figure = charts.scheme_figure(
+      tables.finished(costed), across, "support_rms"
+    )
+    text, drawn = summary(costed), {"schemes": figure}
   elif view == "demo":
-    done = [row | {"method": row["objective"]} for row in done]
     text, drawn = tables.markdown(demo_table(done)), _demo_figures(done, folder)
   else:
     raise ValueError(f"view={view!r}: it must be sweep, schemes, demo or study")
@@ -75,7 +76,7 @@ def summary(rows: Sequence[Row]) -> str:
   common = {name: v[0] for name, v in same.items() if len(v) == 1}
   measures = tables.measures_of(rows)
   lines = []
-  for group in tables.groups(rows, _AXES).values():
+  for group in tables.groups(rows, *_AXES).values():
     done = tables.finished(group)
     line = [tables.label(axis, group[0].get(axis)) for axis in varying]
     for name in measures:
@@ -98,7 +99,7 @@ def relative_cost(rows: Sequence[Row]) -> list[Row]:
     ValueError: a data set has no run of DDPM.
   """
   costed = []
-  for (data,), peers in tables.groups(rows, ("data",)).items():
+  for (data,), peers in tables.groups(rows, "data").items():
     ddpm = [row["passes"] for row in peers if row["objective"] == "ddpm"]
     if not ddpm:
       raise ValueError(f"no run of ddpm on {data}")
@@ -106,13 +107,13 @@ def relative_cost(rows: Sequence[Row]) -> list[Row]:
   return costed
 
 
-def _sweep_figures(rows: Sequence[Row], measure: str = "frechet") -> dict:
+def _sweep_figures(rows: Sequence[Row]) -> dict[str, Figure]:
   clean = [row for row in rows if row["fraction"] == 0]
   dirty = [row for row in rows if row["fraction"] > 0]
   if clean and dirty:
-    return {"frontier": charts.frontier_figure(clean, dirty, measure)}
+    return {"frontier": charts.frontier_figure(clean, dirty, "frechet")}
   if tables.varying(rows, ("lam",)):
-    return {"error": charts.lambda_figure(rows, measure)}
+    return {"error": charts.lambda_figure(rows, "frechet")}
   return {}
 
 
@@ -123,8 +124,8 @@ def demo_table(rows: Sequence[Row]) -> Table:
   """
   lines: list[list[tables.Cell]] = []
   best = set()
-  for (data,), peers in tables.groups(rows, ("data",)).items():
-    cells = tables.groups(peers, ("objective",))
+  for (data,), peers in tables.groups(rows, "data").items():
+    cells = tables.groups(peers, "objective")
     seconds = {k: tables.values(v, "step_seconds") for k, v in cells.items()}
     errors = [tables.values(c, "support_rms").mean() for c in cells.values()]
     best |= {(len(lines) + i, 2) for i in tables.best_of(errors, "lower")}
@@ -141,18 +142,15 @@ def demo_table(rows: Sequence[Row]) -> Table:
   return Table("", ["data", "objective", *names, "cost"], lines, "", best)
 
 
-def _demo_figures(rows: Sequence[Row], folder: pathlib.Path) -> dict:
+def _demo_figures(
+  rows: Sequence[Row], folder: pathlib.Path
+) -> dict[str, Figure]:
+  named = [row | {"method": row["objective"]} for row in rows]
   corruptions = list(dict.fromkeys(row.get("corruption") for row in rows))
-  drawn = {"errors": charts.error_figure(rows, corruptions)}
-  for (data,), peers in tables.groups(rows, ("data",)).items():
-    shown = []
-    for (name,), group in tables.groups(peers, ("objective",)).items():
-      first = min(group, key=lambda row: row["seed"])
-      error = tables.values(group, "support_rms").mean()
-      look = looks.of(name)
-      words = f"{look.label}: error {error:.3f}"
-      shown.append((folder / "runs" / first["run"], words, look.colour))
-    views = figures.beside_truth(shown)
+  drawn = {"errors": charts.error_figure(named, corruptions)}
+  for (data,), peers in tables.groups(rows, "data").items():
+    cells = tables.groups(peers, "objective")
+    of = {looks.of(name): group for (name,), group in cells.items()}
     name = f"samples_{page.file_name(data)}"
-    drawn[name] = figures.example_figure(views)
+    drawn[name] = charts.sample_figure(of, folder / "runs")
   return drawn

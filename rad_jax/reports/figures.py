@@ -12,7 +12,7 @@ from PIL import Image
 
 from rad_jax import files
 from rad_jax.data import examples, synthetic
-from rad_jax.reports import panels, saved
+from rad_jax.reports import looks, panels
 
 # What synthetic.view shows, by dimension.
 VIEW_LABELS = {2: ("x", "y"), 3: ("along the plane", "off the plane")}
@@ -26,45 +26,40 @@ class View(NamedTuple):
   colour: str = "black"
 
 
-# ---- Primitives ----
+def arrays(path: pathlib.Path | None) -> dict[str, np.ndarray]:
+  """An .npz file's arrays, none if there is no file."""
+  if path is None or not path.exists():
+    return {}
+  with np.load(path) as opened:
+    return dict(opened)
 
 
-def image_grid(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-  """Images [n, h, w, c] in [-1, 1], side by side: uint8 [H, W, c].
+def newest_samples(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """The newest saved samples of a run's folder."""
+  found = folder.glob("samples/step_*/samples.npz")
+  step = lambda path: int(path.parent.name.removeprefix("step_"))
+  return arrays(max(found, key=step, default=None))
 
-  Gaps between them, and places left over in the last row, are white.
+
+def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
+  """Images [n, h, w, c] in [-1, 1], side by side: uint8 [H, W], or [H, W, 3].
+
+  Gaps of a pixel around them, and places left over, are white.
   """
   n, h, w, c = images.shape
   rows = math.ceil(n / columns)
-  grid = np.full(
-    (rows * (h + gap) + gap, columns * (w + gap) + gap, c), 255, np.uint8
-  )
-  for i, image in enumerate(examples.to_uint8(images)):
-    top = gap + i // columns * (h + gap)
-    left = gap + i % columns * (w + gap)
-    grid[top : top + h, left : left + w] = image
-  return grid
-
-
-def save_image(pixels: np.ndarray, path: pathlib.Path, min_side: int) -> None:
-  """Writes uint8 [H, W, c] as PNG, whole pixels enlarged to min_side."""
-  factor = max(1, round(min_side / min(pixels.shape[:2])))
-  enlarged = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-  image = Image.fromarray(
-    enlarged.squeeze(-1) if pixels.shape[-1] == 1 else enlarged
-  )
-  files.write(path, lambda file: image.save(file, format="png"))
+  cells = np.full((rows * columns, h + 1, w + 1, c), 255, np.uint8)
+  cells[:n, 1:, 1:] = examples.to_uint8(images)
+  grid = cells.reshape(rows, columns, h + 1, w + 1, c).swapaxes(1, 2)
+  grid = grid.reshape(rows * (h + 1), columns * (w + 1), c)
+  grid = np.pad(grid, ((0, 1), (0, 1), (0, 0)), constant_values=255)
+  return grid.squeeze(-1) if c == 1 else grid
 
 
 def draw_image(axis: Axes, pixels: np.ndarray) -> None:
-  """uint8 [H, W, c] as it is, without axes."""
-  axis.imshow(
-    pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels,
-    cmap="gray",
-    vmin=0,
-    vmax=255,
-    interpolation="nearest",
-  )
+  """uint8 [H, W] or [H, W, 3] as it is, without axes."""
+  grey = {"cmap": "gray", "vmin": 0, "vmax": 255}
+  axis.imshow(pixels, interpolation="nearest", **grey)
   axis.set_axis_off()
 
 
@@ -82,26 +77,17 @@ def draw_image_rows(
 
 
 def draw_points(axis: Axes, points: np.ndarray, colour: str) -> None:
-  """Points [n, 2] as they are; points [n, 3] along the oblique plane's edge.
-
-  Raises:
-    ValueError: points of another dimension.
-  """
+  """Points [n, 2 or 3] as synthetic.view shows them, or raises ValueError."""
   x, y = synthetic.view(points.shape[1]) @ points.T
   labels = VIEW_LABELS[points.shape[1]]
   axis.scatter(x, y, s=3, linewidths=0, color=colour)
   axis.set(xlabel=labels[0], ylabel=labels[1], aspect="equal")
 
 
-# ---- Figures ----
-
-
 def example_figure(views: Sequence[View], images: int = 36) -> Figure:
-  """The views: images as a grid; points on the same scales.
+  """The views, all of images or all of points, on the same scales.
 
-  Args:
-    views: all of images, or all of points.
-    images: how many of each view's images are shown.
+  Of images, a grid of the first `images` is shown.
   """
   columns = 4 if len(views) in (4, 7, 8) else min(len(views), 3)
   width = panels.WIDTH / max(columns, 3)
@@ -114,37 +100,31 @@ def example_figure(views: Sequence[View], images: int = 36) -> Figure:
       draw_points(axis, view.examples, view.colour)
     axis.set_title(view.title, fontsize="medium")
   if views[0].examples.ndim == 2:
-    flatness = min(1.2, _same_limits(axes))
+    boxes = np.array([axis.viewLim.get_points() for axis in axes])
+    low, high = boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0)
+    for axis in axes:
+      axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    flatness = min(1.2, (high[1] - low[1]) / (high[0] - low[0]))
     rows = math.ceil(len(views) / columns)
     figure.set_figheight(rows * (flatness * (width - 0.7) + 0.8))
   return figure
 
 
-def _same_limits(axes: list[Axes]) -> float:
-  """Gives all the widest limits; returns their height over their width."""
-  boxes = np.array([axis.viewLim.get_points() for axis in axes])
-  low, high = boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0)
-  for axis in axes:
-    axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-  return float((high[1] - low[1]) / (high[0] - low[0]))
-
-
-def beside_truth(runs: Sequence[tuple[pathlib.Path, str, str]]) -> list[View]:
+def beside_truth(runs: Sequence[tuple[pathlib.Path, looks.Look]]) -> list[View]:
   """Views of training examples, clean and as trained on, then of samples.
 
-  Args:
-    runs: of each run on the same data its folder, a title and a colour; the
-      training examples are those of the first that has them.
+  `runs` on the same data are given by their folders, and how each is drawn;
+  the training examples are those of the first that has them.
   """
   views: list[View] = []
-  for folder, _, _ in runs:
-    found = saved.arrays(folder / "training_examples.npz")
+  for folder, _ in runs:
+    found = arrays(folder / "training_examples.npz")
     if found and not views:
       views.append(View("clean truth", found["clean"]))
       views.append(View("as trained on", found["dirty"]))
-  for folder, title, colour in runs:
-    if drawn := saved.samples(folder):
-      views.append(View(title, drawn["x_0"], colour))
+  for folder, look in runs:
+    if drawn := newest_samples(folder):
+      views.append(View(look.label, drawn["x_0"], look.colour))
   return [
     v for v in views if v.examples.shape[1:] == views[0].examples.shape[1:]
   ]
@@ -155,7 +135,7 @@ def pair_figure(path: pathlib.Path, columns: int = 16) -> Figure | None:
 
   Above each pair stands its distance. None without images.
   """
-  pairs = saved.arrays(path)
+  pairs = arrays(path)
   if not pairs or pairs["samples"].ndim != 4:
     return None
   count, _, width, _ = pairs["samples"].shape
@@ -163,37 +143,32 @@ def pair_figure(path: pathlib.Path, columns: int = 16) -> Figure | None:
   strips = math.ceil(count / columns)
   figure, axes = panels.grid(strips, 1, 1 + 0.6 * columns, 1.7)
   for n, axis in enumerate(axes):
-    samples, neighbours, distances = (
-      pairs[name][n * columns : (n + 1) * columns]
-      for name in ("samples", "neighbours", "distances")
-    )
-    rows = {"sample": samples, "training": neighbours}
+    part = {k: v[n * columns :][:columns] for k, v in pairs.items()}
+    rows = {"sample": part["samples"], "training": part["neighbours"]}
     draw_image_rows(axis, rows, columns)
     axis.xaxis.tick_top()
-    places = np.arange(len(distances)) * (width + 1) + 0.5 + width / 2
-    axis.set_xticks(places, [f"{d:.3g}" for d in distances])
+    texts = [f"{distance:.3g}" for distance in part["distances"]]
+    places = np.arange(len(texts)) * (width + 1) + 0.5 + width / 2
+    axis.set_xticks(places, texts)
   return figure
-
-
-# ---- Beside the arrays that they show ----
 
 
 def show_samples(folder: pathlib.Path) -> pathlib.Path:
   """Draws folder/samples.npz: a grid.png of images, or a scatter.png."""
-  x_0 = saved.arrays(folder / "samples.npz")["x_0"]
-  if x_0.ndim == 4:
-    path = folder / "grid.png"
-    columns = math.ceil(math.sqrt(len(x_0)))
-    save_image(image_grid(x_0, columns), path, min_side=512)
-    return path
-  figure, (axis,) = panels.grid(1, 1, 4, 4)
-  draw_points(axis, x_0, "black")
-  return panels.save(figure, folder / "scatter.png")
+  x_0 = arrays(folder / "samples.npz")["x_0"]
+  if x_0.ndim == 2:
+    figure, (axis,) = panels.grid(1, 1, 4, 4)
+    draw_points(axis, x_0, "black")
+    return panels.save(figure, folder / "scatter.png")
+  pixels = image_grid(x_0, math.ceil(math.sqrt(len(x_0))))
+  factor = max(1, round(512 / min(pixels.shape[:2])))  # Pixels stay whole.
+  pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+  image = Image.fromarray(pixels)
+  files.write(folder / "grid.png", lambda file: image.save(file, format="png"))
+  return folder / "grid.png"
 
 
 def show_pairs(workdir: pathlib.Path) -> pathlib.Path | None:
   """Draws workdir/memorisation.npz as memorisation.png; None for points."""
   figure = pair_figure(workdir / "memorisation.npz")
-  if figure is None:
-    return None
-  return panels.save(figure, workdir / "memorisation.png")
+  return figure and panels.save(figure, workdir / "memorisation.png")

@@ -5,6 +5,7 @@ told apart in grey; the noise-aware objectives have the colours of their blind
 counterparts.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,9 +28,7 @@ LOOKS = {
   "true_noise_only": Look("true noise only", "#CC79A7", "v", (0, (3, 1, 1, 1))),
   "input_perturbation": Look("DDPM-IP", "#000000", "P", (0, (8, 3))),
   "noise_aware": Look("noise-aware", "#0072B2", "h", (0, (1, 3))),
-  "noise_aware_ran": Look(
-    "noise-aware + ran", "#56B4E9", "*", (0, (6, 1, 1, 1, 1, 1))
-  ),
+  "noise_aware_ran": Look("noise-aware + ran", "#56B4E9", "*", (0, (9, 1))),
   "noise_aware_adv": Look(
     "noise-aware + adv", "#009E73", "p", (0, (8, 2, 2, 2))
   ),
@@ -63,8 +62,7 @@ def of_runs(objectives: Sequence[str], labels: Sequence[str]) -> list[Look]:
 
 def cycle(labels: Sequence[str]) -> list[Look]:
   """Looks for anything else, one after another."""
-  known = list(LOOKS.values())
+  known = itertools.cycle(LOOKS.values())
   return [
-    known[i % len(known)]._replace(label=label)
-    for i, label in enumerate(labels)
+    look._replace(label=x) for x, look in zip(labels, known, strict=False)
   ]

@@ -8,8 +8,8 @@ The same input gives the same bytes.
 import base64
 import pathlib
 import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jinja2
 from matplotlib.figure import Figure
@@ -20,10 +20,9 @@ from rad_jax.reports.tables import Table
 
 
 class Picture(NamedTuple):
-  """A figure.
+  """A figure, drawn, not yet saved.
 
   name: of its file, unique on the page.
-  figure: drawn, not yet saved.
   caption: one sentence of what to see, read out in the picture's place.
   """
 
@@ -32,51 +31,42 @@ class Picture(NamedTuple):
   caption: str
 
 
-class Text(NamedTuple):
-  """A paragraph, plain."""
-
-  paragraph: str
-
-
-Part: TypeAlias = Picture | Table | Text
-
-
-class Section(NamedTuple):
-  """A heading, and what stands under it."""
-
-  title: str
-  parts: Sequence[Part]
+Part: TypeAlias = Picture | Table | str  # str: a paragraph, plain.
 
 
 def write(
-  title: str, lead: str, sections: Sequence[Section], folder: pathlib.Path
+  title: str,
+  lead: str,
+  sections: Mapping[str, Sequence[Part]],
+  folder: pathlib.Path,
 ) -> list[pathlib.Path]:
   """Writes folder/report.html and the files beside it; returns the paths.
 
-  `lead` is a paragraph below the title.
+  `lead` is a paragraph below the title; sections stand under their headings.
 
   Raises:
     ValueError: two parts would be the same file, or a table is ragged.
   """
-  parts = [part for section in sections for part in section.parts]
-  names = [file_name(p.name) for p in parts if not isinstance(p, Text)]
+  parts = [part for section in sections.values() for part in section]
+  named = [part for part in parts if not isinstance(part, str)]
+  names = [file_name(part.name) for part in named]
   twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
   if twice:
     raise ValueError(f"two parts of a page are named {', '.join(twice)}")
-  beside = [path for part in parts for path in _save(part, folder)]
+  beside = [path for part in named for path in _save(part, folder)]
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("rad_jax", "reports"),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
   )
+  pixels = lambda part: (folder / f"{file_name(part.name)}.png").read_bytes()
   text = environment.get_template("page.html.jinja").render(
     title=title,
     lead=lead,
-    sections=[
-      {"title": s.title, "parts": [_view(part, folder) for part in s.parts]}
-      for s in sections
-    ],
+    sections=sections,
+    base64=lambda part: base64.b64encode(pixels(part)).decode(),
+    text_of=tables.text_of,
   )
   files.write_text(folder / "report.html", text)
   return [folder / "report.html", *beside]
@@ -87,37 +77,11 @@ def file_name(name: str) -> str:
   return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_.") or "part"
 
 
-def _save(part: Part, folder: pathlib.Path) -> list[pathlib.Path]:
-  if isinstance(part, Text):
-    return []
-  path = folder / file_name(part.name)
+def _save(part: Picture | Table, folder: pathlib.Path) -> list[pathlib.Path]:
+  name = file_name(part.name)
   if isinstance(part, Picture):
-    return [panels.save(part.figure, path.with_name(f"{path.name}.png"))]
-  paths = [path.with_name(f"{path.name}.{ending}") for ending in ("csv", "md")]
+    return [panels.save(part.figure, folder / f"{name}.png")]
+  paths = [folder / f"{name}.csv", folder / f"{name}.md"]
   files.write_text(paths[0], tables.in_full(part))
   files.write_text(paths[1], tables.markdown(part))
   return paths
-
-
-def _view(part: Part, folder: pathlib.Path) -> dict[str, Any]:
-  """What the template shows of a part whose files are written."""
-  if isinstance(part, Text):
-    return {"kind": "text", "paragraph": part.paragraph}
-  if isinstance(part, Picture):
-    pixels = (folder / f"{file_name(part.name)}.png").read_bytes()
-    return {
-      "kind": "picture",
-      "png": base64.b64encode(pixels).decode(),
-      "inches": part.figure.get_figwidth(),
-      "caption": part.caption,
-    }
-  is_number = lambda cell: isinstance(cell, int | float | None)
-  columns = range(len(part.head))
-  return {
-    "kind": "table",
-    "caption": part.caption,
-    "head": part.head,
-    "numbers": [all(is_number(row[j]) for row in part.rows) for j in columns],
-    "rows": [[tables.text_of(cell) for cell in row] for row in part.rows],
-    "best": part.best,
-  }

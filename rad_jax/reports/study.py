@@ -8,24 +8,15 @@ portrait.npz. Pictures are of the first seed, tables of all.
 import itertools
 import pathlib
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from rad_jax import files
-from rad_jax.reports import (
-  charts,
-  figures,
-  looks,
-  page,
-  panels,
-  portrait,
-  saved,
-  tables,
-)
-from rad_jax.reports.page import Picture, Section, Text
-from rad_jax.reports.panels import Line, Panel
+from rad_jax.data import subspace, synthetic
+from rad_jax.reports import charts, curves, figures, looks, page, panels, tables
+from rad_jax.reports.page import Part, Picture
 from rad_jax.reports.tables import Cell, Row, Table
 
 # Measures of the tables, by what they are called there.
@@ -36,20 +27,17 @@ MEASURES = {
   "support_psnr_db": "PSNR against the true support, dB",
   "frechet": "Frechet distance of the moments",
 }
-# How far a difference must stand out, in standard errors.
-_CLEAR = 2.0
-_CURVES = (
-  ("score", "score_error", "error of eps_hat"),
-  ("reconstruction", "reconstruction_support_rms", "noised and back: error"),
-  ("flow", "estimate_to_centroid", "clean estimate to centroid"),
-)
+_CLEAR = 2.0  # How far a difference must stand out, in standard errors.
+_PATHS = 40  # How many are shown.
+
+Portraits: TypeAlias = dict[looks.Look, dict[str, np.ndarray]]
 
 
 class Study(NamedTuple):
   """What is known of a study.
 
   rows: of rows.jsonl. folder: of its runs.
-  cells: the rows of each (data, corruption, method).
+  cells: the rows of each (data, corruption, method), by seed.
   data, corruptions: in their order. looks: of each method, in its order.
   dirtiest: the corruption that pictures are of.
   strongest: the method of Robust_adv's largest lambda, "" without one.
@@ -69,25 +57,19 @@ class Study(NamedTuple):
     rows = self.cells.get((data, corruption, method), [])
     return tables.values(rows, measure)
 
-  def run(self, data: str, method: str) -> pathlib.Path:
-    """The folder of a method's first seed under the dirtiest corruption."""
-    rows = self.cells.get((data, self.dirtiest, method), [])
-    first = min(rows, key=lambda row: row["seed"], default={"run": "none"})
-    return self.folder / first["run"]
-
 
 def gather(rows: Sequence[Row], folder: pathlib.Path) -> Study:
   """The rows of a study, whose runs lie in a folder."""
-  corruptions = tables.distinct(rows, "corruption")
-  corruptions.sort(key=_dirt)
+  corruptions = sorted(tables.distinct(rows, "corruption"), key=_dirt)
   noisy = [name for name in corruptions if name != "outliers"]
   robust = [row for row in rows if row["objective"] == "robust_adv"]
   strongest = max(robust, key=lambda row: row["lam"], default={"method": ""})
+  by_seed = sorted(rows, key=lambda row: row["seed"])
   found = charts.looks_of(rows, ("method",), ("lam",))
   return Study(
     rows,
     folder,
-    tables.groups(rows, ("data", "corruption", "method")),
+    tables.groups(by_seed, "data", "corruption", "method"),
     tables.distinct(rows, "data"),
     corruptions,
     {method: look for (method,), look in found.items()},
@@ -123,16 +105,16 @@ def write(
     )
   study = gather(rows, runs)
   order = order_table(study)
-  found: list[page.Part] = [Text(line) for line in outcome(order)]
-  if notes:
-    paragraphs = notes.read_text().strip().split("\n\n")
-    found += [Text(" ".join(text.split())) for text in paragraphs]
-  sections = [
-    Section("What was found", [*found, order, _errors(study)]),
-    Section("Clean against dirty", [_frontier(study)]),
-    *(_of_data(study, data) for data in study.data),
-    Section("All cells", [cells_table(study)]),
-  ]
+  found = notes.read_text().strip().split("\n\n") if notes else []
+  paragraphs = [*outcome(order), *(" ".join(text.split()) for text in found)]
+  sections: dict[str, Sequence[Part]] = {
+    "What was found": [*paragraphs, order, _errors(study)],
+    "Clean against dirty": [_frontier(study)],
+  }
+  for data in study.data:
+    title = f"{data.replace('_', ' ')}, pictures trained on {study.dirtiest}"
+    sections[title[0].upper() + title[1:]] = _of_data(study, data)
+  sections["All cells"] = [cells_table(study)]
   return page.write(
     "Adversarial training of diffusion models on data with known truth",
     f"{len(rows)} runs: {len(study.data)} data sets under"
@@ -145,9 +127,6 @@ def write(
     sections,
     workdir / "report",
   )
-
-
-# ---- Numbers ----
 
 
 def verdict(smaller: np.ndarray, larger: np.ndarray) -> str:
@@ -175,11 +154,10 @@ def order_table(study: Study) -> Table:
   claims = [c for c in claims if {*c[1:]} <= study.looks.keys()]
   rows: list[list[Cell]] = []
   for cell in itertools.product(study.data, study.corruptions):
-    found = []
+    rows.append([", ".join(cell)])
     for _, *pair in claims:
       of = [study.values(*cell, method, "support_rms") for method in pair]
-      found.append(verdict(*of) if all(map(len, of)) else None)
-    rows.append([", ".join(cell), *found])
+      rows[-1].append(verdict(*of) if all(map(len, of)) else None)
   return Table(
     "order",
     ["data, corruption", *(claim for claim, *_ in claims)],
@@ -241,88 +219,160 @@ def cells_table(study: Study) -> Table:
   return Table("cells", head, rows, "Every number, over seeds.")
 
 
-# ---- Pictures of all data ----
-
-
 def _errors(study: Study) -> Picture:
-  return Picture(
-    "errors",
-    charts.error_figure(study.rows, study.corruptions),
+  figure = charts.error_figure(study.rows, study.corruptions)
+  caption = (
     "The dirtier the data, the farther DDPM is from the truth and the more"
-    " Robust_adv (green) gains; means and standard deviations over seeds.",
+    " Robust_adv (green) gains; means and standard deviations over seeds."
   )
+  return Picture("errors", figure, caption)
 
 
 def _frontier(study: Study) -> Picture:
-  clean, dirty = (
-    [row for row in study.rows if row["corruption"] == corruption]
-    for corruption in (study.corruptions[0], study.dirtiest)
+  pair = (study.corruptions[0], study.dirtiest)
+  of = [[row for row in study.rows if row["corruption"] == c] for c in pair]
+  caption = (
+    f"Error of the models trained on {pair[0]} data and on {pair[1]}:"
+    " downwards is robustness, to the left is clean data learnt better."
   )
-  return Picture(
-    "frontier",
-    charts.frontier_figure(clean, dirty, "support_rms"),
-    f"Error of the models trained on {study.corruptions[0]} data and on"
-    f" {study.dirtiest}: downwards is robustness, to the left is clean data"
-    " learnt better.",
-  )
+  figure = charts.frontier_figure(*of, "support_rms")
+  return Picture("frontier", figure, caption)
 
 
-# ---- Pictures of one data set ----
-
-
-def _of_data(study: Study, data: str) -> Section:
-  parts: list[page.Part] = [
-    table for name in MEASURES if (table := measure_table(study, data, name))
-  ]
-  parts += [_samples(study, data), _levels(study, data)]
-  portraits = {
-    study.looks[method]: found
-    for method in study.looks
-    if (found := saved.arrays(study.run(data, method) / "portrait.npz"))
+def _of_data(study: Study, data: str) -> list[Part]:
+  """The tables and pictures of a data set."""
+  cells = {
+    look: study.cells[data, study.dirtiest, method]
+    for method, look in study.looks.items()
+    if (data, study.dirtiest, method) in study.cells
   }
-  if portraits:
-    run = study.run(data, next(iter(study.looks)))
-    clean = saved.arrays(run / "training_examples.npz")["clean"]
+  runs = {look: study.folder / rows[0]["run"] for look, rows in cells.items()}
+  caption = (
+    "Samples beside the clean truth and the training set: DDPM repeats the"
+    " noise it was shown, Robust_adv draws nearer to the clean support."
+  )
+  drawn = [
+    Picture("samples", charts.sample_figure(cells, study.folder), caption)
+  ]
+  drawn += curves.protocol_pictures(
+    {
+      look: files.read_json(run / "evaluation.json").get("protocols", {})
+      for look, run in runs.items()
+    }
+  )
+  found = {k: figures.arrays(run / "portrait.npz") for k, run in runs.items()}
+  if portraits := {look: x for look, x in found.items() if x}:
+    run = next(iter(runs.values()))
+    clean = figures.arrays(run / "training_examples.npz")["clean"]
     pair = [study.looks.get(name) for name in ("ddpm", study.strongest)]
     shown = {look: x for look, x in portraits.items() if look in pair}
-    drawn = portrait.pictures(shown, portraits, clean)
-    parts += [p._replace(name=f"{data}-{p.name}") for p in drawn]
-  title = f"{data.replace('_', ' ')}, pictures trained on {study.dirtiest}"
-  return Section(title[0].upper() + title[1:], parts)
+    drawn += _portraits(shown or portraits, portraits, clean)
+  return [
+    *(t for name in MEASURES if (t := measure_table(study, data, name))),
+    *(p._replace(name=f"{data}-{p.name}") for p in drawn),
+  ]
 
 
-def _samples(study: Study, data: str) -> Picture:
-  shown = []
-  for method, look in study.looks.items():
-    found = study.values(data, study.dirtiest, method, "support_rms")
-    if len(found):
-      title = f"{look.label}: error {found.mean():.3g}"
-      shown.append((study.run(data, method), title, look.colour))
-  return Picture(
-    f"{data}-samples",
-    figures.example_figure(figures.beside_truth(shown)),
-    "Samples beside the clean truth and the training set: DDPM repeats the"
-    " noise it was shown, Robust_adv draws nearer to the clean support.",
+def _portraits(
+  pair: Portraits, everyone: Portraits, clean: np.ndarray
+) -> list[Picture]:
+  """Trajectories, and of images rows of images, of points fields.
+
+  Args:
+    pair: the models that are compared, one at least.
+    everyone: all models.
+    clean: training examples, [n, h, w, c] or [n, 2 or 3].
+  """
+  if clean.ndim == 4:
+    plane = subspace.fit(clean, 2)
+    names = ("first principal component", "second principal component")
+    flat = lambda x: subspace.coordinates(plane, x)
+    return [
+      _trajectories(pair, flat, clean, names),
+      _image_rows(everyone, clean),
+    ]
+  names = figures.VIEW_LABELS[clean.shape[1]]
+  flat = lambda x: x @ synthetic.view(clean.shape[1]).T
+  return [_trajectories(pair, flat, clean, names), _fields(pair, flat(clean))]
+
+
+def _trajectories(
+  portraits: Portraits,
+  flat: Callable[[np.ndarray], np.ndarray],
+  clean: np.ndarray,
+  labels: Sequence[str],
+) -> Picture:
+  """Paths at flat(x), [n, 2], for examples x."""
+  count = len(portraits)
+  figure, axes = panels.grid(count, count, 5, 4.6, sharex=True, sharey=True)
+  for axis, (look, portrait) in zip(axes, portraits.items(), strict=True):
+    paths = np.array([flat(x[:_PATHS]) for x in portrait["path"]])
+    axis.scatter(*flat(clean).T, s=4, color="0.75", linewidths=0)
+    axis.plot(*paths.transpose(2, 0, 1), color=look.colour, linewidth=0.6)
+    axis.plot(*paths[-1].T, ".", color="black", markersize=4)
+    axis.set(title=look.label, xlabel=labels[0], ylabel=labels[1])
+    axis.set_aspect("equal")
+    axis.label_outer()
+    axis.spines[["top", "right"]].set_visible(False)
+  caption = (
+    "The deterministic reverse flow from noise to samples (black dots), clean"
+    " data in grey: Robust_adv's paths end nearer to it."
   )
+  return Picture("trajectories", figure, caption)
 
 
-def _levels(study: Study, data: str) -> Picture:
-  shown = []
-  for protocol, name, title in _CURVES:
-    lines = []
-    for method, look in study.looks.items():
-      path = study.run(data, method) / "evaluation.json"
-      if evaluation := files.read_json(path):
-        curves = evaluation["protocols"][protocol]["curves"]
-        style = looks.style(look)
-        lines.append(Line(curves["sigma_t"], curves[name], style))
-    xlabel = "noise level sigma_t"
-    shown.append(Panel(title, xlabel, lines, "", "level", "linear"))
-  return Picture(
-    f"{data}-levels",
-    panels.line_figure(shown),
-    "By noise level (0 clean, 1 noise). Left: error against the exact noise."
-    " Middle: clean examples noised and denoised, where Robust_adv ends nearer"
-    " to the support. Right: the clean estimate leaves the centroid of the data"
-    " as the noise falls.",
+def _fields(portraits: Portraits, clean: np.ndarray) -> Picture:
+  """clean: [n, 2], as the fields see it."""
+  first = next(iter(portraits.values()))
+  rows = [
+    (look.label, look.colour, x["field"]) for look, x in portraits.items()
+  ]
+  rows.append(("exact, of clean data", "black", first["field_exact"]))
+  sigmas = first["field_sigma_t"]
+  across, width = len(sigmas), panels.WIDTH / len(sigmas)
+  share = {"sharex": True, "sharey": True}
+  figure, axes = panels.grid(len(rows) * across, across, width, 3.5, **share)
+  scale = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.004}
+  drawn = itertools.product(rows, range(across))
+  for axis, ((label, colour, field), n) in zip(axes, drawn, strict=True):
+    axis.scatter(*clean.T, s=5, color="0.75", linewidths=0)
+    points, arrows = _thinned(first["field_points"]), _thinned(field[n])
+    axis.quiver(*points.T, *arrows.T / 2, color=colour, **scale)
+    axis.set_title(f"{label}, sigma_t {sigmas[n]:.2g}", fontsize="medium")
+    axis.set(xlim=(-1.45, 1.45), ylim=(-1.45, 1.45), aspect="equal")
+    axis.spines[["top", "right"]].set_visible(False)
+  caption = (
+    "From states on a grid, half the way to the clean estimate (sigma^2 times"
+    " the score), clean data under it in grey: at low noise DDPM's arrows fade"
+    " before they reach the data, Robust_adv's lead on, as the exact ones do."
   )
+  return Picture("fields", figure, caption)
+
+
+def _thinned(grid: np.ndarray) -> np.ndarray:
+  """Every second row and column of a square grid [k, 2]."""
+  side = round(len(grid) ** 0.5)
+  return grid.reshape(side, side, 2)[::2, ::2].reshape(-1, 2)
+
+
+def _image_rows(portraits: Portraits, clean: np.ndarray) -> Picture:
+  figure, axes = panels.grid(len(portraits), 2, panels.WIDTH / 2, 2.5)
+  flat = clean.reshape(len(clean), 1, -1)
+  for axis, (look, portrait) in zip(axes, portraits.items(), strict=True):
+    x = portrait["samples"]
+    away = np.linalg.norm(flat - x.reshape(len(x), -1), axis=-1)
+    rows = {
+      "samples": x,
+      "nearest training": clean[away.argmin(axis=0)],
+      "samples, attacked": portrait["attacked"],
+      "training, dirty": portrait["dirty"],
+      "the same, purified": portrait["purified"],
+    }
+    figures.draw_image_rows(axis, rows, columns=len(x))
+    axis.set_title(look.label, fontsize="medium")
+  caption = (
+    "Of each model: samples and the clean training images nearest to them;"
+    " samples whose way was attacked; noised training images, and what"
+    " purification by the model makes of them."
+  )
+  return Picture("images", figure, caption)

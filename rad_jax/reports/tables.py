@@ -24,11 +24,6 @@ LABELS = tuple(
 )
 _RECORD = "run seed config steps passes seconds step_seconds error".split()
 
-_COST = {
-  "lower": lambda value: value,
-  "higher": lambda value: -value,
-  "near 1": lambda value: abs(value - 1),
-}
 _LOWER = (
   "support_rms frechet mean_error sliced_wasserstein mode_error spurious fid"
   " feature_frechet fd_dinov2 kid reconstruction_rms near_duplicates"
@@ -69,9 +64,7 @@ def measures_of(rows: Sequence[Row]) -> list[str]:
   return [name for name in names if name not in (*LABELS, *_RECORD)]
 
 
-def groups(
-  rows: Sequence[Row], columns: Sequence[str]
-) -> dict[tuple, list[Row]]:
+def groups(rows: Sequence[Row], *columns: str) -> dict[tuple, list[Row]]:
   """Rows by their values in the columns, in order of appearance."""
   found: dict[tuple, list[Row]] = {}
   for row in rows:
@@ -99,12 +92,10 @@ def values(rows: Sequence[Row], measure: str) -> np.ndarray:
 def mean_std(
   found: np.ndarray, significant: int = 4, digits: int | None = None
 ) -> str:
-  """Mean ± standard deviation to the same place; empty without values.
+  """Mean ± standard deviation of values [n], if they differ; "" of none.
 
-  Args:
-    found: [n]; equal values are shown without a deviation.
-    significant: digits of the mean, where `digits` is not given.
-    digits: those after the point.
+  Both have `digits` after the point, or as many as give the mean
+  `significant` ones.
   """
   if len(found) == 0:
     return ""
@@ -117,23 +108,19 @@ def mean_std(
   return f"{mean:.{digits}f}{deviation}"
 
 
-def best_of(found: Sequence[float | None], better: str | None) -> list[int]:
-  """Places of the best of values; none where all are alike, or none is best.
+def best_of(found: Sequence[Any], better: str | None) -> list[int]:
+  """Places of the best values, None being no value; none if all are alike.
 
-  Args:
-    found: None is no value.
-    better: "lower", "higher", "near 1", or None.
+  `better` is "lower", "higher", "near 1", or None, where none is best.
   """
-  if better is None:
+  known = np.array(found, float)
+  costs = {"lower": known, "higher": -known, "near 1": abs(known - 1)}
+  cost = costs.get(better or "", np.full(len(known), np.nan))
+  cost = np.where(np.isfinite(cost), cost, np.inf)
+  best = cost == cost.min()
+  if np.isinf(cost.min()) or best.all():
     return []
-  costs = [
-    _COST[better](v) if v is not None and math.isfinite(v) else math.inf
-    for v in found
-  ]
-  least = min(costs)
-  if math.isinf(least) or all(cost == least for cost in costs):
-    return []
-  return [place for place, cost in enumerate(costs) if cost == least]
+  return np.flatnonzero(best).tolist()
 
 
 # ---- Words ----
@@ -148,9 +135,8 @@ def text_of(cell: Cell) -> str:
 
 def label(column: str, value: Cell) -> str:
   """A row's label as it is shown."""
-  if column == "objective":
-    return looks.of(str(value)).label
-  return text_of(value)
+  is_name = column == "objective"
+  return looks.of(str(value)).label if is_name else text_of(value)
 
 
 def title(row: Row, columns: Sequence[str]) -> str:

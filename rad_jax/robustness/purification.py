@@ -1,9 +1,9 @@
 """Purification: noise an input up to t*, and let the model remove the noise.
 
 DiffPure (Nie et al. 2022, arXiv 2205.07460): what an adversary has added
-drowns in the noise, and the reverse process returns to the data. It is a
-function of the input and of one key an example that an adaptive attack can
-differentiate: see eot_attack, and docs/howto/purify.md.
+drowns in the noise, and the reverse process returns to the data. It is a pure
+function of the input and of one key an example, and an adaptive attack can
+differentiate through it: `eot_attack` on a loss that calls `purify`.
 """
 
 from collections.abc import Callable

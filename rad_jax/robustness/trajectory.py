@@ -115,10 +115,11 @@ def greedy(
   w_n raises |x_0_hat(x_t + sigma_n w_n) - x_0_hat(x_t)|^2 from the perturbed
   state x_t, with no gradient through time. It needs attack.start > 0.
   """
+  b, shape = len(chain.x_t), chain.x_t.shape[1:]
   denoise = samplers.denoiser(chain.eps_fn, chain.clip_x_0)
 
-  def best(x_t, row):
-    n, level, radius = row
+  def best(x_t, n):
+    level = jax.tree.map(lambda column: column[n], chain.levels)
 
     def find():
       x_0_hat, _ = denoise(x_t, level)
@@ -127,14 +128,26 @@ def greedy(
         moved, _ = denoise(process.shifted(x_t, level.sigma, w), level)
         return squared_error(moved, x_0_hat)
 
-      shape = x_t.shape[1:]
-      return attacks.maximise(attack, goal, _fold_in(keys, n), radius, shape)
+      return attacks.maximise(attack, goal, _fold_in(keys, n), budget[n], shape)
 
-    attacked = jnp.any(radius > 0)
+    attacked = jnp.any(budget[n] > 0)
     return jax.lax.cond(attacked, find, lambda: jnp.zeros_like(x_t))
 
-  rows = jnp.arange(len(budget)), chain.levels, budget
-  return jax.lax.stop_gradient(samplers.shifts(*chain, best, rows))
+  def perturbed(x_t, n):
+    # The batch carries each state's w behind the states: path keeps both.
+    w = best(x_t, n)
+    return jnp.concatenate([process.shifted(x_t, chain.levels.sigma[n], w), w])
+
+  def update(denoise, step, rows, last_x_0, z):
+    x_s, x_0_hat = chain.update(denoise, step, rows[:b], last_x_0[:b], z[:b])
+    return perturbed(x_s, step.number), jnp.concatenate([x_0_hat, x_0_hat])
+
+  carried = chain._replace(
+    update=update,
+    x_t=perturbed(chain.x_t, 0),
+    keys=chain.keys[jnp.arange(2 * b) % b],
+  )
+  return jax.lax.stop_gradient(samplers.path(*carried).x_t[:, b:])
 
 
 def random(norm: str, chain: Chain, keys: Keys, budget: Budget) -> Trajectory:

@@ -4,15 +4,13 @@ import contextlib
 import logging
 import pathlib
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree
-
-T = TypeVar("T", bound=PyTree)
 
 _LOG = logging.getLogger("rad_jax")
 _CHECKSUM = "checksum"
@@ -32,22 +30,16 @@ def open_manager(
 ) -> Iterator[ocp.CheckpointManager]:
   """Within its `with`, the manager of workdir/checkpoints.
 
-  The end waits until all that was saved is on the disk, and raises as `save`
-  does; an error from within comes first.
-
-  Args:
-    workdir: the run's folder.
-    keep: how many of the newest checkpoints are kept.
-    keep_every_steps: keep those at its multiples too; 0: none besides.
+  It keeps the newest, and those at multiples of keep_every_steps. The end
+  finishes all saves and raises as `save`; an error from within comes first.
   """
-  manager = ocp.CheckpointManager(
-    pathlib.Path(workdir).absolute() / "checkpoints",
-    options=ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
-      keep_period=keep_every_steps or None,
-      enable_async_checkpointing=True,
-    ),
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=keep,
+    keep_period=keep_every_steps or None,
+    enable_async_checkpointing=True,
   )
+  folder = pathlib.Path(workdir).absolute() / "checkpoints"
+  manager = ocp.CheckpointManager(folder, options=options)
   try:
     yield manager
   except BaseException:
@@ -59,12 +51,7 @@ def open_manager(
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: PyTree) -> None:
-  """Starts saving; returns once the state is copied off the devices.
-
-  Raises:
-    WriteError: this checkpoint or the one before cannot be written, as where
-      the disk is full; those on the disk stay.
-  """
+  """Starts to save a copy; WriteError may be of the checkpoint before."""
   with _writing(manager):
     manager.save(
       step,
@@ -74,51 +61,34 @@ def save(manager: ocp.CheckpointManager, step: int, state: PyTree) -> None:
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
-  """Waits until all that was saved is on the disk.
-
-  Raises:
-    WriteError: as `save`.
-  """
+  """Waits until all that was saved is on the disk; raises as `save`."""
   with _writing(manager):
     manager.wait_until_finished()
 
 
-def restore(manager: ocp.CheckpointManager, like: T, sharding) -> T:
-  """The newest checkpoint that can be read, in the structure of `like`.
+def restore(manager: ocp.CheckpointManager, like: PyTree, sharding) -> Any:
+  """The newest checkpoint that can be read, shaped as `like`.
 
-  A damaged one is passed over with a warning.
-
-  Args:
-    manager: from `open_manager`.
-    like: the state's structure, shapes and dtypes (arrays or
-      jax.ShapeDtypeStruct).
-    sharding: where its arrays shall live: one for all, or a tree of them.
-
-  Raises:
-    CheckpointError: there is none, all are damaged, or their structure
-      differs.
+  A damaged one gives a warning; CheckpointError if none is whole. `sharding` is
+  one for all arrays, or a tree of them.
   """
   steps = sorted(manager.all_steps(), reverse=True)
   if not steps:
     raise CheckpointError(f"no checkpoint in {manager.directory}: train first")
   if isinstance(sharding, jax.sharding.Sharding):
     sharding = jax.tree.map(lambda _: sharding, like)
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    like,
-    sharding,
-  )
+  placed = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  abstract = jax.tree.map(placed, like, sharding)
   damaged: list[str] = []
   for step in steps:
     try:
       found = manager.restore(step, args=ocp.args.StandardRestore(abstract))
-      _compare_checksum(manager, step, found)
+      saved = (manager.metadata(step).custom_metadata or {}).get(_CHECKSUM)
+      if saved not in (None, int(checksum(found))):
+        raise ValueError("its checksum is not that of the values")
     except Exception as error:  # orbax and tensorstore raise many kinds
-      damaged.append(
-        f"checkpoint {manager.directory / str(step)} cannot be read"
-        f" ({_first_line(error)})"
-      )
-      cause = error
+      path, cause = manager.directory / str(step), error
+      damaged.append(f"checkpoint {path} cannot be read ({_first_line(error)})")
       continue
     for line in damaged:
       _LOG.warning("%s: step %d is taken in its place", line, step)
@@ -132,10 +102,7 @@ def restore(manager: ocp.CheckpointManager, like: T, sharding) -> T:
 def set_aside_after(
   manager: ocp.CheckpointManager, step: int, why: str = "damaged"
 ) -> None:
-  """Renames the checkpoints after a step to N.damaged, or N.<why>.
-
-  So that the run can save there again; nothing is deleted.
-  """
+  """Renames later checkpoints to N.<why>, so that the run can save there."""
   newer = [saved for saved in manager.all_steps() if saved > step]
   if not newer:
     return
@@ -153,11 +120,7 @@ def set_aside_after(
 
 @jax.jit
 def checksum(state: PyTree) -> Array:
-  """The sum of all bits' words, modulo 2^32: the same on any topology.
-
-  Formats have no sum of their own over array values: a flipped bit would go
-  unseen.
-  """
+  """The sum of all bits' words, modulo 2^32: no format would see a bit flip."""
   total = jnp.uint32(0)
   for leaf in jax.tree.leaves(state):
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -166,13 +129,6 @@ def checksum(state: PyTree) -> Array:
     bits = jax.lax.bitcast_convert_type(leaf, words)
     total += jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
   return total
-
-
-def _compare_checksum(manager, step: int, state: PyTree) -> None:
-  metadata = manager.metadata(step)
-  saved = (metadata.custom_metadata or {}).get(_CHECKSUM) if metadata else None
-  if saved is not None and saved != int(checksum(state)):
-    raise ValueError("its checksum is not that of the values")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """What is known of chips: peak arithmetic, and the options of XLA that pay."""
 
+import contextlib
 import functools
 import os
 
@@ -15,56 +16,39 @@ _COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
   "gpu": {"xla_gpu_experimental_enable_fusion_autotuner": False},
 }
 
-# Dense bfloat16 FLOP/s of one JAX device, from the makers' data sheets:
-# nvidia.com (A100, H100 SXM, H200), cloud.google.com/tpu/docs. Of TPU v2 and v3
-# a device is one of a chip's two cores.
+# Dense bfloat16 FLOP/s of one JAX device (of TPU v2 and v3 half a chip), from
+# nvidia.com (A100, H100 SXM, H200) and cloud.google.com/tpu/docs.
 _PEAK_FLOPS = {
-  "A100": 312e12,
-  "H100": 989e12,
-  "H200": 989e12,
-  "TPU v2": 22.5e12,
-  "TPU v3": 61.5e12,
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5e": 197e12,
-  "TPU v5p": 459e12,
-  "TPU v5": 459e12,
-  "TPU v6 lite": 918e12,
-  "TPU v6e": 918e12,
+  312e12: ("A100",),
+  989e12: ("H100", "H200"),
+  22.5e12: ("TPU v2",),
+  61.5e12: ("TPU v3",),
+  275e12: ("TPU v4",),
+  197e12: ("TPU v5 lite", "TPU v5e"),
+  459e12: ("TPU v5p", "TPU v5"),
+  918e12: ("TPU v6 lite", "TPU v6e"),
 }
 
 
 def peak_flops(device: jax.Device) -> float | None:
   """Peak bfloat16 FLOP/s of a device, or None where it is not known."""
-  return next(
-    (
-      peak
-      for name, peak in _PEAK_FLOPS.items()
-      if name.lower() in device.device_kind.lower()
-    ),
-    None,
-  )
+  kind = device.device_kind.lower()
+  for peak, names in _PEAK_FLOPS.items():
+    if any(name.lower() in kind for name in names):
+      return peak
+  return None
 
 
 @functools.cache
 def compiler_options() -> dict[str, str | bool]:
   """XLA's options on this platform, for `jax.jit(compiler_options=...)`.
 
-  An option that this XLA does not know is left out, and one that is in the
-  environment's XLA_FLAGS stays as it is there.
+  Without those that this XLA does not know or XLA_FLAGS already sets.
   """
-  options = _COMPILER_OPTIONS.get(jax.default_backend(), {})
-  given = os.environ.get("XLA_FLAGS", "")
-  return {
-    name: value
-    for name, value in options.items()
-    if name not in given and _is_known({name: value})
-  }
-
-
-def _is_known(options: dict[str, str | bool]) -> bool:
-  try:
-    jax.jit(lambda x: x).lower(0.0).compile(compiler_options=options)
-  except jax.errors.JaxRuntimeError:
-    return False
-  return True
+  given, known = os.environ.get("XLA_FLAGS", ""), {}
+  for name, value in _COMPILER_OPTIONS.get(jax.default_backend(), {}).items():
+    if name not in given:
+      with contextlib.suppress(jax.errors.JaxRuntimeError):
+        jax.jit(lambda x: x).lower(0.0).compile({name: value})
+        known[name] = value
+  return known

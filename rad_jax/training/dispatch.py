@@ -1,26 +1,18 @@
-"""Several steps as one program, so that the host is asked once in so many.
-
-A step of a small network is over before the host has dispatched the next one.
-"""
+"""Several steps as one program, for networks that outrun their host."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Shaped
 
 from rad_jax.training import passes
 from rad_jax.training.state import State
-from rad_jax.training.step import Batch, Step
+from rad_jax.training.step import Batch
 
 # The part of a batch that is the whole training set, [n, ...]; the batch then
 # has no "x_0" of its own.
 WHOLE_SET = "whole_set"
-
-# Of one step each number, or of several [steps] each.
-Measured = dict[str, Shaped[Array, "..."]]
-Result = TypeVar("Result")
 
 
 class Dispatch(NamedTuple):
@@ -33,28 +25,17 @@ class Dispatch(NamedTuple):
 def plan(
   timetable: passes.Timetable, done: int, num_steps: int, length: int
 ) -> Iterator[Dispatch]:
-  """What is left of a run, in dispatches.
+  """What is left of a run of num_steps after `done`, in dispatches.
 
   They end at the multiples of `length`, at the run's end, and wherever the
   regulariser is switched.
-
-  Args:
-    timetable: of the regulariser.
-    done: steps that are behind the run.
-    num_steps: of the whole run.
-    length: steps of a dispatch at most.
   """
   while done < num_steps:
     regularised = passes.is_on(timetable, done)
     end = min(done - done % length + length, num_steps)
-    last = next(
-      (
-        step
-        for step in range(done + 1, end)
-        if passes.is_on(timetable, step) != regularised
-      ),
-      end,
-    )
+    last = done + 1
+    while last < end and passes.is_on(timetable, last) == regularised:
+      last += 1
     yield Dispatch(range(done + 1, last + 1), regularised)
     done = last
 
@@ -68,51 +49,13 @@ def stacked(
     yield jax.tree.map(lambda *arrays: np.stack(arrays), *some)
 
 
-def several(step: Step) -> Step:
-  """(state, batches) -> (state, metrics) of as many steps as there are batches.
+def with_examples(of_batch: Callable[..., Any]) -> Callable[..., Any]:
+  """(state, batch) -> the function of them, on batches of WHOLE_SET too."""
 
-  Batches and metrics have a leading axis of steps.
-  """
-  return lambda state, batches: jax.lax.scan(step, state, batches)
-
-
-def of_first(
-  of_batch: Callable[[State, Batch], Result],
-) -> Callable[[State, Batch], Result]:
-  """The function, of the first of some steps' batches."""
-  return lambda state, batches: of_batch(
-    state, jax.tree.map(lambda x: x[0], batches)
-  )
-
-
-def with_examples(
-  of_batch: Callable[[State, Batch], Result],
-) -> Callable[[State, Batch], Result]:
-  """The function, on batches that bring the whole set instead of "x_0" too.
-
-  The index may be of one step, [b], or of several, [steps, b].
-  """
-
-  def of(state: State, batch: Batch) -> Result:
-    if WHOLE_SET not in batch:
-      return of_batch(state, batch)
-    index = batch["index"]
-    return of_batch(state, {"x_0": batch[WHOLE_SET][index], "index": index})
+  def of(state: State, batch: Batch):
+    if WHOLE_SET in batch:
+      index = batch["index"]  # [b], or [steps, b]
+      batch = {"x_0": batch[WHOLE_SET][index], "index": index}
+    return of_batch(state, batch)
 
   return of
-
-
-def rows(
-  part: Dispatch, metrics: dict[str, np.ndarray]
-) -> list[dict[str, np.ndarray | np.floating]]:
-  """The metrics of each step of a dispatch.
-
-  Args:
-    part: the dispatch.
-    metrics: on the host; of its one step, or [steps] each.
-  """
-  values = jax.tree.map(np.atleast_1d, metrics)
-  return [
-    {name: value[i] for name, value in values.items()}
-    for i in range(len(part.steps))
-  ]

@@ -1,7 +1,6 @@
-"""The processes of one run: how they find each other, and how they part.
+"""The processes of one run, by JAX's distributed runtime.
 
-JAX's distributed runtime is the engine. Each process loads its own rows of
-the batch (training.sharding); the first alone writes logs and metrics.
+Each loads its own rows of the batch; the first alone writes logs and metrics.
 """
 
 import contextlib
@@ -35,19 +34,9 @@ def connect(
 ) -> None:
   """Joins the processes of a run. Call it before anything else uses JAX.
 
-  Without arguments JAX looks for a launcher: a TPU pod or GKE, SLURM, Open
-  MPI. Where there is none, this is the only process.
-
-  Args:
-    coordinator: host:port of process 0, reachable from all.
-    num_processes: how many there are.
-    process_id: which one this is, 0 .. num_processes - 1.
-    timeout_s: how long to wait for the others, in seconds.
-    heartbeat_s: a process that is silent for so long, in seconds, is lost, and
-      JAX ends the others.
-
-  Raises:
-    HostError: arguments are missing or wrong, or the others did not come.
+  Without arguments JAX looks for a launcher; where there is none, this is the
+  only process. `coordinator` is process 0's host:port. JAX ends all when one is
+  silent for heartbeat_s seconds. HostError: the others did not come.
   """
   given = bool(coordinator), num_processes > 0, process_id >= 0
   if any(given) and not all(given):
@@ -73,9 +62,8 @@ def connect(
     )
   except ValueError as error:
     if any(given) or _NO_LAUNCHER not in str(error):
-      raise HostError(
-        f"no connection to the other processes: {error}"
-      ) from error
+      message = f"no connection to the other processes: {error}"
+      raise HostError(message) from error
 
 
 def _wait_for(address: str, timeout_s: int) -> None:
@@ -99,13 +87,9 @@ def introduce() -> None:
   """Logs this process and its devices; then only the first one logs."""
   if jax.process_count() == 1:
     return
-  _LOG.info(
-    "process %d of %d on %s: %s",
-    jax.process_index(),
-    jax.process_count(),
-    socket.gethostname(),
-    ", ".join(map(str, jax.local_devices())),
-  )
+  place = jax.process_index(), jax.process_count(), socket.gethostname()
+  devices = ", ".join(map(str, jax.local_devices()))
+  _LOG.info("process %d of %d on %s: %s", *place, devices)
   if not is_first():
     _LOG.setLevel(logging.WARNING)
 
@@ -119,10 +103,9 @@ def is_first() -> bool:
 def stop_requests() -> Iterator[Callable[[], bool]]:
   """Yields asked(): whether the run shall save now, and stop.
 
-  A single process is asked by SIGTERM (the notice before a pre-emption) or by
-  Ctrl-C; a second one ends it at once. Of several, SIGTERM on any asks all:
-  JAX's pre-emption service names a call that every process will come to, so all
-  must make the same calls. Outside the main thread no signal is caught.
+  A single process is asked by SIGTERM or Ctrl-C, in the main thread; a second
+  one ends it at once. Of several, SIGTERM on any asks all: JAX's pre-emption
+  service names a call that all will come to, so all must make the same calls.
   """
   if jax.process_count() > 1:
     calls = itertools.count(1)
@@ -132,10 +115,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     yield lambda: False
     return
   asked = threading.Event()
-  before = {
-    number: signal.getsignal(number)
-    for number in (signal.SIGTERM, signal.SIGINT)
-  }
+  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
 
   def note(number, frame) -> None:
     del frame

@@ -6,14 +6,7 @@ import optax
 def learning_rate_schedule(
   peak: float, warmup_steps: int, decay: str, num_steps: int
 ) -> optax.Schedule:
-  """Linear warm-up from 0 to the peak, then the decay to the last step.
-
-  Args:
-    peak: the largest learning rate.
-    warmup_steps: steps of the warm-up; 0 for none.
-    decay: "constant", "cosine" or "linear" (both to 0).
-    num_steps: steps of the whole run.
-  """
+  """Linear warm-up from 0, then "constant", or "cosine" or "linear" to 0."""
   after = max(num_steps - warmup_steps, 1)
   decayed = {
     "constant": optax.constant_schedule(peak),
@@ -30,9 +23,7 @@ def adam(
   schedule: optax.Schedule, b1: float, b2: float, max_grad_norm: float
 ) -> optax.GradientTransformation:
   """Adam after clipping the gradient's global norm (0 does not clip)."""
-  clip = (
-    optax.clip_by_global_norm(max_grad_norm)
-    if max_grad_norm > 0
-    else optax.identity()
-  )
+  clip = optax.identity()
+  if max_grad_norm > 0:
+    clip = optax.clip_by_global_norm(max_grad_norm)
   return optax.chain(clip, optax.adam(schedule, b1=b1, b2=b2))

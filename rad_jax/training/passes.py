@@ -1,8 +1,7 @@
 """Cheap adversarial training: when the regulariser is on, and what it costs.
 
-Cost is counted in forward passes of the network over the whole batch: a
-forward and backward pass with weight gradients is 3, a gradient by the input
-alone 2. DDPM's step is 3, Robust_adv's 8.
+In forward passes over the whole batch: a pass with the weights' gradient is 3,
+with the input's alone 2; DDPM's step is 3, Robust_adv's 8.
 """
 
 import math
@@ -18,11 +17,7 @@ from rad_jax.training.state import State
 
 
 class Timetable(NamedTuple):
-  """The steps at which the regulariser is on.
-
-  first_step: steps before it go without, from 0.
-  every: from then on, one step in `every` has it.
-  """
+  """The regulariser is on from first_step, in one step in `every`."""
 
   first_step: int = 0
   every: int = 1
@@ -48,33 +43,24 @@ def passes(
 ) -> float:
   """Forward passes a step costs while the regulariser is on.
 
-  Args:
-    objective: from OBJECTIVES.
-    attack_steps: gradient steps of the attack, 2 passes each. They cost
-      nothing with free replays, which take w's gradient from the update's own
-      backward pass.
-    goal: "J" needs eps_hat, one more pass where there is no clean branch.
-    batch_fraction: share of the batch that is regularised; the rest costs
-      DDPM's 3.
-    free_replays: updates on each batch.
+  A gradient step of the attack costs 2, or nothing with free replays. The goal
+  "J" needs eps_hat, one more pass where there is no clean branch.
   """
   if objective.target is None:
     return 3.0
-  update = 3 + 3 * objective.clean
+  attacked, rest = 3 + 3 * objective.clean, 3.0
   if free_replays > 1:
-    attacked = free_replays * update
-    rest = 3.0 * free_replays
+    attacked, rest = free_replays * attacked, free_replays * rest
   else:
     alone = goal == "J" and attack_steps > 0 and not objective.clean
-    attacked = update + 2 * attack_steps + alone
-    rest = 3.0
+    attacked += 2 * attack_steps + alone
   return batch_fraction * attacked + (1 - batch_fraction) * rest
 
 
 def total_passes(
   timetable: Timetable, num_steps: int, on: float, off: float = 3.0
 ) -> float:
-  """Forward passes of the first num_steps steps of a training run."""
+  """Forward passes of the first num_steps steps."""
   active = steps_on(timetable, num_steps)
   return active * on + (num_steps - active) * off
 
@@ -84,11 +70,7 @@ def flops(
   initial_state: Callable[[], State],
   example_shape: tuple[int, ...],
 ) -> float:
-  """FLOPs of a forward pass of one example, as XLA counts them.
-
-  Times the passes of a step it is what the step needs, whatever the program
-  does besides. NaN where JAX has no CPU backend to count on.
-  """
+  """FLOPs of an example's forward pass, as XLA counts on a CPU; NaN without."""
   params = jax.eval_shape(initial_state).params
   x_t = jax.ShapeDtypeStruct((1, *example_shape), jnp.float32)
   t = jax.ShapeDtypeStruct((1,), jnp.int32)

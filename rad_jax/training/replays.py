@@ -1,8 +1,10 @@
 """Free adversarial training: several updates on each batch (a baseline).
 
-w climbs by the gradient that the update's own backward pass gives, at no cost
-of its own (Shafahi et al. 2019, arXiv 1904.12843; AT_Diff, Wang et al. 2025).
+w climbs by the gradient of the update's own backward pass (Shafahi et al. 2019,
+arXiv 1904.12843; AT_Diff, Wang et al. 2025).
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +27,14 @@ def make_replay_step(
   optimizer: optax.GradientTransformation,
   ema_decay: float,
   prepare: Prepare = steps.as_it_is,
-  ramp=lambda step: 1.0,
+  ramp: Callable[[Array], Array | float] = lambda step: 1.0,
   regularised: tuple[int, int] = (1, 1),
   skip_non_finite: bool = False,
 ) -> Step:
-  """Builds a step of `replays` updates; its metrics are their means.
+  """steps.make_train_step with `replays` updates; its metrics are their means.
 
-  Args:
-    method: what is minimised; its own `perturb` and `goal` are not used.
-    attack: w starts and steps by its numbers; what it raises is the loss.
-    replays: updates on each batch.
-    optimizer, ema_decay, prepare, ramp, regularised, skip_non_finite: as for
-      steps.make_train_step. The optimiser counts updates.
+  The method's own `perturb` and `goal` are not used: w starts and steps by the
+  numbers of `attack`, and raises the loss. The optimiser counts updates.
   """
 
   def loss_at(params, w, parts):
@@ -52,14 +50,12 @@ def make_replay_step(
 
     def one(carry: tuple[State, Array], i: Array):
       state, w = carry
-      (loss, terms), (gradient, by_w) = differentiated(state.params, w, parts)
+      value, (gradient, by_w) = differentiated(state.params, w, parts)
       count = replays * state.step + i
-      updated = steps.update(optimizer, ema_decay, state, gradient, count)
-      metrics = steps.measured(loss, terms, gradient, updated)
-      if skip_non_finite:
-        updated, metrics = steps.unless_finite(state, updated, metrics)
-      w = attacks.step(attack, w, by_w, radius)
-      return (updated, w), metrics
+      updated, metrics = steps.update(
+        optimizer, ema_decay, skip_non_finite, state, count, value, gradient
+      )
+      return (updated, attacks.step(attack, w, by_w, radius)), metrics
 
     w_0 = attacks.start(attack, parts[0].w_keys, radius, shape)
     (state, _), metrics = jax.lax.scan(one, (state, w_0), jnp.arange(replays))

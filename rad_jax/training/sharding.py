@@ -1,9 +1,8 @@
 """Where arrays live: a mesh with the axes `data` and `fsdp`.
 
-One program for one device and for a thousand. The batch is split along its
-first axis over all of them. The state is replicated, and XLA adds the one
-all-reduce of the gradients; or its arrays are split over `fsdp`, gathered
-where they are used, and their gradients scattered.
+The batch is split by example over all devices. The state is replicated, and
+XLA adds the one all-reduce of the gradients; or its arrays are split over
+`fsdp`, gathered where they are used, and their gradients scattered.
 """
 
 from collections.abc import Sequence
@@ -17,23 +16,15 @@ from jaxtyping import PyTree
 def device_mesh(
   fsdp: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """All devices of all processes, process by process.
+  """All devices, or those given; each `fsdp` of them share a copy of the state.
 
-  In this order a process's rows of the batch are next to each other, and an
-  example has the same place, and so the same noise, on any topology.
-
-  Args:
-    fsdp: how many devices share one copy of the state; it divides their
-      number.
-    devices: these instead, as to compile for machines that are elsewhere.
+  They stand process by process, so that an example has the same place in the
+  batch, and so the same noise, on any topology.
   """
   devices = jax.devices() if devices is None else devices
   in_order = sorted(devices, key=lambda d: (d.process_index, d.id))
-  return Mesh(
-    np.array(in_order).reshape(-1, fsdp),
-    ("data", "fsdp"),
-    axis_types=(AxisType.Auto,) * 2,
-  )
+  grid, types = np.array(in_order).reshape(-1, fsdp), (AxisType.Auto,) * 2
+  return Mesh(grid, ("data", "fsdp"), axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -47,15 +38,7 @@ def by_example(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def of_state(mesh: Mesh, state: PyTree) -> PyTree:
-  """A sharding for each array of a state.
-
-  Split over `fsdp` along the longest axis that it divides; arrays without
-  one, and keys, are replicated.
-
-  Args:
-    mesh: from `device_mesh`.
-    state: arrays, or jax.ShapeDtypeStruct.
-  """
+  """Arrays but keys: over `fsdp`, on the longest axis that it divides."""
   parts = mesh.shape["fsdp"]
 
   def of(leaf) -> NamedSharding:
@@ -76,17 +59,8 @@ def process_rows(batch_size: int) -> slice:
   return slice(start, start + rows)
 
 
-def place(batch: PyTree, mesh: Mesh, axis: int = 0) -> PyTree:
-  """This process's rows, along an axis, as part of the global batch."""
-  return _place(batch, by_example(mesh, axis))
-
-
-def place_everywhere(tree: PyTree, mesh: Mesh) -> PyTree:
-  """What every process holds, on every device."""
-  return _place(tree, replicated(mesh))
-
-
-def _place(tree: PyTree, sharding: NamedSharding) -> PyTree:
+def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
+  """Arrays on the devices; this process holds its own part of each."""
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
     tree,

@@ -11,11 +11,7 @@ from rad_jax.models.network import Network
 
 
 class State(NamedTuple):
-  """All that training carries from step to step.
-
-  `key` is the root of the run's training randomness. It never changes: what
-  step n draws is derived from (key, n), so a resumed run draws the same.
-  """
+  """All that training carries; step n draws from (key, n), when resumed too."""
 
   step: Int[Array, ""]
   params: PyTree
@@ -41,14 +37,7 @@ def initial_state(
 def state_of(
   params: PyTree, optimizer: optax.GradientTransformation, key: PRNGKeyArray
 ) -> State:
-  """The state before the first step, of any network's parameters.
-
-  Args:
-    params: any pytree of arrays. They are copied, so that the caller's own
-      outlive a donated state.
-    optimizer: any optax transformation.
-    key: the root of the training's randomness.
-  """
+  """The state before the first step; it is donated, so params are copied."""
   return State(
     step=jnp.zeros((), jnp.int32),
     params=jax.tree.map(jnp.copy, params),

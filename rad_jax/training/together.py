@@ -1,15 +1,13 @@
 """Runs of one program trained side by side: vmap over runs, scan over steps.
 
-A step of a network of some thousand parameters is over before the next one is
-dispatched. Runs that differ in numbers alone (VARYING, and the corruption) are
-stacked and trained as one program, compiled once. Each is what it would be by
-itself (training.loop), up to rounding.
+Small networks that differ in numbers alone (VARYING, and the corruption) are
+one program. Each is what it would be by itself (training.loop), up to rounding.
 """
 
 import pathlib
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,16 +27,7 @@ from rad_jax.training.step import make_train_step
 # The fields in which runs of one program may differ, and the section.
 VARYING = ("seed", "objective.lam")
 VARYING_SECTION = "data.corruption."
-
-
-class Examples(NamedTuple):
-  """Training sets as the runs see them.
-
-  x_0: [runs, n, ...] in model units. sigma_c: known noise, [runs, n].
-  """
-
-  x_0: Float[Array, "runs n *example"]
-  sigma_c: Float[Array, "runs n"]
+_NOT_OF_TRAINING = ("sweep.", "study.", "evaluation.", "purify.")
 
 
 def program(config: dict[str, Any]) -> tuple:
@@ -47,8 +36,7 @@ def program(config: dict[str, Any]) -> tuple:
     (path, str(value))
     for path, value in sorted(configs.flatten(config).items())
     if path not in (*configs.UNBOUND, *VARYING)
-    and not path.startswith(VARYING_SECTION)
-    and path.split(".")[0] not in ("sweep", "study", "evaluation", "purify")
+    and not path.startswith((VARYING_SECTION, *_NOT_OF_TRAINING))
   )
 
 
@@ -73,11 +61,7 @@ def refuse(runs: Sequence[Run]) -> None:
 
 
 def training_sets(runs: Sequence[Run]) -> list[TrainingSet]:
-  """The runs' training sets, images read once for all.
-
-  Raises:
-    NotPrepared, ValueError: as training_set.open_training_set.
-  """
+  """The runs' training sets, images read once for all."""
   if runs[0].is_synthetic:
     return [run.open_training_set() for run in runs]
   return [runs[0].open_training_set()] * len(runs)
@@ -88,28 +72,19 @@ def train(
 ) -> State:
   """Trains all runs to the end, going on from workdir's checkpoint.
 
-  Args:
-    runs: of one `program`; without what `refuse` names.
-    sets: the runs' training sets, of one size.
-    workdir: of these runs alone, in this order; it holds their checkpoints.
-
-  Returns:
-    The states, with a leading axis of runs. A run that diverged is not finite
-    there; the others do not notice.
-
-  Raises:
-    ConfigError: the runs cannot be trained together.
-    CheckpointError: no checkpoint can be read, or written.
+  The folder is of these runs alone, in this order; their training sets are of
+  one size. The states have a leading axis of runs; one that diverged is not
+  finite there. Raises as `refuse` and checkpoints.restore.
   """
   refuse(runs)
-  first = runs[0]
   lams = jnp.array([run.objective.lam for run in runs])
-  num_steps, every = first.train.num_steps, first.checkpoint.every_steps
+  num_steps, every = runs[0].train.num_steps, runs[0].checkpoint.every_steps
   with checkpoints.open_manager(workdir) as manager:
-    like = jax.eval_shape(lambda: initial_states(runs))
+    start = lambda: _stacked([run.initial_state() for run in runs])
     if manager.latest_step() is None:
-      states = jax.jit(lambda: initial_states(runs))()
+      states = jax.jit(start)()
     else:
+      like = jax.eval_shape(start)
       everywhere = sharding.replicated(sharding.device_mesh())
       states = checkpoints.restore(manager, like, everywhere)
       checkpoints.set_aside_after(manager, int(states.step[0]))
@@ -117,38 +92,35 @@ def train(
     if done == num_steps:
       return states
     found = examples(runs, sets)
-    run_steps = jax.jit(partial(advance, first), donate_argnums=0)
+    run_steps = jax.jit(partial(advance, runs[0]), donate_argnums=0)
     with tqdm(
       total=num_steps, initial=done, desc=f"{len(runs)} runs", unit="step"
     ) as bar:
-      while done < num_steps:
-        end = min(done + every, num_steps)
-        index = indices(runs, done, end, sets[0].num_examples)
+      for first_step in range(done, num_steps, every):
+        end = min(first_step + every, num_steps)
+        index = indices(runs, first_step, end, sets[0].num_examples)
         states = run_steps(states, found, lams, index)
         checkpoints.save(manager, end, states)
-        bar.update(end - done)
-        done = end
+        bar.update(end - first_step)
     checkpoints.finish(manager)
   return states
 
 
-def initial_states(runs: Sequence[Run]) -> State:
-  """The states before the first step, stacked."""
-  states = [run.initial_state() for run in runs]
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+def _stacked(trees: Sequence[PyTree]) -> Any:
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def examples(runs: Sequence[Run], sets: Sequence[TrainingSet]) -> Examples:
-  """Every run's training set, corrupted once for all its steps."""
+def examples(
+  runs: Sequence[Run], sets: Sequence[TrainingSet]
+) -> tuple[Float[Array, "runs n *example"], Float[Array, "runs n"]]:
+  """Every run's training set and its known noise, corrupted once for all."""
 
-  def of(run: Run, training_set: TrainingSet) -> Examples:
+  def of(run: Run, training_set: TrainingSet):
     index = np.arange(training_set.num_examples, dtype=np.int32)
     batch = {"x_0": training_set.fetch(index), "index": index}
-    prepare = jax.jit(lambda b: run.prepare(b, jax.random.key(0)))
-    return Examples(*prepare(batch))
+    return jax.jit(lambda b: run.prepare(b, jax.random.key(0)))(batch)
 
-  found = [of(*pair) for pair in zip(runs, sets, strict=True)]
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+  return _stacked([of(*pair) for pair in zip(runs, sets, strict=True)])
 
 
 def indices(
@@ -158,15 +130,13 @@ def indices(
   of = lambda run, step: batches.example_indices(
     run.config["seed"], step, run.train.batch_size, num_examples
   )
-  return np.array(
-    [[of(run, step) for run in runs] for step in range(first, end)]
-  )
+  return np.array([[of(run, i) for run in runs] for i in range(first, end)])
 
 
 def advance(
   run: Run,
   states: State,
-  sets: Examples,
+  sets: tuple[Array, Array],
   lams: Float[Array, " runs"],
   index: Int[Array, "steps runs b"],
 ) -> State:
@@ -180,12 +150,10 @@ def advance(
       run.config["optimizer"]["ema_decay"],
       lambda batch, _: (batch["x_0"], batch["sigma_c"]),
     )
-    state, _ = step(state, {"x_0": own.x_0[rows], "sigma_c": own.sigma_c[rows]})
-    return state
+    x_0, sigma_c = own
+    return step(state, {"x_0": x_0[rows], "sigma_c": sigma_c[rows]})[0]
 
-  def body(states, rows):
-    return jax.vmap(one)(states, sets, lams, rows), None
-
+  body = lambda states, rows: (jax.vmap(one)(states, sets, lams, rows), None)
   return jax.lax.scan(body, states, index)[0]
 
 

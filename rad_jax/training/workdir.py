@@ -2,9 +2,9 @@
 
 import logging
 import pathlib
-from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from rad_jax import config as configs
@@ -19,11 +19,7 @@ _LOG = logging.getLogger("rad_jax")
 
 
 def claim(workdir: pathlib.Path, run: Run, resuming: bool) -> None:
-  """Writes config.json into workdir, unless another run is there.
-
-  Raises:
-    ConfigError: it is there, with checkpoints.
-  """
+  """Writes config.json, or raises ConfigError where another run is resumed."""
   if resuming:
     refuse_conflicts(workdir, run)
   if hosts.is_first():
@@ -43,40 +39,24 @@ def refuse_conflicts(
     )
 
 
-def newest_state(
-  workdir: pathlib.Path, run: Run, mesh: jax.sharding.Mesh
-) -> State:
-  """The newest checkpoint of workdir's run, replicated over the mesh.
-
-  Raises:
-    CheckpointError: there is none, or it is damaged.
-    ConfigError: the run was of another model, data or objective.
-  """
+def newest_state(workdir: pathlib.Path, run: Run, mesh: Mesh) -> State:
+  """The newest checkpoint of workdir's run, replicated over the mesh."""
   if not (workdir / "config.json").exists():
     raise checkpoints.CheckpointError(f"no run in {workdir}: train first")
   refuse_conflicts(workdir, run, training=False)
+  return _restore(workdir, run, mesh)
+
+
+def _restore(folder: pathlib.Path, run: Run, mesh: Mesh) -> State:
   like = jax.eval_shape(run.initial_state)
-  with checkpoints.open_manager(workdir) as manager:
+  with checkpoints.open_manager(folder) as manager:
     return checkpoints.restore(manager, like, sharding.replicated(mesh))
 
 
 def start_from(
-  source: pathlib.Path, state: State, run: Run, mesh: jax.sharding.Mesh
+  source: pathlib.Path, state: State, run: Run, mesh: Mesh
 ) -> State:
-  """`state` with the parameters of another network, for fine-tuning.
-
-  Step, optimiser and randomness stay those of `state`. A single set of
-  parameters starts both the raw ones and their moving average.
-
-  Args:
-    source: another run's folder, whose newest parameters are taken, or what
-      `pretrained.load` reads.
-    state: a new run's.
-    run: today's; train.init_weights chooses the parameters.
-    mesh: over which another run's are replicated.
-
-  Raises: as `parameters_of_run` and `pretrained.load`.
-  """
+  """`state` with the parameters of another run, or of `pretrained.load`."""
   if pretrained.is_foreign(source):
     params = jax.tree.map(
       lambda array, like: jax.device_put(array, like.sharding),
@@ -94,31 +74,18 @@ def start_from(
 
 
 def parameters_of_run(
-  source: pathlib.Path,
-  run: Run,
-  mesh: jax.sharding.Mesh,
-  field: str,
-  which: str = "",
+  source: pathlib.Path, run: Run, mesh: Mesh, field: str, which: str = ""
 ) -> tuple[PyTree, int]:
-  """Another run's newest parameters, for today's network; and their step.
+  """Another run's newest parameters, for this run's network; and their step.
 
-  Args:
-    source: the other run's folder, from the config's field `field`.
-    run: today's.
-    mesh: over which they are replicated.
-    field: named in errors.
-    which: "ema", the moving average; "raw"; or "", as the other run's
-      sampling.ema says.
-
-  Raises:
-    CheckpointError: source has no run or no whole checkpoint.
-    ConfigError: its network or noise process is another.
+  `field` of the config named the folder. `which` is "ema", "raw", or "", as the
+  other run's sampling.ema says. CheckpointError: there is no whole checkpoint;
+  ConfigError: the network or noise process is another.
   """
+  name = f"config.{field}={str(source)!r}"
   saved = files.read_json(source / "config.json")
   if not saved:
-    raise checkpoints.CheckpointError(
-      f"no run in config.{field}={str(source)!r}"
-    )
+    raise checkpoints.CheckpointError(f"no run in {name}")
   found = [
     line
     for line in configs.conflicts(saved, run.config, training=False)
@@ -126,24 +93,15 @@ def parameters_of_run(
   ]
   if found:
     raise configs.ConfigError(
-      f"config.{field}={str(source)!r} holds another model"
-      f" ({'; '.join(found)}): restore these fields"
+      f"{name} holds another model ({'; '.join(found)}): restore these fields"
     )
-  theirs = _example_shape(saved)
+  fields = ("name", "image_size", "num_channels")
+  theirs = training_set.example_shape(*(saved["data"][n] for n in fields))
   if theirs != run.example_shape:
     raise configs.ConfigError(
-      f"config.{field}={str(source)!r} was trained on examples of shape"
-      f" {theirs}, and {run.data.name}'s is {run.example_shape}"
+      f"{name} was trained on examples of shape {theirs}, and"
+      f" {run.data.name}'s is {run.example_shape}"
     )
-  like = jax.eval_shape(run.initial_state)
-  with checkpoints.open_manager(source) as manager:
-    state = checkpoints.restore(manager, like, sharding.replicated(mesh))
+  state = _restore(source, run, mesh)
   ema = which == "ema" if which else saved["sampling"]["ema"]
   return state.ema_params if ema else state.params, int(state.step)
-
-
-def _example_shape(saved: dict[str, Any]) -> tuple[int, ...]:
-  data = saved["data"]
-  return training_set.example_shape(
-    data["name"], data["image_size"], data["num_channels"]
-  )

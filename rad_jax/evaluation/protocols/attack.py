@@ -1,17 +1,12 @@
 """Attacks on sampling: samples against the truth, by attack and by budget.
 
-The states of every evaluation.attack_every-th level are moved by sigma_t w,
-|w| <= budget in noise units (robustness.trajectory): `random` on the border of
-the ball, the control; `greedy` for each level's own estimate; `joint` through
-the whole process, knowing its noise; `expected` the same, over two other draws
-of it; and, where evaluation.transfer_from names a run, `transfer`: joint, with
-that run's network in place of this one's.
-
-Curves, one row for each attack and each of evaluation.attack_budgets: attack,
-budget, queries (forward and backward evaluations of the attacked network on
-each sample, the sampling itself left out), moved (root mean square of the
-change of a sample's element), support_rms and frechet (protocol truth's).
-Budget 0 is plain sampling, to the bit.
+Every evaluation.attack_every-th level's state is moved by sigma_t w, |w| <=
+budget: `random`, on the ball's border; `greedy`, for the level's own estimate;
+`joint`, through the whole process, its noise known; `expected`, joint over two
+other draws of noise; `transfer`, joint on the network of
+evaluation.transfer_from. Curves, a row for each attack and budget: attack,
+budget, queries (the attack's forward and backward evaluations for a sample),
+moved (RMS change of a sample's elements), support_rms and frechet.
 """
 
 import pathlib
@@ -63,10 +58,7 @@ def measure(subject: Subject) -> Result:
 def sampler(
   subject: Subject, kind: str | None
 ) -> Callable[[float], np.ndarray]:
-  """budget -> samples under an attack, or plain ones for None.
-
-  evaluation.num_attack_samples of them, [n, ...]. One compilation.
-  """
+  """budget -> samples [n, ...] under an attack, or plain ones for None."""
   run = subject.run
   grid, places = _levels(run), _places(run)
   surrogate = _surrogate_params(subject) if kind == "transfer" else None

@@ -1,7 +1,6 @@
 """A model against the truth, noise level by noise level.
 
-Each takes evaluation.num_level_examples clean examples, at num_levels levels
-spread over the sampler's grid; sigma_t says which, as DDPM's (1 is noise).
+At levels of the sampler's grid; sigma_t says which, as DDPM's (1 is noise).
 """
 
 from collections.abc import Callable
@@ -20,10 +19,8 @@ from rad_jax.evaluation.subject import Result, Subject, columns
 def reconstruction(subject: Subject) -> Result:
   """Noise clean examples up to a level and come back, without further noise.
 
-  Curves over sigma_t: reconstruction_rms, of the difference from the example,
-  element by element; reconstruction_psnr_db, the same for the range [-1, 1];
-  reconstruction_support_rms, distance from the true support. Measures: their
-  means over the levels.
+  Curves, and their means: reconstruction_rms, by element, and as PSNR for the
+  range [-1, 1]; reconstruction_support_rms.
   """
   x_0, grid = _clean(subject), sampling.levels(subject.run)
 
@@ -44,17 +41,14 @@ def reconstruction(subject: Subject) -> Result:
 def flow(subject: Subject) -> Result:
   """The deterministic reverse flow from noise to data, states on the way.
 
-  Measures, means over examples: path_length, the sum of |x_s - x_t| over
-  steps; path_straightness, |x_end - x_start| over it, 1 for a straight line.
-  Curves over sigma_t, root mean squares over examples: state_to_centroid,
-  |x_t - alpha m| for the clean data's mean m; estimate_to_centroid, |x_0_hat -
-  m|: near 0 where the estimate is the mean of all data.
+  Measures: path_length; path_straightness, the chord over it, 1 for a straight
+  line. Curves, root mean squares: state_to_centroid, |x_t - alpha m| for the
+  clean data's mean m; estimate_to_centroid, |x_0_hat - m|.
   """
   grid = sampling.levels(subject.run)
-  places = _places(subject, grid)
   path = paths(subject, grid, len(_clean(subject)))
   mean = subject.reference.examples.mean(axis=0).astype(np.float64)
-  found, curves = flow_measures(path, grid, mean, places)
+  found, curves = flow_measures(path, grid, mean, _places(subject, grid))
   return Result(found, _sigma_t(subject, grid) | curves)
 
 
@@ -74,11 +68,7 @@ def paths(subject: Subject, grid: Level, count: int) -> samplers.Path:
 def flow_measures(
   path: samplers.Path, grid: Level, mean: np.ndarray, places: np.ndarray
 ) -> tuple[dict[str, float], dict[str, list]]:
-  """`flow`'s measures and curves.
-
-  Of a path [n, b, ...] over the grid's levels [n], a mean [d] of the clean
-  data, and the levels that the curves show.
-  """
+  """`flow`'s, of a path [n, b, ...] over the grid [n]; curves at `places`."""
   states, estimates = (
     np.asarray(x, np.float64).reshape(*x.shape[:2], -1)
     for x in (path.x_t, path.x_0_hat)
@@ -99,11 +89,8 @@ def flow_measures(
 def score(subject: Subject) -> Result:
   """eps_hat against the exact E[eps | x_t], at clean examples, noised.
 
-  Of a synthetic set it is exact; of images it is that of the references as a
-  finite set, which a model that generalises does not have at low noise. Curve
-  over sigma_t: score_error, the root mean square of an element of eps_hat
-  minus the exact one, which is sigma times the error of the score. Measure:
-  its mean over the levels.
+  For images it is that of the references as a finite set, which a model that
+  generalises does not have at low noise. score_error is RMS over elements.
   """
   x_0, grid = _clean(subject), sampling.levels(subject.run)
   index = jnp.arange(len(x_0))
@@ -160,7 +147,7 @@ def _by_level(
   subject: Subject, grid: Level, row: Callable[[int], dict[str, float]]
 ) -> Result:
   """Curves of a row for each level shown; their means as measures."""
-  curves = columns([row(place) for place in _places(subject, grid)])
+  curves = columns([row(place) for place in _places(subject, grid).tolist()])
   means = {name: float(np.mean(values)) for name, values in curves.items()}
   return Result(means, _sigma_t(subject, grid) | curves)
 

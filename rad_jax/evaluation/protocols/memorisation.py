@@ -1,18 +1,10 @@
-"""Memorisation: how near samples are to training examples.
+"""Memorisation: how near samples are to training examples, in features.
 
-In the features of evaluation.extractor, the nearest training example of each
-sample, and, where evaluation.held_out names a split, of each held-out example:
-a model that generalises comes no nearer. A sample is a near-duplicate if its
-nearest neighbour is nearer than a third of the way to the second nearest (the
-ratio test of Yoon et al. 2023, with their 1/3). Training examples are taken
-clean, evenly spaced, evaluation.num_reference at most. With data.linear_rank
-held-out ones are projected on the training set's subspace.
-
-nearest: median distance to the nearest training example; nearest_held_out,
-that of held-out examples.
-near_duplicates: share of near-duplicates, near_duplicates_low and _high its
-95% interval (Wilson); near_duplicates_held_out, that of held-out examples.
-The closest pairs are in memorisation.npz: samples, neighbours, distances.
+nearest is the median distance to the nearest training example.
+near_duplicates is the share of samples less than a third as far from their
+nearest as from their second (Yoon et al. 2023), with _low and _high, its 95%
+interval (Wilson). With evaluation.held_out, the same of held-out examples: a
+model that generalises comes no nearer. memorisation.npz has the closest pairs.
 """
 
 import numpy as np
@@ -32,9 +24,7 @@ _PAIRS = 32
 def measure(subject: Subject) -> Result:
   """The measures of evaluation.num_samples samples."""
   fields = subject.run.evaluation
-  train = subject.clean(fields.num_reference)
-  extractor = quality.make_extractor(subject.run, train)
-  features = quality.reference_features(subject, extractor, train)
+  extractor, train, features = quality.references(subject)
 
   def nearest(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     found = extractors.extract_all(extractor, images).features
@@ -62,10 +52,7 @@ def measure(subject: Subject) -> Result:
 def nearest_two(
   x: np.ndarray, train: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Distances [n, 2] of x [n, k] to the two nearest rows of train [m, k].
-
-  They rise; and the nearest row's index, [n].
-  """
+  """Distances [n, 2] of x to its two nearest rows of train; the nearest [n]."""
   distances, places = NearestNeighbors(n_neighbors=2).fit(train).kneighbors(x)
   return distances, places[:, 0]
 
@@ -87,10 +74,7 @@ def compare(distances: np.ndarray) -> dict[str, float]:
 def held_out_images(
   subject: Subject, train: np.ndarray, count: int
 ) -> np.ndarray:
-  """At most `count` first images of evaluation.held_out.
-
-  With data.linear_rank, projected on the subspace of the training images.
-  """
+  """The first held-out images, in the subspace of a linearised training set."""
   run, rank = subject.run, subject.run.data.linear_rank
   held_out = run.open_training_set(split=run.evaluation.held_out, linear_rank=0)
   count = min(count, held_out.num_examples)

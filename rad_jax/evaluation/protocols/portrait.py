@@ -1,19 +1,11 @@
 """What a report draws of a model. No measures: arrays in portrait.npz.
 
-path [n, b, ...], path_sigma_t [n]: states of the deterministic reverse flow
-from the noise of samples 0 .. b - 1, at levels spread over the sampler's grid,
-and after them the clean estimates of the last one.
-
-Of synthetic sets, the field in which samples move, on a grid of points in the
-plane `synthetic.view`: field_points [k, 2], field_sigma_t [m]; field [m, k,
-2], the way -sigma eps_hat from a state to its clean estimate (sigma^2 times
-the score), in that plane, and field_exact, where E[eps | x_t] stands for
-eps_hat.
-
-Of images: samples [c, ...], and attacked, the same under protocol attack's
-"joint" at the largest of evaluation.attack_budgets; dirty [c, ...], training
-examples as the run saw them, and purified, what --mode=purify makes of them;
-clean, what they were.
+path [n, b, ...] holds the states of the deterministic flow at path_sigma_t,
+and then its last clean estimates. Of synthetic sets, field [m, k, 2] is the
+way -sigma eps_hat from field_points [k, 2] of the plane `synthetic.view` to
+the clean estimates, at field_sigma_t [m]; field_exact has E[eps | x_t] for
+eps_hat. Of images there are samples, plain and attacked ("joint", at the
+largest budget), and training examples: clean, dirty and purified.
 """
 
 import numpy as np

@@ -1,10 +1,8 @@
 """Sample quality in the features of an extractor, against clean references.
 
-Frechet's distance is `fid` with Inception alone and `fd_dinov2` with DINOv2
-(Stein et al. 2023); with the others it is `feature_frechet`, comparable with
-itself only. kid (with kid_std, over subsets), precision, recall, density and
-coverage are in the same features; inception_score needs class logits. Intervals
-are 95% ones of the bootstrap over samples.
+Frechet's distance is `fid` with Inception, `fd_dinov2` with DINOv2 (Stein et
+al. 2023), and otherwise `feature_frechet`, comparable with itself only.
+precision_low and _high are the bootstrap's 95% interval over samples.
 """
 
 import hashlib
@@ -29,15 +27,13 @@ _DISTANCES = {"inception": "fid", "dinov2": "fd_dinov2"}
 
 def measure(subject: Subject) -> Result:
   """The measures of evaluation.num_samples samples."""
-  clean = subject.clean(subject.run.evaluation.num_reference)
-  extractor = make_extractor(subject.run, clean)
-  reference = reference_features(subject, extractor, clean)
+  extractor, _, reference = references(subject)
   found = extractors.extract_all(extractor, subject.samples())
   return Result(measures(extractor.name, found, reference), {})
 
 
 def make_extractor(run: Run, clean: np.ndarray) -> extractors.Extractor:
-  """The run's extractor; of clean references [n, ...]."""
+  """The run's extractor, made from clean references [n, ...]."""
   fields = run.evaluation
   weights = getattr(fields, f"{fields.extractor}_weights", "")
   make = extractors.EXTRACTORS[fields.extractor]
@@ -78,17 +74,17 @@ def _scores(logits: np.ndarray) -> dict[str, float]:
   return {"inception_score": score.mean, "inception_score_std": score.std}
 
 
-def reference_features(
-  subject: Subject, extractor: extractors.Extractor, clean: np.ndarray
-) -> np.ndarray:
-  """Features of the clean references, [n, ...] -> [n, k], cached.
+def references(
+  subject: Subject,
+) -> tuple[extractors.Extractor, np.ndarray, np.ndarray]:
+  """The extractor, clean references [n, ...], and their features [n, k].
 
-  In evaluation.reference, a file to share among runs, or beside the run.
-
-  Raises:
-    ConfigError: the file is of another set, count, preprocessing or extractor.
+  Features are kept in evaluation.reference, or beside the run. Raises
+  ConfigError if the file is of anything else.
   """
   run = subject.run
+  clean = subject.clean(run.evaluation.num_reference)
+  extractor = make_extractor(run, clean)
   identity = _identity(run, extractor.version)
   digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
   path = pathlib.Path(
@@ -98,7 +94,7 @@ def reference_features(
   if path.exists():
     with np.load(path) as saved:
       _refuse_other(path, json.loads(str(saved["identity"])), identity)
-      return saved["features"]
+      return extractor, clean, saved["features"]
   found = extractors.extract_all(extractor, clean).features
   files.write_npz(
     path,
@@ -106,7 +102,7 @@ def reference_features(
     identity=json.dumps(identity),
     versions=json.dumps(versions()),
   )
-  return found
+  return extractor, clean, found
 
 
 def _identity(run: Run, version: str) -> dict[str, Any]:

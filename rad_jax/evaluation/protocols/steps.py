@@ -1,8 +1,7 @@
 """Few-step sampling: samples against the truth by sampler and by steps.
 
-Curves, one row for each of evaluation.samplers and evaluation.step_counts:
-sampler, num_steps, evaluations (of the network, for one sample), support_rms
-and frechet (protocol truth's). Samples that are not finite have None.
+Curves, a row for each pair: sampler, num_steps, evaluations (of the network,
+for a sample), support_rms and frechet, None where samples are not finite.
 """
 
 import itertools

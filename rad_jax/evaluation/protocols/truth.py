@@ -1,15 +1,9 @@
 """Samples against the clean truth, never against the corrupted set.
 
-support_rms: root mean square distance from the true support.
-support_psnr_db: the same offset as PSNR; images only.
-frechet: Frechet distance of the moments: in the points themselves for
-  synthetic sets, in the leading principal components for images. It is no FID.
-mean_error: Euclidean distance of the means, in the same features.
-spread_ratio: total standard deviation inside the support over the truth's.
-sliced_wasserstein: mean 1-Wasserstein distance to clean examples along 100
-  random directions of the features.
-mode_error: largest difference of a mode's share of samples from the truth's;
-  spurious: share of samples that belong to no mode. Synthetic sets with modes.
+frechet, mean_error and sliced_wasserstein are in the points themselves for
+synthetic sets, in the leading principal components for images: no FID.
+spread_ratio is the standard deviation inside the support over the truth's;
+mode_error the largest error of a mode's share; spurious the share in no mode.
 """
 
 import numpy as np
