@@ -24,7 +24,11 @@ from rad_jax.models.mlp import mlp
 from rad_jax.models.network import Network
 from rad_jax.models.unet import unet
 from rad_jax.robustness import attacks, objectives, radius
-from rad_jax.robustness.method import Method, as_predictor
+from rad_jax.robustness.method import (
+  Method,
+  as_predictor,
+  without_regulariser,
+)
 from rad_jax.training import optimizers, passes, replays, step
 from rad_jax.training import state as states
 
@@ -241,9 +245,7 @@ def _train_step(
 
   def make(regularised: bool) -> step.Step:
     if not regularised:
-      plain = method._replace(
-        objective=objectives.without_regulariser(method.objective)
-      )
+      plain = without_regulariser(method)
       return step.make_train_step(plain, micro_batches=pieces, **common)
     if fields.free_replays > 1:
       attack = _attack(config)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rad_jax import checks
 from rad_jax import config as configs
-from rad_jax import validation
 from rad_jax.data import builders, folder, sources, synthetic, training_set
 
 
@@ -173,7 +173,7 @@ def test_images_of_all_sizes_are_fitted(tmp_path, loading):
   _write(tmp_path / "b.png", shape=(20, 31, 3))
   _write(tmp_path / "c.png", shape=(4, 3))
   config = _config(tmp_path, loading=loading)
-  validation.validate(config)
+  checks.validate(config)
   opened = _open(config)
   assert opened.num_examples == 3
   fetched = opened.fetch(np.array([2, 1, 0], np.int32))
@@ -188,11 +188,11 @@ def test_a_crop_beyond_an_image_is_named(tmp_path):
 
 
 def test_path_and_name_go_together():
-  validation.validate(_config("somewhere"))
+  checks.validate(_config("somewhere"))
   with pytest.raises(configs.ConfigError, match="path='': .*folder of image_"):
-    validation.validate(_config(""))
+    checks.validate(_config(""))
   with pytest.raises(configs.ConfigError, match="path='x': it must be \"\" "):
-    validation.validate(_config("x", name="cifar10"))
+    checks.validate(_config("x", name="cifar10"))
 
 
 def test_what_needs_preparation():

@@ -9,6 +9,7 @@ import pytest
 
 from rad_jax.diffusion.process import Level, shifted
 from rad_jax.robustness import attacks, noising, objectives, radius
+from rad_jax.robustness.method import Method, without_regulariser
 from rad_jax.robustness.noising import Noised
 from rad_jax.robustness.objectives import OBJECTIVES
 
@@ -113,8 +114,8 @@ def test_the_table():
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_what_is_left_without_the_regulariser(name):
   plain = "noise_aware" if name.startswith("noise_aware") else "ddpm"
-  left = objectives.without_regulariser(OBJECTIVES[name])
-  assert left == OBJECTIVES[plain]
+  method = Method(OBJECTIVES[name], None, None)
+  assert without_regulariser(method).objective == OBJECTIVES[plain]
 
 
 def test_perturbed_state_moves_by_sigma_w_and_its_noise_by_w():

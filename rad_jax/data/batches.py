@@ -1,8 +1,8 @@
 """Batches whose content is a pure function of (seed, step).
 
-Example number `step * batch_size + i` of a run is looked up in a fresh
-permutation per epoch. Nothing is advanced or saved: a resumed run sees exactly
-the batches it would have seen, and every process finds its rows by itself.
+Each epoch has a permutation of its own, and nothing is advanced or saved: a
+resumed run sees the batches it would have seen, and every process finds its
+rows by itself.
 """
 
 import functools
@@ -13,9 +13,8 @@ import grain
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
 
-# "x_0": examples as they are stored, [b, ...], uint8 images in [0, 255] or
-# float32 in model units. "index": int32 [b], their places in the training set,
-# which key each one's corruption.
+# "x_0": examples as stored, [b, ...], uint8 images or float32 in model units.
+# "index": int32 [b], their places in the training set.
 Batch = dict[str, Any]
 # Pure: indices -> the "x_0" of a batch.
 Fetch = Callable[[Int32[np.ndarray, " b"]], Shaped[np.ndarray, "b ..."]]
@@ -42,8 +41,8 @@ def example_indices(
   """
   if num_examples < 1:
     raise ValueError(f"num_examples must be positive, not {num_examples}")
-  first, end = step * batch_size, (step + 1) * batch_size
-  epochs, offsets = np.divmod(np.arange(first, end), num_examples)
+  first = step * batch_size
+  epochs, offsets = divmod(np.arange(first, first + batch_size), num_examples)
   indices = np.empty(batch_size, np.int32)
   for epoch in np.unique(epochs):
     rows = epochs == epoch
@@ -64,10 +63,9 @@ def batches(
 ) -> Iterator[Batch]:
   """Iterates over the batches of steps `first_step` to `last_step - 1`.
 
-  Background threads fetch ahead, in order: num_worker_threads batches at a
-  time, of which `prefetch` at most wait. What `fetch` raises reaches the
-  caller; without a `fetch`, batches hold "index" alone. `rows` is this
-  process's part of the global batch, of batch_size.
+  Background threads fetch ahead, in order; `prefetch` batches at most wait.
+  What `fetch` raises reaches the caller; without a `fetch`, batches hold
+  "index" alone. `rows` is this process's part of the global batch.
   """
 
   def load_batch(step: int) -> Batch:

@@ -1,9 +1,9 @@
 """TFDS sets, prepared and opened without TensorFlow.
 
-TFDS reads array_record as NumPy. Writing it stays free of TensorFlow too as
-long as images reach the writer as encoded files and nothing opens a file with
-`tf.io.gfile`. This module supplies what is missing for that: builders, and
-file functions for TFDS while it extracts archives and shuffles large sets.
+TFDS reads array_record as NumPy, and writes it without TensorFlow as long as
+images reach the writer as encoded files and nothing opens a file with
+`tf.io.gfile`: hence our builders, and our file functions for TFDS while it
+extracts archives and shuffles large sets.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import resource
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from unittest import mock
 
 import absl.logging
 import numpy as np
@@ -38,10 +38,9 @@ class NotPrepared(FileNotFoundError):
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-  """scikit-learn's 1,797 handwritten digits, as 8x8 grey images.
+  """scikit-learn's 1,797 handwritten digits, 8x8 grey, in its order.
 
-  Their 17 levels, 0 to 16, are spread over 0 to 255. Split "train" holds them
-  all, in scikit-learn's order.
+  Their 17 levels, 0 to 16, are spread over 0 to 255. All are in "train".
   """
 
   VERSION = tfds.core.Version("1.0.0")
@@ -63,7 +62,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager: tfds.download.DownloadManager):
     return {"train": self._generate_examples()}
 
-  def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+  def _generate_examples(self):
     from sklearn import datasets  # Takes a second to import.
 
     digits = datasets.load_digits()
@@ -79,9 +78,7 @@ class Cifar10(tfds.builder_cls("cifar10"), skip_registration=True):  # type: ign
   name = "cifar10"
   url_infos = tfds.builder_cls("cifar10").url_infos
 
-  def _generate_examples(
-    self, split_prefix: str, filepaths: Iterator[str]
-  ) -> Iterator[tuple[int, dict[str, Any]]]:
+  def _generate_examples(self, split_prefix, filepaths):
     raw = b"".join(epath.Path(path).read_bytes() for path in filepaths)
     records = np.frombuffer(raw, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
     for index, record in enumerate(records):
@@ -106,29 +103,37 @@ class Lsun(tfds.builder_cls("lsun"), skip_registration=True):  # type: ignore
       )
     return super()._split_generators(dl_manager)
 
-  def _generate_examples(
-    self, extracted_dir: str | os.PathLike[str], file_path: str
-  ) -> Iterator[tuple[int, dict[str, Any]]]:
+  def _generate_examples(self, extracted_dir, file_path):
     import lmdb  # An extra of the package.
 
     path = Path(extracted_dir, file_path)
     if not (path / "data.mdb").exists():
       raise FileNotFoundError(f"{path} holds no data.mdb")
-    with lmdb.open(str(path), readonly=True, lock=False) as environment:
-      with environment.begin() as transaction:
-        for index, (key, value) in enumerate(transaction.cursor()):
-          yield index, {"id": key.decode(), "image": value}
+    environment = lmdb.open(str(path), readonly=True, lock=False)
+    with environment, environment.begin() as transaction:
+      for index, (key, value) in enumerate(transaction.cursor()):
+        yield index, {"id": key.decode(), "image": value}
 
 
 _BUILDERS = {"cifar10": Cifar10, "lsun": Lsun}
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Holds back TFDS's warnings, such as that on every missing folder."""
+  verbosity = absl.logging.get_verbosity()
+  absl.logging.set_verbosity(absl.logging.ERROR)
+  try:
+    yield
+  finally:
+    absl.logging.set_verbosity(verbosity)
+
+
+@_quiet()
 def open_source(
   name: str, split: str, data_dir: str | None = None
 ) -> sources.Source:
-  """Opens one split of a prepared set, in the order that TFDS gave its files.
-
-  `split` may be a slice, such as "train[:90%]".
+  """Opens a split, or a slice such as "train[:90%]", of a prepared set.
 
   Raises:
     NotPrepared: nothing is prepared there, or in a format without random
@@ -136,24 +141,22 @@ def open_source(
     ValueError: no such set or split, or no uint8 images in it.
   """
   builder = make_builder(name, data_dir)
-  found = _format(builder)
-  if not found or not _has_random_access(builder):
+  if not _has_random_access(builder):
+    found = _format(builder)
     how = f"is prepared as {found}, not as array_record,"
     raise NotPrepared(
       f"dataset {name!r} {how if found else 'is not prepared'} in "
       f"{builder.data_dir_root}"
     )
   num_channels = _num_channels(name, builder.info.features)
-  with _quiet():
-    try:
-      records = builder.as_data_source(
-        split=split, decoders={"image": tfds.decode.SkipDecoding()}
-      )
-    except ValueError as error:
-      available = ", ".join(sorted(builder.info.splits))
-      raise ValueError(
-        f"dataset {name!r} has no split {split!r}; available: {available}"
-      ) from error
+  decoders = {"image": tfds.decode.SkipDecoding()}
+  try:
+    records = builder.as_data_source(split=split, decoders=decoders)
+  except ValueError as error:
+    available = ", ".join(sorted(builder.info.splits))
+    raise ValueError(
+      f"dataset {name!r} has no split {split!r}; available: {available}"
+    ) from error
   return sources.Source(
     f"dataset {name!r}, split {split!r}",
     records,
@@ -161,17 +164,18 @@ def open_source(
   )
 
 
+@_quiet()
 def prepare(name: str, data_dir: str | None = None) -> None:
-  """Downloads a set and writes it as array_record; does nothing if it is there.
+  """Downloads a set and writes it as array_record, unless it is there.
 
   Raises:
     PreparationError: no network, a failed download or checksum, a missing
       package, a full disk, or files in the way that cannot be read.
   """
   builder = make_builder(name, data_dir)
+  if _has_random_access(builder):
+    return
   if found := _format(builder):
-    if _has_random_access(builder):
-      return
     raise PreparationError(
       f"{name} is already prepared in {builder.data_dir} as {found}, which has "
       "no random access: remove that folder or choose another data_dir"
@@ -180,7 +184,10 @@ def prepare(name: str, data_dir: str | None = None) -> None:
   config = tfds.download.DownloadConfig(try_download_gcs=False)
   try:
     _allow_open_files()
-    with _quiet(), _replaced("tf", _FILES, extractor, shuffle):
+    with (
+      mock.patch.object(extractor, "tf", _FILES),
+      mock.patch.object(shuffle, "tf", _FILES),
+    ):
       builder.download_and_prepare(download_config=config)
   except (
     OSError,
@@ -198,43 +205,38 @@ def prepare(name: str, data_dir: str | None = None) -> None:
     )
 
 
+@_quiet()
+# For every set that is not prepared, TFDS looks in a bucket that is closed,
+# and leaves an empty temporary folder behind.
+@mock.patch.object(
+  tfds.core.DatasetInfo, "initialize_from_bucket", lambda _: None
+)
 def make_builder(
   name: str, data_dir: str | None = None, file_format: str | None = None
 ) -> tfds.core.DatasetBuilder:
   """Returns the builder of a set, ours where TFDS's own needs TensorFlow.
 
-  Args:
-    name: TFDS's, such as "lsun/bedroom" or "huggingface:owner__name"; one with
-      a ":version" is for reading only.
-    data_dir: root of the prepared sets; None is TFDS's default.
-    file_format: to prepare in; None is that of the prepared files.
+  name is TFDS's, such as "lsun/bedroom" or "huggingface:owner__name"; one with
+  a ":version" is for reading only. file_format None is that of the files.
 
   Raises:
     ValueError: nothing has this name; the message suggests a close one.
-    PreparationError: a set of Hugging Face is not prepared, and its builder
-      cannot be made: the package or the network is missing.
+    PreparationError: Hugging Face's package or the network is missing.
   """
-  # For every set that is not prepared, TFDS looks in a bucket that is closed,
-  # and leaves an empty temporary folder behind.
-  no_bucket = _replaced(
-    "initialize_from_bucket", lambda info: None, tfds.core.DatasetInfo
-  )
-  with _quiet(), no_bucket:
-    if name.startswith(_HUGGING_FACE):
-      return _hugging_face(name, data_dir, file_format)
-    path, _, version = name.partition(":")
-    base, _, config = path.partition("/")
-    kwargs = {"data_dir": data_dir, "file_format": file_format}
-    kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    try:
-      if base in _BUILDERS and not version:
-        return _BUILDERS[base](config=config or None, **kwargs)
-      return tfds.builder(name, **kwargs)
-    except ValueError as error:
-      suggestion = _suggest(base, config)
-      if suggestion is None:
-        raise
+  if name.startswith(_HUGGING_FACE):
+    return _hugging_face(name, data_dir, file_format)
+  path, _, version = name.partition(":")
+  base, _, config = path.partition("/")
+  kwargs = {"data_dir": data_dir, "file_format": file_format}
+  kwargs = {key: value for key, value in kwargs.items() if value is not None}
+  try:
+    if base in _BUILDERS and not version:
+      return _BUILDERS[base](config=config or None, **kwargs)
+    return tfds.builder(name, **kwargs)
+  except ValueError as error:
+    if suggestion := _suggest(base, config):
       raise ValueError(f"unknown dataset {name!r}; {suggestion}") from error
+    raise
 
 
 def _hugging_face(
@@ -267,14 +269,14 @@ def _hugging_face(
 
 def _format(builder: tfds.core.DatasetBuilder) -> str:
   """The format of a set's files; "" if it is not prepared."""
-  with _quiet():
-    return builder.info.file_format.value if builder.is_prepared() else ""
+  return builder.info.file_format.value if builder.is_prepared() else ""
 
 
 def _has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
-  """Whether `tfds.data_source` can read a format of a prepared set."""
-  readable = tfds.core.FileFormat.with_random_access()
-  return bool(builder.info.available_file_formats() & set(readable))
+  """Whether a set is prepared in a format that `tfds.data_source` can read."""
+  readable = set(tfds.core.FileFormat.with_random_access())
+  found = builder.is_prepared() and builder.info.available_file_formats()
+  return bool(found and found & readable)
 
 
 def _num_channels(name: str, features: tfds.features.FeaturesDict) -> int:
@@ -292,8 +294,7 @@ def _num_channels(name: str, features: tfds.features.FeaturesDict) -> int:
   return num_channels
 
 
-# All that TFDS's extractor and shuffler take from TensorFlow; the rest of TFDS
-# opens its files with `epath`, too.
+# All that TFDS's extractor and shuffler take from TensorFlow.
 _FILES = types.SimpleNamespace(
   io=types.SimpleNamespace(
     gfile=types.SimpleNamespace(
@@ -306,30 +307,6 @@ _FILES = types.SimpleNamespace(
   # `except ()` catches nothing.
   errors=types.SimpleNamespace(ResourceExhaustedError=()),
 )
-
-
-@contextlib.contextmanager
-def _replaced(name: str, stand_in: Any, *owners: Any) -> Iterator[None]:
-  """Lends modules or classes another attribute of this name."""
-  own = [getattr(owner, name) for owner in owners]
-  for owner in owners:
-    setattr(owner, name, stand_in)
-  try:
-    yield
-  finally:
-    for owner, original in zip(owners, own, strict=True):
-      setattr(owner, name, original)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Holds back TFDS's warnings, such as the one on every missing folder."""
-  verbosity = absl.logging.get_verbosity()
-  absl.logging.set_verbosity(absl.logging.ERROR)
-  try:
-    yield
-  finally:
-    absl.logging.set_verbosity(verbosity)
 
 
 def _allow_open_files() -> None:
@@ -365,9 +342,9 @@ def _explain(
   cause = " ".join(str(error).split())[:300] or type(error).__name__
   if isinstance(error, ImportError):
     return f"{name} could not be prepared: {cause}: install the package"
-  request = getattr(error, "request", None)
   found = re.search(r"https?://[^\s'\"]+", str(error))
-  url = getattr(request, "url", None) or (found and found.group().rstrip(".,"))
+  url = getattr(getattr(error, "request", None), "url", None)
+  url = url or (found and found.group().rstrip(".,"))
   info = (builder.url_infos or {}).get(url)
   filename = info.filename if info else "the file"
   manual = Path(builder.data_dir_root, "downloads", "manual")

@@ -1,12 +1,11 @@
 """Corruption of the training set: which examples are dirty, and how.
 
 Whether example i is dirty, and its noise, are functions of (key, i): they
-are fixed for the whole run and never redrawn, on any number of devices.
+are fixed for the whole run, on any number of devices.
 
-Each kind is a pure function (key, x_0, strength) of one example, which jit
-and vmap take; the strength is a Python number in the kind's own unit, and 0
-leaves x_0 alone (but for outlier). Only jpeg clips to [-1, 1]. jpeg and blur
-are not random and do not use their key.
+Each kind is a function (key, x_0, strength) of one example; the strength is a
+Python number in the kind's own unit, and 0 leaves x_0 alone (but for outlier).
+Only jpeg clips to [-1, 1]. jpeg and blur do not use their key.
 """
 
 import math
@@ -44,12 +43,10 @@ def salt_and_pepper(key: PRNGKeyArray, x_0: Example, share: float) -> Example:
 def mask(key: PRNGKeyArray, x_0: Image, share: float) -> Image:
   """A rectangle of 0, mid-grey, on a share of the area, anywhere inside.
 
-  Each of its sides is sqrt(share) of the image's, rounded to pixels, and one
-  pixel at least if there is a share at all.
+  Each side is sqrt(share) of the image's, rounded, and of one pixel at least.
   """
-  row_key, column_key = jax.random.split(key)
   inside = jnp.ones((1, 1), bool)
-  for axis, axis_key in enumerate((row_key, column_key)):
+  for axis, axis_key in enumerate(jax.random.split(key)):
     side = x_0.shape[axis]
     length = max(round(math.sqrt(share) * side), math.ceil(share))
     first = jax.random.randint(axis_key, (), 0, side - length + 1)
@@ -77,35 +74,26 @@ def blur(key: PRNGKeyArray, x_0: Image, std: float) -> Image:
 
 
 class Corruption(NamedTuple):
-  """A kind of corruption.
-
-  apply: (key, x_0 [...], strength) -> [...].
-  severities: the strengths that severities 1 to 5 stand for.
-  strongest: the largest strength there is.
-  of_images: whether it has no meaning for points.
-  """
+  """A kind of corruption."""
 
   apply: Callable[[PRNGKeyArray, Array, float], Array]
-  severities: tuple[float, float, float, float, float]
+  severities: tuple[float, ...]  # strengths of severities 1 to 5
   strongest: float = math.inf
-  of_images: bool = False
+  of_images: bool = False  # it has no meaning for points
 
 
-# Severities of CIFAR-10-C, after Hendrycks & Dietterich, Benchmarking neural
-# network robustness to common corruptions (ICLR 2019): their Gaussian noise
-# (doubled, as their images lie in [0, 1]), impulse noise, JPEG and Gaussian
-# blur. Those of outlier and mask are ours.
+# Severities of CIFAR-10-C (Hendrycks & Dietterich, ICLR 2019): their Gaussian
+# noise (doubled, as their images lie in [0, 1]), impulse noise, JPEG and
+# Gaussian blur. Those of outlier and mask are ours.
 CORRUPTIONS = {
   "gaussian": Corruption(gaussian, (0.08, 0.12, 0.16, 0.18, 0.2)),
   "outlier": Corruption(outlier, (0.2, 0.4, 0.6, 0.8, 1.0)),
   "salt_and_pepper": Corruption(
-    salt_and_pepper, (0.01, 0.02, 0.03, 0.05, 0.07), strongest=1.0
+    salt_and_pepper, (0.01, 0.02, 0.03, 0.05, 0.07), 1.0
   ),
-  "mask": Corruption(
-    mask, (0.05, 0.1, 0.2, 0.3, 0.5), strongest=1.0, of_images=True
-  ),
+  "mask": Corruption(mask, (0.05, 0.1, 0.2, 0.3, 0.5), 1.0, of_images=True),
   "jpeg": Corruption(
-    jpeg, (20.0, 35.0, 42.0, 50.0, 60.0), strongest=99.0, of_images=True
+    jpeg, (20.0, 35.0, 42.0, 50.0, 60.0), 99.0, of_images=True
   ),
   "blur": Corruption(blur, (0.4, 0.6, 0.7, 0.8, 1.0), of_images=True),
 }
@@ -120,8 +108,7 @@ def is_dirty(
   key: PRNGKeyArray, index: Int[Array, " b"], fraction: float
 ) -> Bool[Array, " b"]:
   """Which examples of the training set are dirty: a share `fraction` of it."""
-  flag, _ = _keys(key, index)
-  return jax.vmap(jax.random.uniform)(flag) < fraction
+  return jax.vmap(jax.random.uniform)(_keys(key, index)[:, 0]) < fraction
 
 
 def corrupt(
@@ -132,27 +119,18 @@ def corrupt(
   fraction: float,
   sigma: float,
 ) -> Float[Array, "b ..."]:
-  """The training set as it is found: a share of its examples is dirty.
+  """The training set as it is found: a share `fraction` of it is dirty.
 
-  Args:
-    key: the run's corruption key.
-    index: the examples' places in the training set.
-    x_0: the clean examples, in [-1, 1] for images.
-    kind: a name in CORRUPTIONS.
-    fraction: share p of dirty examples, in [0, 1].
-    sigma: the strength, in the kind's unit.
-
-  Returns:
-    [b, ...]; clean examples are unchanged to the bit.
+  key is the run's corruption key, x_0 the clean examples (images in [-1, 1]) at
+  the places `index` of the training set, kind a name in CORRUPTIONS and sigma
+  its strength. Clean examples are unchanged to the bit.
   """
-  _, noise = _keys(key, index)
-  apply = CORRUPTIONS[kind].apply
-  dirty = jax.vmap(lambda k, x: apply(k, x, sigma))(noise, x_0)
-  flags = is_dirty(key, index, fraction).reshape((-1,) + (1,) * (x_0.ndim - 1))
-  return jnp.where(flags, dirty, x_0)
+  apply = lambda k, x: CORRUPTIONS[kind].apply(k, x, sigma)
+  dirty = jax.vmap(apply)(_keys(key, index)[:, 1], x_0)
+  flags = is_dirty(key, index, fraction)
+  return jnp.where(flags.reshape(-1, *[1] * (x_0.ndim - 1)), dirty, x_0)
 
 
 def _keys(key, index):
-  """The keys of each example's flag and of its noise, both [b]."""
-  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)
-  return keys[:, 0], keys[:, 1]
+  """The keys of each example's flag and of its noise, [b, 2]."""
+  return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)

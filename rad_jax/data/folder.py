@@ -15,7 +15,6 @@ from rad_jax.data import images, sources
 
 NAME = "image_folder"
 SUFFIXES = (".jpeg", ".jpg", ".png")
-_FLAT_SPLIT = "train"
 
 
 class FolderError(ValueError):
@@ -25,8 +24,8 @@ class FolderError(ValueError):
 def open_folder(path: str, split: str, num_channels: int) -> sources.Source:
   """Finds the images of one split; decodes none.
 
-  A folder with images in itself is flat, and its subfolders are not looked
-  into. In others each subfolder is a split, whose images lie at any depth.
+  A folder with images in itself is flat: its subfolders are not looked into.
+  In others each subfolder is a split, whose images lie at any depth.
 
   Raises:
     FolderError: there is no such folder, no image in it, or no such split.
@@ -45,49 +44,44 @@ def open_folder(path: str, split: str, num_channels: int) -> sources.Source:
       f"folder {str(root)!r} has no split {split!r}; available: "
       + ", ".join(sorted(splits))
     )
-  label = f"folder {str(root)!r}, split {split!r}"
-  decode = partial(_decode, num_channels=num_channels)
-  return sources.Source(label, splits[split], decode)
+  return sources.Source(
+    f"folder {str(root)!r}, split {split!r}",
+    splits[split],
+    partial(_decode, num_channels=num_channels),
+  )
 
 
 def _decode(path: pathlib.Path, num_channels: int) -> np.ndarray:
-  """One file's image, upright as its EXIF says, of 8 bits a channel.
-
-  Palettes are resolved, and what is transparent lies on white.
-  """
+  """One file's image, upright as its EXIF says, transparency over white."""
   try:
     with Image.open(path) as picture:
       upright = ImageOps.exif_transpose(picture)
       if upright.mode.startswith(("I", "F")):
         raise ValueError(f"mode {upright.mode} has more than 8 bits a channel")
       if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
         white = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(white, upright)
+        upright = Image.alpha_composite(white, upright.convert("RGBA"))
       return images.from_picture(upright, num_channels)
   except Exception as error:
     raise ValueError(f"{path}: {error}") from error
 
 
-def _splits(root: pathlib.Path) -> dict[str, tuple[pathlib.Path, ...]]:
+def _splits(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
   """The images of each split that has any."""
   if flat := _images(root.iterdir()):
-    return {_FLAT_SPLIT: flat}
-  found = {
-    folder.name: _images(folder.rglob("*"))
+    return {"train": flat}
+  return {
+    folder.name: paths
     for folder in root.iterdir()
-    if folder.is_dir() and not folder.name.startswith(".")
+    if not folder.name.startswith(".") and (paths := _images(folder.rglob("*")))
   }
-  return {name: paths for name, paths in found.items() if paths}
 
 
-def _images(paths) -> tuple[pathlib.Path, ...]:
+def _images(paths) -> list[pathlib.Path]:
   """Those that are images by their names, sorted; hidden files are not."""
-  kept = (
-    path
-    for path in paths
-    if path.suffix.lower() in SUFFIXES
+  is_image = lambda path: (
+    path.suffix.lower() in SUFFIXES
     and not path.name.startswith(".")
     and path.is_file()
   )
-  return tuple(sorted(kept, key=lambda path: path.as_posix()))
+  return sorted(filter(is_image, paths), key=pathlib.Path.as_posix)

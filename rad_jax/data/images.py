@@ -28,45 +28,17 @@ def to_picture(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
   return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def center_crop(
-  image: UInt8[np.ndarray, "h w c"], size: int
-) -> UInt8[np.ndarray, "s s c"]:
-  """Cuts the centred square of side `size` pixels.
-
-  An odd margin leaves its extra pixel at the bottom and the right. Raises
-  ValueError where the image is smaller.
-  """
-  height, width = image.shape[:2]
-  if size > min(height, width):
-    raise ValueError(f"crop_size {size} exceeds the image, {height}x{width}")
-  top, left = (height - size) // 2, (width - size) // 2
-  return image[top : top + size, left : left + size]
-
-
 def resize(
   image: UInt8[np.ndarray, "h w c"], size: int
 ) -> UInt8[np.ndarray, "s s c"]:
   """Resizes to `size` pixels a side with an antialiased Lanczos filter.
 
-  Pillow's box filter counts a pixel whole or not at all: at a ratio that is no
-  integer, such as 140 to 64, edges jitter.
+  (With Pillow's box filter edges jitter at ratios such as 140 to 64.)
   """
   if image.shape[:2] == (size, size):
     return image
   resized = to_picture(image).resize((size, size), Image.Resampling.LANCZOS)
   return from_picture(resized, image.shape[2])
-
-
-def with_channels(
-  image: UInt8[np.ndarray, "h w c"], num_channels: int
-) -> UInt8[np.ndarray, "h w d"]:
-  """Grey into RGB, RGB into grey by luma; ValueError of all other changes."""
-  channels = image.shape[2]
-  if channels == num_channels:
-    return image
-  if {channels, num_channels} != set(PIL_MODES):
-    raise ValueError(f"cannot turn {channels} channels into {num_channels}")
-  return from_picture(to_picture(image), num_channels)
 
 
 def fit(
@@ -78,10 +50,20 @@ def fit(
   """Crops, resizes and converts an image to the model's shape.
 
   crop_size is the side of the centred square to keep, in pixels, 140 by custom
-  for CelebA; 0 keeps the largest one. An image that fits is returned as it is.
+  for CelebA; 0 keeps the largest one. An odd margin leaves its extra pixel at
+  the bottom and the right. An image that fits is returned as it is.
 
   Raises:
     ValueError: the crop exceeds the image, or channels cannot be converted.
   """
-  image = center_crop(image, crop_size or min(image.shape[:2]))
-  return with_channels(resize(image, image_size), num_channels)
+  height, width, channels = image.shape
+  side = crop_size or min(height, width)
+  if side > min(height, width):
+    raise ValueError(f"crop_size {side} exceeds the image, {height}x{width}")
+  top, left = (height - side) // 2, (width - side) // 2
+  image = resize(image[top : top + side, left : left + side], image_size)
+  if channels == num_channels:
+    return image
+  if {channels, num_channels} != set(PIL_MODES):
+    raise ValueError(f"cannot turn {channels} channels into {num_channels}")
+  return from_picture(to_picture(image), num_channels)

@@ -1,41 +1,23 @@
 """What JPEG loses, in JAX: ITU-T T.81 (1992) with libjpeg's conventions.
 
 Colours are split into Y, Cb and Cr (JFIF), Cb and Cr halved in both
-directions (4:2:0), each plane cut into blocks of 8 x 8, transformed by the
-DCT, and the coefficients rounded to multiples of a table that the quality
-scales; then all of it back. The entropy coding, which is lossless, is left out.
+directions (4:2:0), and each plane's blocks of 8 x 8 transformed by the DCT and
+rounded to multiples of libjpeg's table of the quality; then all of it back.
+The entropy coding, which is lossless, is left out.
 """
+
+import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.fft
 from jaxtyping import Array, Float
+from PIL import Image, JpegImagePlugin
 
 _SIDE = 8
 # The orthonormal DCT-II along one side of a block.
 _DCT = scipy.fft.dct(np.eye(_SIDE), axis=0, norm="ortho").astype(np.float32)
-
-# ITU-T T.81, tables K.1 and K.2.
-_LUMINANCE = np.array(
-  [
-    [16, 11, 10, 16, 24, 40, 51, 61],
-    [12, 12, 14, 19, 26, 58, 60, 55],
-    [14, 13, 16, 24, 40, 57, 69, 56],
-    [14, 17, 22, 29, 51, 87, 80, 62],
-    [18, 22, 37, 56, 68, 109, 103, 77],
-    [24, 35, 55, 64, 81, 104, 113, 92],
-    [49, 64, 78, 87, 103, 121, 120, 101],
-    [72, 92, 95, 98, 112, 100, 103, 99],
-  ]
-)
-_CHROMINANCE = np.full((_SIDE, _SIDE), 99)
-_CHROMINANCE[:4, :4] = [
-  [17, 18, 24, 47],
-  [18, 21, 26, 66],
-  [24, 26, 56, 99],
-  [47, 66, 99, 99],
-]
 
 # JFIF 1.02: Y, Cb - 128 and Cr - 128 of R, G and B.
 _TO_YCC = np.array(
@@ -50,28 +32,31 @@ _FROM_YCC = np.linalg.inv(_TO_YCC.astype(np.float64)).astype(np.float32)
 
 
 def round_trip(x: Float[Array, "h w c"], quality: int) -> Float[Array, "h w c"]:
-  """An image as JPEG gives it back.
+  """An image as JPEG gives it back, at libjpeg's quality, 1 to 100.
 
-  x is grey or RGB (else ValueError), of any sides; it is clipped to [-1, 1] and
-  rounded to 256 levels first. quality is libjpeg's, 1 to 100.
+  x is grey or RGB (else ValueError); it is clipped to [-1, 1] and rounded to
+  256 levels first.
   """
   if x.shape[-1] not in (1, 3):
     raise ValueError(f"JPEG holds [h, w, 1] and [h, w, 3], not {x.shape}")
-  levels = jnp.rint((jnp.clip(x, -1, 1) + 1) * 127.5)
+  levels = jnp.rint((jnp.clip(x, -1, 1) + 1) * 127.5) - 128
+  tables = quantisation_tables(quality)
   if x.shape[-1] == 1:
-    back = _quantised(levels[..., 0] - 128, _LUMINANCE, quality)[..., None]
+    back = _quantised(levels[..., 0], tables[0])[..., None]
   else:
-    back = _colour(levels - 128, quality)
+    back = _colour(levels, *tables)
   return jnp.clip(jnp.rint(back + 128), 0, 255) / 127.5 - 1
 
 
-def quantisation_table(table: np.ndarray, quality: int) -> np.ndarray:
-  """A table [8, 8] of the standard, for quality 50, by libjpeg's formula."""
-  scale = 5000 // quality if quality < 50 else 200 - 2 * quality
-  return np.clip((table * scale + 50) // 100, 1, 255).astype(np.float32)
+def quantisation_tables(quality: int) -> np.ndarray:
+  """Of luminance and of chrominance, [2, 8, 8], as libjpeg writes them."""
+  file = io.BytesIO()
+  Image.new("RGB", (_SIDE, _SIDE)).save(file, "JPEG", quality=quality)
+  tables = JpegImagePlugin.JpegImageFile(file).quantization
+  return np.array([tables[0], tables[1]], np.float32).reshape(2, _SIDE, _SIDE)
 
 
-def _colour(rgb, quality):
+def _colour(rgb, luminance, chrominance):
   """RGB [h, w, 3] less 128 through the three planes, Cb and Cr at 4:2:0."""
   height, width, _ = rgb.shape
   ycc = jnp.rint(_times(rgb, _TO_YCC))
@@ -80,24 +65,21 @@ def _colour(rgb, quality):
   # Halves round down and up by turns along a row, as libjpeg's do.
   bias = (1 + jnp.arange(halves.shape[2]) % 2)[None, :, None]
   chroma = jnp.floor((halves.sum(axis=(1, 3)) + bias) / 4)
-  chroma = jnp.stack(
-    [_quantised(chroma[..., i], _CHROMINANCE, quality) for i in range(2)],
-    axis=-1,
-  )
+  planes = [_quantised(chroma[..., i], chrominance) for i in range(2)]
   # Linear interpolation between the centres of 2 x 2 pixels: libjpeg's.
-  chroma = jax.image.resize(chroma, even.shape, "linear")
-  luma = _quantised(ycc[..., 0], _LUMINANCE, quality)
-  planes = [luma[..., None], chroma[:height, :width]]
-  return _times(jnp.concatenate(planes, axis=-1), _FROM_YCC)
+  chroma = jax.image.resize(jnp.stack(planes, -1), even.shape, "linear")
+  luma = _quantised(ycc[..., 0], luminance)[..., None]
+  back = jnp.concatenate([luma, chroma[:height, :width]], axis=-1)
+  return _times(back, _FROM_YCC)
 
 
-def _quantised(plane, table, quality):
+def _quantised(plane, table):
   """A plane [h, w], less 128, with its DCT coefficients rounded."""
   height, width = plane.shape
   padded = _pad(plane, _SIDE)
   rows, columns = padded.shape
   blocks = padded.reshape(rows // _SIDE, _SIDE, columns // _SIDE, _SIDE)
-  steps = quantisation_table(table, quality)[None, :, None, :]
+  steps = table[None, :, None, :]
   coefficients = _transformed(blocks, _DCT)
   coefficients = steps * jnp.rint(coefficients / steps)
   back = jnp.clip(jnp.rint(_transformed(coefficients, _DCT.T)), -128, 127)
@@ -106,9 +88,8 @@ def _quantised(plane, table, quality):
 
 def _transformed(blocks, matrix):
   """matrix @ block @ matrix.T of each block, [rows, 8, columns, 8]."""
-  return jnp.einsum(
-    "ai,rick,bk->racb", matrix, blocks, matrix, precision="highest"
-  )
+  axes = "ai,rick,bk->racb"
+  return jnp.einsum(axes, matrix, blocks, matrix, precision="highest")
 
 
 def _pad(plane, multiple):

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from concurrent import futures
+from multiprocessing import pool
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ _LOG = logging.getLogger("rad_jax")
 _NUM_THREADS = 8
 _CHUNK_SIZE = 64
 
-Transform = Callable[[UInt8[np.ndarray, "h w c"]], UInt8[np.ndarray, "h w c"]]
+Image = UInt8[np.ndarray, "h w c"]
+Transform = Callable[[Image], Image]
 # The image at an index, transformed.
-Reader = Callable[[int], UInt8[np.ndarray, "h w c"]]
+Reader = Callable[[int], Image]
 
 
 class ExampleError(ValueError):
@@ -26,20 +27,16 @@ class ExampleError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Images by index, decoded on access; safe to share among threads.
+  """Images by index, decoded on access; safe to share among threads."""
 
-  label: set and split, as messages name them.
-  decode: record -> uint8 [h, w, c] in [0, 255], of any size.
-  """
-
-  label: str
+  label: str  # set and split, as messages name them
   records: Sequence[Any]
-  decode: Callable[[Any], UInt8[np.ndarray, "h w c"]]
+  decode: Callable[[Any], Image]  # of any size, in [0, 255]
 
   def __len__(self) -> int:
     return len(self.records)
 
-  def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+  def __getitem__(self, index: int) -> Image:
     if not 0 <= index < len(self):
       raise IndexError(f"{self.label}: no example {index} among {len(self)}")
     try:
@@ -55,9 +52,8 @@ def reader(
   """Returns a function from an index to its image; safe to share by threads.
 
   An image that cannot be decoded or transformed is named in the log, and the
-  next readable one takes its place: indices stay what they are, and with them
-  the order of the batches and the corruption. At more than max_unreadable of
-  them the function raises ExampleError.
+  next readable one takes its place, so that all others keep their index. At
+  more than max_unreadable of them the function raises ExampleError.
 
   Raises:
     ValueError: the source is empty.
@@ -77,10 +73,15 @@ def reader(
         raise ExampleError(f"{error} ({count}: data.max_unreadable)") from error
       _LOG.warning("%s; the next one takes its place (%s)", error, count)
 
-  def read_at(index: int) -> UInt8[np.ndarray, "h w c"]:
+  def read_at(index: int) -> Image:
     while True:
       try:
-        return _read(source, index, transform)
+        image = source[index]
+        try:
+          return transform(image)
+        except ValueError as error:
+          message = f"{source.label}: example {index}: {error}"
+          raise ExampleError(message) from error
       except ExampleError as error:
         note(index, error)
         index = (index + 1) % len(source)
@@ -94,34 +95,20 @@ def load(source: Source, read_at: Reader) -> UInt8[np.ndarray, "n h w c"]:
   Raises:
     ExampleError: as the reader, and of an image of another shape.
   """
-  first = read_at(0)
-  images = np.empty((len(source), *first.shape), np.uint8)
+  shape = read_at(0).shape
+  images = np.empty((len(source), *shape), np.uint8)
 
-  def read_chunk(start: int) -> int:
-    stop = min(start + _CHUNK_SIZE, len(source))
-    for index in range(start, stop):
-      image = read_at(index)
-      if image.shape != first.shape:
-        raise ExampleError(
-          f"{source.label}: example {index} has shape {image.shape}, "
-          f"example 0 has {first.shape}"
-        )
-      images[index] = image
-    return stop - start
+  def read(index: int) -> None:
+    image = read_at(index)
+    if image.shape != shape:
+      raise ExampleError(
+        f"{source.label}: example {index} has shape {image.shape}, "
+        f"example 0 has {shape}"
+      )
+    images[index] = image
 
-  starts = range(0, len(source), _CHUNK_SIZE)
-  with (
-    futures.ThreadPoolExecutor(_NUM_THREADS) as pool,
-    tqdm.tqdm(total=len(source), unit="image", desc="loading") as progress,
-  ):
-    for count in pool.map(read_chunk, starts):
-      progress.update(count)
+  with pool.ThreadPool(_NUM_THREADS) as threads:
+    done = threads.imap(read, range(len(source)), _CHUNK_SIZE)
+    for _ in tqdm.tqdm(done, "loading", len(source), unit="image"):
+      pass
   return images
-
-
-def _read(source: Source, index: int, transform: Transform) -> np.ndarray:
-  image = source[index]
-  try:
-    return transform(image)
-  except ValueError as error:
-    raise ExampleError(f"{source.label}: example {index}: {error}") from error

@@ -7,13 +7,10 @@ from jaxtyping import Float
 
 
 class Subspace(NamedTuple):
-  """An affine subspace of R^d.
+  """An affine subspace of R^d."""
 
-  mean: [d]. basis: orthonormal rows [rank, d], by falling variance.
-  """
-
-  mean: np.ndarray
-  basis: np.ndarray
+  mean: np.ndarray  # [d]
+  basis: np.ndarray  # orthonormal rows [rank, d], by falling variance
 
 
 def fit(x: Float[np.ndarray, "n ..."], rank: int) -> Subspace:
@@ -28,10 +25,9 @@ def fit(x: Float[np.ndarray, "n ..."], rank: int) -> Subspace:
       f"{len(flat)} examples of {flat.shape[1]} elements have no"
       f" {rank} principal components"
     )
-  # The solver is exact for small sets and randomised, by a fixed seed, for
-  # large ones.
   from sklearn.decomposition import PCA  # A quarter of a second to import.
 
+  # Exact for small sets and randomised, by a fixed seed, for large ones.
   pca = PCA(rank, svd_solver="auto", random_state=0).fit(flat)
   return Subspace(pca.mean_, pca.components_)
 
@@ -44,7 +40,7 @@ def truncate(subspace: Subspace, rank: int) -> Subspace:
 def coordinates(
   subspace: Subspace, x: Float[np.ndarray, "n ..."]
 ) -> Float[np.ndarray, "n rank"]:
-  """Coordinates [n, rank] of x [n, ...] along the basis."""
+  """Coordinates of x along the basis."""
   return (x.reshape(len(x), -1) - subspace.mean) @ subspace.basis.T
 
 

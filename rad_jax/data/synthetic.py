@@ -14,16 +14,13 @@ PLANE_NORMAL = np.ones(3) / np.sqrt(3)
 
 
 def view(dims: int) -> np.ndarray:
-  """Directions to look at points along, orthonormal, [2, dims].
+  """Orthonormal directions to look along, [2, dims], for dims 2 or 3.
 
   The axes of R^2; in R^3, along the edge of the oblique plane and off it.
-  Raises ValueError of another dimension.
   """
-  if dims == 2:
-    return np.eye(2)
-  if dims == 3:
-    return np.stack([PLANE_BASIS[0], PLANE_NORMAL])
-  raise ValueError(f"no picture of points in {dims} dimensions")
+  if dims not in (2, 3):
+    raise ValueError(f"no picture of points in {dims} dimensions")
+  return np.eye(2) if dims == 2 else np.stack([PLANE_BASIS[0], PLANE_NORMAL])
 
 
 class World(NamedTuple):
@@ -50,8 +47,7 @@ class World(NamedTuple):
 def oblique_plane() -> World:
   """Uniform on a square of side 2 in the plane x + y + z = 0 of R^3.
 
-  The spread along each axis of the plane is 1 / sqrt(3) = 0.577. The support
-  is taken to be the whole plane.
+  The support is taken to be the whole plane.
   """
 
   def sample(generator, n):
@@ -62,18 +58,12 @@ def oblique_plane() -> World:
 
     # Along each axis of the plane, a Gaussian cut off at the square's edges.
     middle, std = x_t @ PLANE_BASIS.T / alpha, sigma / alpha
-    inside = scipy.stats.truncnorm.mean(
-      (-1 - middle) / std, (1 - middle) / std, middle, std
-    )
-    return inside @ PLANE_BASIS
+    low, high = (-1 - middle) / std, (1 - middle) / std
+    return scipy.stats.truncnorm.mean(low, high, middle, std) @ PLANE_BASIS
 
-  return World(
-    sample=sample,
-    project=lambda x: x @ PLANE_BASIS.T @ PLANE_BASIS,
-    mean=np.zeros(3),
-    covariance=PLANE_BASIS.T @ PLANE_BASIS / 3,
-    denoise=denoise,
-  )
+  project = lambda x: x @ PLANE_BASIS.T @ PLANE_BASIS
+  covariance = PLANE_BASIS.T @ PLANE_BASIS / 3
+  return World(sample, project, np.zeros(3), covariance, denoise)
 
 
 def three_gaussians() -> World:
@@ -82,41 +72,32 @@ def three_gaussians() -> World:
   Each has standard deviation 0.05; the support is taken to be the discs of
   three standard deviations, which hold 98.9% of the mass.
   """
-  std = 0.05
-  angles = np.pi / 2 + np.arange(3) * 2 * np.pi / 3
+  std, angles = 0.05, np.pi / 2 + np.arange(3) * 2 * np.pi / 3
   centres = 0.8 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
   def sample(generator, n):
-    mode = generator.integers(0, 3, n)
+    centre = centres[generator.integers(0, 3, n)]
     noise = std * generator.standard_normal((n, 2))
-    return (centres[mode] + noise).astype(np.float32)
+    return (centre + noise).astype(np.float32)
 
   def project(x):
     distance = np.linalg.norm(x[:, None] - centres, axis=-1)
     centre = centres[np.argmin(distance, axis=1)]
-    offset = np.min(distance, axis=1, keepdims=True)
-    return centre + (x - centre) * np.minimum(
-      1, 3 * std / np.maximum(offset, 1e-12)
-    )
+    offset = np.maximum(np.min(distance, axis=1, keepdims=True), 1e-12)
+    return centre + (x - centre) * np.minimum(1, 3 * std / offset)
 
   def denoise(x_t, alpha, sigma):
     x_t = np.asarray(x_t, np.float64)
     variance = (alpha * std) ** 2 + sigma**2
     offset = x_t[:, None] - alpha * centres
-    share = scipy.special.softmax(
-      -np.sum(offset**2, axis=-1) / (2 * variance), axis=1
-    )
+    log_share = -np.sum(offset**2, axis=-1) / (2 * variance)
+    share = scipy.special.softmax(log_share, axis=1)
     of_mode = centres + alpha * std**2 / variance * offset
     return np.sum(share[..., None] * of_mode, axis=1)
 
+  covariance = centres.T @ centres / 3 + std**2 * np.eye(2)
   return World(
-    sample=sample,
-    project=project,
-    mean=np.zeros(2),
-    covariance=centres.T @ centres / 3 + std**2 * np.eye(2),
-    denoise=denoise,
-    modes=centres,
-    mode_radius=6 * std,
+    sample, project, np.zeros(2), covariance, denoise, centres, 6 * std
   )
 
 

@@ -1,6 +1,5 @@
 """Opens the clean training set, whatever kind of source it comes from."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,15 +17,11 @@ from rad_jax.data import (
 
 
 class TrainingSet(NamedTuple):
-  """The clean training set, by index.
+  """The clean training set, by index."""
 
-  fetch: int [b] -> [b, ...], uint8 images or float32 in model units.
-  x_0: all of them, [n, ...]; None where they are read when they are needed.
-  """
-
-  fetch: Callable[[np.ndarray], np.ndarray]
+  fetch: batches.Fetch  # uint8 images, or float32 in model units
   num_examples: int
-  x_0: np.ndarray | None = None
+  x_0: np.ndarray | None = None  # all [n, ...]; None if read when needed
 
 
 def open_training_set(
@@ -46,10 +41,9 @@ def open_training_set(
 ) -> TrainingSet:
   """Opens, and unless loading is "stream" reads, a training set.
 
-  Of synthetic sets (synthetic.WORLDS) only seed and num_examples count, of
-  image folders (folder.NAME) path is the folder, of TFDS sets data_dir the
-  root, "" being TFDS's default. Images go through `images.fit`, then, unless
-  linear_rank is 0, onto that many principal components of the set.
+  Synthetic sets have num_examples drawn by seed. Images, of the folder `path`
+  or of TFDS's data_dir ("" is its default), go through `images.fit`, then,
+  unless linear_rank is 0, onto that many principal components of the set.
 
   Raises:
     NotPrepared: the TFDS set is not on the disk.

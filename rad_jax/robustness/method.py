@@ -63,18 +63,20 @@ def as_predictor(
 class Method(NamedTuple):
   """What is minimised; beyond three fields, the paper's method by default."""
 
-  objective: Objective
-  predictor: Predictor  # the network, by `as_predictor`
+  objective: Objective  # a line of objectives.OBJECTIVES
+  predictor: Predictor  # by `as_predictor`
   process: Process
-  radius: Callable[[Array], Array] = radii.radius  # of sigma_t, noise units
-  # r [b] -> lambda_t [b]
+  # sigma_t [b] -> r [b], noise units.
+  radius: Callable[[Array], Array] = radii.radius
+  # r [b] -> lambda_t [b].
   lambda_t: Callable[[Array], Array] = partial(radii.constant_lambda, 0.3)
-  weight: Callable[[Level], Array] = parametrisation.eps_weight  # of the loss
-  # (goal: w -> [b], keys [b], r [b], shape) -> w; None: the objective's own.
+  # Of the whole loss.
+  weight: Callable[[Level], Array] = parametrisation.eps_weight
+  # (goal, keys [b], r [b], shape) -> w; None: the objective's own attack.
   perturb: Callable[..., Array] | None = None
   goal: str = "J"  # what the attack raises, a name in objectives.GOALS
-  attacked: Predictor | None = None  # what is attacked, if not `predictor`
-  stop_gradient: bool = False  # whether the target passes no gradient
+  attacked: Predictor | None = None  # if not the predictor
+  stop_gradient: bool = False  # of the regulariser's target
 
 
 class Draws(NamedTuple):
@@ -90,7 +92,7 @@ class Draws(NamedTuple):
 
 def without_regulariser(method: Method) -> Method:
   """The method in steps, or for examples, that go without its perturbation."""
-  plain = objectives.without_regulariser(method.objective)
+  plain = method.objective._replace(clean=True, target=None, attack="none")
   return method._replace(objective=plain)
 
 
@@ -117,14 +119,9 @@ def draw(
   level = method.process.draw(example_keys(t_key, b))
   z = jax.vmap(lambda k: jax.random.normal(k, shape))(example_keys(eps_key, b))
   radius = method.radius(processes.unit_sigma(level))
-  return Draws(
-    level=level,
-    noised=method.objective.noise(x_0, sigma_c, level, z),
-    radius=radius,
-    lambda_t=ramp * method.lambda_t(radius),
-    w_keys=example_keys(w_key, b),
-    dropout_key=dropout_key,
-  )
+  noised = method.objective.noise(x_0, sigma_c, level, z)
+  lambda_t, w_keys = ramp * method.lambda_t(radius), example_keys(w_key, b)
+  return Draws(level, noised, radius, lambda_t, w_keys, dropout_key)
 
 
 def find_w(
@@ -134,7 +131,6 @@ def find_w(
   draws: Draws,
 ) -> Float[Array, " b *shape"]:
   """The perturbation w of a batch, against the network as it stands."""
-  # XLA then builds no gradient of the weights for the attack.
   params, eps_hat = jax.lax.stop_gradient((params, eps_hat))
   predictor = method.attacked or method.predictor
   goal = objectives.goal(
@@ -157,22 +153,13 @@ def losses(
   dropout mask. The attack stands inside the differentiated loss to share its
   clean pass: XLA would not merge a U-Net's two, and a step cost 9, not 8.
   """
-  eps_fn = lambda x_t: method.predictor(
-    params, x_t, draws.level, draws.dropout_key
-  )
-  eps_hat = eps_fn(draws.noised.x_t)
-  w = None
+  level, dropout_key = draws.level, draws.dropout_key
+  eps_fn = lambda x_t: method.predictor(params, x_t, level, dropout_key)
+  eps_hat, w = eps_fn(draws.noised.x_t), None
   if method.objective.target is not None:
     w = find_w(method, params, eps_hat, draws)
-  values, terms = objectives.loss(
-    method.objective,
-    eps_fn,
-    eps_hat,
-    draws.noised,
-    w,
-    draws.lambda_t,
-    method.stop_gradient,
-  )
+  given = method.objective, eps_fn, eps_hat, draws.noised, w, draws.lambda_t
+  values, terms = objectives.loss(*given, method.stop_gradient)
   if w is not None:
     terms["w_linf"] = jnp.max(jnp.abs(w), axis=tuple(range(1, w.ndim)))
   return method.weight(draws.level) * values, terms
@@ -187,13 +174,11 @@ def compare_attacks(
   their ratio "pgd_gain" grows if the network evades its training attack, before
   samples show it. "regulariser_pgd" is the perturbed branch's loss at strong w.
   """
-  eps_fn = lambda x_t: method.predictor(
-    params, x_t, draws.level, draws.dropout_key
-  )
+  level, dropout_key = draws.level, draws.dropout_key
+  eps_fn = lambda x_t: method.predictor(params, x_t, level, dropout_key)
   eps_hat = eps_fn(draws.noised.x_t)
-  strongest = method._replace(
-    attacked=None, perturb=partial(attacks.maximise, strong)
-  )
+  perturb = partial(attacks.maximise, strong)
+  strongest = method._replace(attacked=None, perturb=perturb)
   goal, residual = (
     objectives.goal(name, method.objective, eps_fn, eps_hat, draws.noised)
     for name in (method.goal, "residual")

@@ -33,35 +33,31 @@ def squared_error(a: Batch, b: Batch) -> Scalars:
 
 def invariant(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
   """eps_hat: invariance, as classifiers' adversarial training asks for."""
-  del eps, w
   return eps_hat
 
 
 def equivariant(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
   """eps_hat + w: equivariance, the paper's. x_0_hat stays where it is."""
-  del eps
   return eps_hat + w
 
 
 def true_noise(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
   """eps + w: the true noise of x_t' (AT_Diff, Wang et al. 2025)."""
-  del eps_hat
   return eps + w
 
 
 def unshifted_noise(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
   """eps: DDPM-IP's, which perturbs the input alone (Ning et al. 2023)."""
-  del eps_hat, w
   return eps
 
 
 class Objective(NamedTuple):
   """One line of OBJECTIVES."""
 
-  noise: Callable[..., Noised]  # how examples are noised, by robustness.noising
-  clean: bool  # without the clean branch, the target's error alone, no lambda
-  target: Target | None  # what to predict at x_t'; None: no perturbed branch
-  attack: str  # the default: "none", "gaussian", or a name in attacks.ATTACKS
+  noise: Callable[..., Noised]  # of robustness.noising
+  clean: bool
+  target: Target | None  # what to predict at x_t'; None: no such branch
+  attack: str  # default: "none", "gaussian", or a name in attacks.ATTACKS
 
 
 OBJECTIVES = {
@@ -78,11 +74,6 @@ OBJECTIVES = {
   "noise_aware_ran": Objective(noising.aware, True, equivariant, "uniform"),
   "noise_aware_adv": Objective(noising.aware, True, equivariant, "fgsm"),
 }
-
-
-def without_regulariser(objective: Objective) -> Objective:
-  """The objective of a step without perturbation."""
-  return Objective(objective.noise, True, None, "none")
 
 
 def loss(

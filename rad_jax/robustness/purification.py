@@ -75,8 +75,7 @@ def eot_attack(
   if attack.momentum:
     raise ValueError(f"no momentum here, got {attack.momentum}")
 
-  def moved(delta):
-    return jnp.clip(x + delta, low, high)
+  moved = lambda delta: jnp.clip(x + delta, low, high)
 
   def body(i, x_adv):
     gradient = attacks.mean_gradient(loss, _draws(keys, i, num_draws))

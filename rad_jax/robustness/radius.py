@@ -21,7 +21,6 @@ def falling(sigma_t: Scalars, sigma_max: Scalar, omega: float) -> Scalars:
 
 def rising(sigma_t: Scalars, sigma_max: Scalar, omega: float) -> Scalars:
   """sigma_t**omega: rises with the noise (public notes of the ICLR text)."""
-  del sigma_max
   return sigma_t**omega
 
 

@@ -19,12 +19,11 @@ import numpy as np
 import scipy.optimize
 
 # Standard deviation and mean size of w's elements, in units of the radius.
-_LAWS = {
+LAWS = {
   "uniform": (1 / math.sqrt(3), 1 / 2),
   "gaussian": (1.0, math.sqrt(2 / math.pi)),
   "corner": (1.0, 1.0),
 }
-LAWS = tuple(_LAWS)
 
 
 def effective_variance(q2, lam_t, rho):
@@ -105,12 +104,11 @@ def lambda_for(
       f" deviation {math.sqrt(q2):g}: it stays between {least:.4g} and"
       f" {most:.4g}"
     )
-  return float(
-    scipy.optimize.brentq(excess, 0.0, largest, xtol=1e-12, maxiter=1000)
-  )
+  brentq = scipy.optimize.brentq
+  return float(brentq(excess, 0.0, largest, xtol=1e-12, maxiter=1000))
 
 
 def _law(law: str) -> tuple[float, float]:
-  if law not in _LAWS:
+  if law not in LAWS:
     raise ValueError(f"law of w {law!r}: it must be one of {', '.join(LAWS)}")
-  return _LAWS[law]
+  return LAWS[law]
