@@ -1,8 +1,7 @@
 """Batches whose content is a pure function of (seed, step).
 
-Example number `step * batch_size + i` of a run is looked up in a fresh
-permutation per epoch. Nothing is advanced or saved: a resumed run sees exactly
-the batches it would have seen, and every process finds its rows by itself.
+Example `step * batch_size + i` of a run is looked up in its epoch's
+permutation: a resumed run sees the batches that it would have seen.
 """
 
 import functools
@@ -13,9 +12,8 @@ import grain
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
 
-# "x_0": examples as they are stored, [b, ...], uint8 images in [0, 255] or
-# float32 in model units. "index": int32 [b], their places in the training set,
-# which key each one's corruption.
+# "x_0": stored examples [b, ...], uint8 images or float32 in model units.
+# "index": int32 [b], their places in the training set, which key corruption.
 Batch = dict[str, Any]
 # Pure: indices -> the "x_0" of a batch.
 Fetch = Callable[[Int32[np.ndarray, " b"]], Shaped[np.ndarray, "b ..."]]
@@ -35,11 +33,7 @@ def epoch_order(
 def example_indices(
   seed: int, step: int, batch_size: int, num_examples: int
 ) -> Int32[np.ndarray, " b"]:
-  """The examples of batch `step`; it may straddle epochs, or hold several.
-
-  Raises:
-    ValueError: num_examples is not positive.
-  """
+  """The examples of batch `step`, over epochs; ValueError if there are none."""
   if num_examples < 1:
     raise ValueError(f"num_examples must be positive, not {num_examples}")
   first, end = step * batch_size, (step + 1) * batch_size
@@ -62,12 +56,11 @@ def batches(
   num_worker_threads: int = 4,
   prefetch: int = 8,
 ) -> Iterator[Batch]:
-  """Iterates over the batches of steps `first_step` to `last_step - 1`.
+  """The batches of steps `first_step` to `last_step - 1`, fetched ahead.
 
-  Background threads fetch ahead, in order: num_worker_threads batches at a
-  time, of which `prefetch` at most wait. What `fetch` raises reaches the
-  caller; without a `fetch`, batches hold "index" alone. `rows` is this
-  process's part of the global batch, of batch_size.
+  Threads fetch num_worker_threads batches at a time, in order, of which at most
+  `prefetch` wait. What `fetch` raises reaches the caller; without one, batches
+  hold "index" alone. `rows` is this process's part of the global batch.
   """
 
   def load_batch(step: int) -> Batch:

@@ -1,9 +1,8 @@
 """TFDS sets, prepared and opened without TensorFlow.
 
-TFDS reads array_record as NumPy. Writing it stays free of TensorFlow too as
-long as images reach the writer as encoded files and nothing opens a file with
-`tf.io.gfile`. This module supplies what is missing for that: builders, and
-file functions for TFDS while it extracts archives and shuffles large sets.
+TFDS writes array_record without it if images come encoded and nothing calls
+`tf.io.gfile`: hence these builders, and stand-ins for its extractor's and
+shuffler's file functions.
 """
 
 import contextlib
@@ -38,11 +37,7 @@ class NotPrepared(FileNotFoundError):
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-  """scikit-learn's 1,797 handwritten digits, as 8x8 grey images.
-
-  Their 17 levels, 0 to 16, are spread over 0 to 255. Split "train" holds them
-  all, in scikit-learn's order.
-  """
+  """scikit-learn's 1,797 digits, 8x8; levels 0 to 16 spread over 0 to 255."""
 
   VERSION = tfds.core.Version("1.0.0")
 
@@ -91,10 +86,7 @@ class Cifar10(tfds.builder_cls("cifar10"), skip_registration=True):  # type: ign
 
 
 class Lsun(tfds.builder_cls("lsun"), skip_registration=True):  # type: ignore
-  """TFDS's LSUN, with the LMDB read by the `lmdb` package.
-
-  TFDS extracts archives in memory: `lsun/bedroom` needs 43 GB.
-  """
+  """TFDS's LSUN, read by `lmdb`; bedroom is extracted in 43 GB of memory."""
 
   name = "lsun"
   url_infos = tfds.builder_cls("lsun").url_infos
@@ -126,14 +118,10 @@ _BUILDERS = {"cifar10": Cifar10, "lsun": Lsun}
 def open_source(
   name: str, split: str, data_dir: str | None = None
 ) -> sources.Source:
-  """Opens one split of a prepared set, in the order that TFDS gave its files.
+  """Opens a split, or a slice such as "train[:90%]", in the files' order.
 
-  `split` may be a slice, such as "train[:90%]".
-
-  Raises:
-    NotPrepared: nothing is prepared there, or in a format without random
-      access.
-    ValueError: no such set or split, or no uint8 images in it.
+  Raises NotPrepared without files of random access, and ValueError of an
+  unknown set or split, or one without uint8 images.
   """
   builder = make_builder(name, data_dir)
   found = _format(builder)
@@ -162,12 +150,7 @@ def open_source(
 
 
 def prepare(name: str, data_dir: str | None = None) -> None:
-  """Downloads a set and writes it as array_record; does nothing if it is there.
-
-  Raises:
-    PreparationError: no network, a failed download or checksum, a missing
-      package, a full disk, or files in the way that cannot be read.
-  """
+  """Downloads a set as array_record unless it is there; or PreparationError."""
   builder = make_builder(name, data_dir)
   if found := _format(builder):
     if _has_random_access(builder):
@@ -201,21 +184,14 @@ def prepare(name: str, data_dir: str | None = None) -> None:
 def make_builder(
   name: str, data_dir: str | None = None, file_format: str | None = None
 ) -> tfds.core.DatasetBuilder:
-  """Returns the builder of a set, ours where TFDS's own needs TensorFlow.
+  """The builder of a set, ours where TFDS's own needs TensorFlow.
 
-  Args:
-    name: TFDS's, such as "lsun/bedroom" or "huggingface:owner__name"; one with
-      a ":version" is for reading only.
-    data_dir: root of the prepared sets; None is TFDS's default.
-    file_format: to prepare in; None is that of the prepared files.
-
-  Raises:
-    ValueError: nothing has this name; the message suggests a close one.
-    PreparationError: a set of Hugging Face is not prepared, and its builder
-      cannot be made: the package or the network is missing.
+  `name` is TFDS's, such as "lsun/bedroom" or "huggingface:owner__name"; with
+  ":version" it is for reading only. None means TFDS's default data_dir, and the
+  prepared files' file_format. Raises ValueError of an unknown name, and
+  PreparationError if a builder of Hugging Face cannot be made.
   """
-  # For every set that is not prepared, TFDS looks in a bucket that is closed,
-  # and leaves an empty temporary folder behind.
+  # TFDS would look in a closed bucket, and leave an empty folder behind.
   no_bucket = _replaced(
     "initialize_from_bucket", lambda info: None, tfds.core.DatasetInfo
   )
@@ -292,8 +268,7 @@ def _num_channels(name: str, features: tfds.features.FeaturesDict) -> int:
   return num_channels
 
 
-# All that TFDS's extractor and shuffler take from TensorFlow; the rest of TFDS
-# opens its files with `epath`, too.
+# All that TFDS's extractor and shuffler take from TensorFlow.
 _FILES = types.SimpleNamespace(
   io=types.SimpleNamespace(
     gfile=types.SimpleNamespace(

@@ -1,12 +1,9 @@
 """Corruption of the training set: which examples are dirty, and how.
 
-Whether example i is dirty, and its noise, are functions of (key, i): they
-are fixed for the whole run and never redrawn, on any number of devices.
-
-Each kind is a pure function (key, x_0, strength) of one example, which jit
-and vmap take; the strength is a Python number in the kind's own unit, and 0
-leaves x_0 alone (but for outlier). Only jpeg clips to [-1, 1]. jpeg and blur
-are not random and do not use their key.
+Both are functions of (key, i), fixed for a run on any number of devices. A kind
+is a pure function (key, x_0, strength) of one example. The strength, a Python
+number, has the kind's unit; 0 leaves x_0 alone (but for outlier). Only jpeg
+clips to [-1, 1].
 """
 
 import math
@@ -42,11 +39,7 @@ def salt_and_pepper(key: PRNGKeyArray, x_0: Example, share: float) -> Example:
 
 
 def mask(key: PRNGKeyArray, x_0: Image, share: float) -> Image:
-  """A rectangle of 0, mid-grey, on a share of the area, anywhere inside.
-
-  Each of its sides is sqrt(share) of the image's, rounded to pixels, and one
-  pixel at least if there is a share at all.
-  """
+  """A rectangle of 0, mid-grey, on a share of the area, a pixel at least."""
   row_key, column_key = jax.random.split(key)
   inside = jnp.ones((1, 1), bool)
   for axis, axis_key in enumerate((row_key, column_key)):
@@ -77,23 +70,16 @@ def blur(key: PRNGKeyArray, x_0: Image, std: float) -> Image:
 
 
 class Corruption(NamedTuple):
-  """A kind of corruption.
-
-  apply: (key, x_0 [...], strength) -> [...].
-  severities: the strengths that severities 1 to 5 stand for.
-  strongest: the largest strength there is.
-  of_images: whether it has no meaning for points.
-  """
+  """A kind of corruption."""
 
   apply: Callable[[PRNGKeyArray, Array, float], Array]
-  severities: tuple[float, float, float, float, float]
-  strongest: float = math.inf
-  of_images: bool = False
+  severities: tuple[float, float, float, float, float]  # strengths of 1 to 5
+  strongest: float = math.inf  # the largest strength there is
+  of_images: bool = False  # without meaning for points
 
 
-# Severities of CIFAR-10-C, after Hendrycks & Dietterich, Benchmarking neural
-# network robustness to common corruptions (ICLR 2019): their Gaussian noise
-# (doubled, as their images lie in [0, 1]), impulse noise, JPEG and Gaussian
+# Severities of CIFAR-10-C (Hendrycks & Dietterich, ICLR 2019): its Gaussian
+# noise (doubled, as its images lie in [0, 1]), impulse noise, JPEG and Gaussian
 # blur. Those of outlier and mask are ours.
 CORRUPTIONS = {
   "gaussian": Corruption(gaussian, (0.08, 0.12, 0.16, 0.18, 0.2)),
@@ -132,18 +118,10 @@ def corrupt(
   fraction: float,
   sigma: float,
 ) -> Float[Array, "b ..."]:
-  """The training set as it is found: a share of its examples is dirty.
+  """The training set as it is found: a `fraction` of its examples is dirty.
 
-  Args:
-    key: the run's corruption key.
-    index: the examples' places in the training set.
-    x_0: the clean examples, in [-1, 1] for images.
-    kind: a name in CORRUPTIONS.
-    fraction: share p of dirty examples, in [0, 1].
-    sigma: the strength, in the kind's unit.
-
-  Returns:
-    [b, ...]; clean examples are unchanged to the bit.
+  Clean examples, by their index in the training set, are unchanged to the bit;
+  sigma is the strength, in the unit of the kind in CORRUPTIONS.
   """
   _, noise = _keys(key, index)
   apply = CORRUPTIONS[kind].apply

@@ -31,11 +31,7 @@ def to_picture(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
 def center_crop(
   image: UInt8[np.ndarray, "h w c"], size: int
 ) -> UInt8[np.ndarray, "s s c"]:
-  """Cuts the centred square of side `size` pixels.
-
-  An odd margin leaves its extra pixel at the bottom and the right. Raises
-  ValueError where the image is smaller.
-  """
+  """The centred square, odd margins wider at the end; ValueError if too big."""
   height, width = image.shape[:2]
   if size > min(height, width):
     raise ValueError(f"crop_size {size} exceeds the image, {height}x{width}")
@@ -46,11 +42,7 @@ def center_crop(
 def resize(
   image: UInt8[np.ndarray, "h w c"], size: int
 ) -> UInt8[np.ndarray, "s s c"]:
-  """Resizes to `size` pixels a side with an antialiased Lanczos filter.
-
-  Pillow's box filter counts a pixel whole or not at all: at a ratio that is no
-  integer, such as 140 to 64, edges jitter.
-  """
+  """Antialiased Lanczos to `size` a side; box filters jitter at 140 to 64."""
   if image.shape[:2] == (size, size):
     return image
   resized = to_picture(image).resize((size, size), Image.Resampling.LANCZOS)
@@ -77,11 +69,8 @@ def fit(
 ) -> UInt8[np.ndarray, "s s d"]:
   """Crops, resizes and converts an image to the model's shape.
 
-  crop_size is the side of the centred square to keep, in pixels, 140 by custom
-  for CelebA; 0 keeps the largest one. An image that fits is returned as it is.
-
-  Raises:
-    ValueError: the crop exceeds the image, or channels cannot be converted.
+  crop_size is the centred square's side, in pixels; 0 keeps the largest. Raises
+  ValueError if it exceeds the image, or channels cannot be converted.
   """
   image = center_crop(image, crop_size or min(image.shape[:2]))
   return with_channels(resize(image, image_size), num_channels)

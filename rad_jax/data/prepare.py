@@ -36,11 +36,9 @@ def make_known_noise(
 def make_prepare(
   corrupt: Corruption, noise_of: Callable[[Array], Array], flip: bool
 ) -> Prepare:
-  """(batch, keys [b]) -> x_0 [b, ...]: scaled, corrupted, flipped; sigma_c [b].
+  """(batch, keys [b]) -> x_0 [b, ...], ready to train on, and sigma_c [b].
 
-  `flip` mirrors images at random, each by its key. Flips come last so that an
-  image and its noise are flipped together. sigma_c is what noise-aware
-  objectives are told; the others do not look at it.
+  Flips come last, so that an image and its noise are flipped together.
   """
 
   def prepare(batch, flip_keys):

@@ -26,15 +26,11 @@ class ExampleError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Images by index, decoded on access; safe to share among threads.
+  """Images by index, decoded on access; safe to share among threads."""
 
-  label: set and split, as messages name them.
-  decode: record -> uint8 [h, w, c] in [0, 255], of any size.
-  """
-
-  label: str
+  label: str  # set and split, as messages name them
   records: Sequence[Any]
-  decode: Callable[[Any], UInt8[np.ndarray, "h w c"]]
+  decode: Callable[[Any], UInt8[np.ndarray, "h w c"]]  # of a record
 
   def __len__(self) -> int:
     return len(self.records)
@@ -52,15 +48,11 @@ class Source:
 def reader(
   source: Source, transform: Transform, max_unreadable: int = 0
 ) -> Reader:
-  """Returns a function from an index to its image; safe to share by threads.
+  """A function from an index to its image; safe to share among threads.
 
-  An image that cannot be decoded or transformed is named in the log, and the
-  next readable one takes its place: indices stay what they are, and with them
-  the order of the batches and the corruption. At more than max_unreadable of
-  them the function raises ExampleError.
-
-  Raises:
-    ValueError: the source is empty.
+  An image that cannot be used is logged, and the next one takes its place, so
+  that indices, batches and corruption stay; ExampleError at more than
+  max_unreadable of them. Raises ValueError if the source is empty.
   """
   if not len(source):
     raise ValueError(f"{source.label} is empty")
@@ -89,11 +81,7 @@ def reader(
 
 
 def load(source: Source, read_at: Reader) -> UInt8[np.ndarray, "n h w c"]:
-  """Reads a whole source by its `reader`, with a progress bar on stderr.
-
-  Raises:
-    ExampleError: as the reader, and of an image of another shape.
-  """
+  """All images of a source; ExampleError as its reader, or if shapes differ."""
   first = read_at(0)
   images = np.empty((len(source), *first.shape), np.uint8)
 

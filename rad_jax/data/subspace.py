@@ -7,29 +7,21 @@ from jaxtyping import Float
 
 
 class Subspace(NamedTuple):
-  """An affine subspace of R^d.
+  """An affine subspace of R^d."""
 
-  mean: [d]. basis: orthonormal rows [rank, d], by falling variance.
-  """
-
-  mean: np.ndarray
-  basis: np.ndarray
+  mean: np.ndarray  # [d]
+  basis: np.ndarray  # orthonormal rows [rank, d], by falling variance
 
 
 def fit(x: Float[np.ndarray, "n ..."], rank: int) -> Subspace:
-  """The `rank` leading principal components of x [n, ...], flattened.
-
-  Raises:
-    ValueError: rank is not in 1 .. min(n, d).
-  """
+  """The principal components of x; ValueError unless rank <= min(n, d)."""
   flat = x.reshape(len(x), -1)
   if not 1 <= rank <= min(flat.shape):
     raise ValueError(
       f"{len(flat)} examples of {flat.shape[1]} elements have no"
       f" {rank} principal components"
     )
-  # The solver is exact for small sets and randomised, by a fixed seed, for
-  # large ones.
+  # Exact for small sets; randomised, by a fixed seed, for large ones.
   from sklearn.decomposition import PCA  # A quarter of a second to import.
 
   pca = PCA(rank, svd_solver="auto", random_state=0).fit(flat)

@@ -14,11 +14,7 @@ PLANE_NORMAL = np.ones(3) / np.sqrt(3)
 
 
 def view(dims: int) -> np.ndarray:
-  """Directions to look at points along, orthonormal, [2, dims].
-
-  The axes of R^2; in R^3, along the edge of the oblique plane and off it.
-  Raises ValueError of another dimension.
-  """
+  """Orthonormal axes of a picture, [2, dims]; ValueError unless 2 or 3."""
   if dims == 2:
     return np.eye(2)
   if dims == 3:
@@ -27,32 +23,20 @@ def view(dims: int) -> np.ndarray:
 
 
 class World(NamedTuple):
-  """A distribution of points in R^d whose support and moments are known.
+  """A distribution of points in R^d whose support and moments are known."""
 
-  sample: (generator, n) -> float32 [n, d].
-  project: [n, d] -> the nearest points of the support, [n, d].
-  mean, covariance: float64 [d] and [d, d].
-  denoise: (x_t [n, d], alpha, sigma) -> E[x_0 | x_t], float64 [n, d], where
-    x_t = alpha x_0 + sigma eps.
-  modes: centres [k, d] of equally likely modes; None where there are none.
-  mode_radius: a mode lies within it of its centre, all but 1e-8 of its mass.
-  """
-
-  sample: Callable[[np.random.Generator, int], Points]
-  project: Callable[[Points], Points]
-  mean: np.ndarray
-  covariance: np.ndarray
+  sample: Callable[[np.random.Generator, int], Points]  # float32 [n, d]
+  project: Callable[[Points], Points]  # to the nearest points of the support
+  mean: np.ndarray  # float64 [d]
+  covariance: np.ndarray  # float64 [d, d]
+  # (x_t, alpha, sigma) -> E[x_0 | x_t], float64, x_t = alpha x_0 + sigma eps.
   denoise: Callable[[Points, float, float], Points]
-  modes: Points | None = None
-  mode_radius: float = np.inf
+  modes: Points | None = None  # centres [k, d] of equally likely modes
+  mode_radius: float = np.inf  # about a centre: all but 1e-8 of its mass
 
 
 def oblique_plane() -> World:
-  """Uniform on a square of side 2 in the plane x + y + z = 0 of R^3.
-
-  The spread along each axis of the plane is 1 / sqrt(3) = 0.577. The support
-  is taken to be the whole plane.
-  """
+  """Uniform on a square of side 2 in x + y + z = 0; the support: that plane."""
 
   def sample(generator, n):
     return (generator.uniform(-1, 1, (n, 2)) @ PLANE_BASIS).astype(np.float32)
@@ -77,11 +61,7 @@ def oblique_plane() -> World:
 
 
 def three_gaussians() -> World:
-  """Three equal, narrow Gaussians in the plane, on a circle of radius 0.8.
-
-  Each has standard deviation 0.05; the support is taken to be the discs of
-  three standard deviations, which hold 98.9% of the mass.
-  """
+  """Three Gaussians of std 0.05 in R^2; the support: their discs of 3 std."""
   std = 0.05
   angles = np.pi / 2 + np.arange(3) * 2 * np.pi / 3
   centres = 0.8 * np.stack([np.cos(angles), np.sin(angles)], axis=1)

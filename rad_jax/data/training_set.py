@@ -18,15 +18,12 @@ from rad_jax.data import (
 
 
 class TrainingSet(NamedTuple):
-  """The clean training set, by index.
+  """The clean training set, by index."""
 
-  fetch: int [b] -> [b, ...], uint8 images or float32 in model units.
-  x_0: all of them, [n, ...]; None where they are read when they are needed.
-  """
-
+  # int [b] -> [b, ...], uint8 images or float32 in model units.
   fetch: Callable[[np.ndarray], np.ndarray]
   num_examples: int
-  x_0: np.ndarray | None = None
+  x_0: np.ndarray | None = None  # all; None where they are read when needed
 
 
 def open_training_set(
@@ -46,15 +43,11 @@ def open_training_set(
 ) -> TrainingSet:
   """Opens, and unless loading is "stream" reads, a training set.
 
-  Of synthetic sets (synthetic.WORLDS) only seed and num_examples count, of
-  image folders (folder.NAME) path is the folder, of TFDS sets data_dir the
-  root, "" being TFDS's default. Images go through `images.fit`, then, unless
-  linear_rank is 0, onto that many principal components of the set.
-
-  Raises:
-    NotPrepared: the TFDS set is not on the disk.
-    ValueError: unknown or empty set or split; no folder of images; more than
-      max_unreadable images cannot be read.
+  Synthetic sets need only seed and num_examples; image folders have a path,
+  TFDS sets a data_dir ("" is TFDS's default). Images go through `images.fit`,
+  then, unless linear_rank is 0, onto that many principal components of the set.
+  Raises NotPrepared of TFDS sets, and ValueError of an unknown or empty set or
+  split, or of more than max_unreadable unreadable images.
   """
   if name in synthetic.WORLDS:
     # Apart from the streams [seed, epoch] of the data order.
