@@ -1,8 +1,7 @@
 """Batches whose content is a pure function of (seed, step).
 
-Each epoch has a permutation of its own, and nothing is advanced or saved: a
-resumed run sees the batches it would have seen, and every process finds its
-rows by itself.
+Example `step * batch_size + i` of a run is looked up in its epoch's
+permutation: a resumed run sees the batches that it would have seen.
 """
 
 import functools
@@ -34,11 +33,7 @@ def epoch_order(
 def example_indices(
   seed: int, step: int, batch_size: int, num_examples: int
 ) -> Int32[np.ndarray, " b"]:
-  """The examples of batch `step`; it may straddle epochs, or hold several.
-
-  Raises:
-    ValueError: num_examples is not positive.
-  """
+  """The examples of batch `step`, over epochs; ValueError if there are none."""
   if num_examples < 1:
     raise ValueError(f"num_examples must be positive, not {num_examples}")
   first = step * batch_size
@@ -61,11 +56,11 @@ def batches(
   num_worker_threads: int = 4,
   prefetch: int = 8,
 ) -> Iterator[Batch]:
-  """Iterates over the batches of steps `first_step` to `last_step - 1`.
+  """The batches of steps `first_step` to `last_step - 1`, fetched ahead.
 
-  Background threads fetch ahead, in order; `prefetch` batches at most wait.
-  What `fetch` raises reaches the caller; without a `fetch`, batches hold
-  "index" alone. `rows` is this process's part of the global batch.
+  Threads fetch num_worker_threads batches at a time, in order, of which at most
+  `prefetch` wait. What `fetch` raises reaches the caller; without one, batches
+  hold "index" alone. `rows` is this process's part of the global batch.
   """
 
   def load_batch(step: int) -> Batch:

@@ -1,9 +1,8 @@
 """TFDS sets, prepared and opened without TensorFlow.
 
-TFDS reads array_record as NumPy, and writes it without TensorFlow as long as
-images reach the writer as encoded files and nothing opens a file with
-`tf.io.gfile`: hence our builders, and our file functions for TFDS while it
-extracts archives and shuffles large sets.
+TFDS writes array_record without it if images come encoded and nothing calls
+`tf.io.gfile`: hence these builders, and stand-ins for its extractor's and
+shuffler's file functions.
 """
 
 import contextlib
@@ -38,10 +37,7 @@ class NotPrepared(FileNotFoundError):
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-  """scikit-learn's 1,797 handwritten digits, 8x8 grey, in its order.
-
-  Their 17 levels, 0 to 16, are spread over 0 to 255. All are in "train".
-  """
+  """scikit-learn's 1,797 digits, 8x8; levels 0 to 16 spread over 0 to 255."""
 
   VERSION = tfds.core.Version("1.0.0")
 
@@ -88,10 +84,7 @@ class Cifar10(tfds.builder_cls("cifar10"), skip_registration=True):  # type: ign
 
 
 class Lsun(tfds.builder_cls("lsun"), skip_registration=True):  # type: ignore
-  """TFDS's LSUN, with the LMDB read by the `lmdb` package.
-
-  TFDS extracts archives in memory: `lsun/bedroom` needs 43 GB.
-  """
+  """TFDS's LSUN, read by `lmdb`; bedroom is extracted in 43 GB of memory."""
 
   name = "lsun"
   url_infos = tfds.builder_cls("lsun").url_infos
@@ -120,7 +113,7 @@ _BUILDERS = {"cifar10": Cifar10, "lsun": Lsun}
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Holds back TFDS's warnings, such as that on every missing folder."""
+  """Holds back TFDS's warnings, such as the one on every missing folder."""
   verbosity = absl.logging.get_verbosity()
   absl.logging.set_verbosity(absl.logging.ERROR)
   try:
@@ -133,12 +126,10 @@ def _quiet() -> Iterator[None]:
 def open_source(
   name: str, split: str, data_dir: str | None = None
 ) -> sources.Source:
-  """Opens a split, or a slice such as "train[:90%]", of a prepared set.
+  """Opens a split, or a slice such as "train[:90%]", in the files' order.
 
-  Raises:
-    NotPrepared: nothing is prepared there, or in a format without random
-      access.
-    ValueError: no such set or split, or no uint8 images in it.
+  Raises NotPrepared without files of random access, and ValueError of an
+  unknown set or split, or one without uint8 images.
   """
   builder = make_builder(name, data_dir)
   if not _has_random_access(builder):
@@ -166,12 +157,7 @@ def open_source(
 
 @_quiet()
 def prepare(name: str, data_dir: str | None = None) -> None:
-  """Downloads a set and writes it as array_record, unless it is there.
-
-  Raises:
-    PreparationError: no network, a failed download or checksum, a missing
-      package, a full disk, or files in the way that cannot be read.
-  """
+  """Downloads a set as array_record unless it is there; or PreparationError."""
   builder = make_builder(name, data_dir)
   if _has_random_access(builder):
     return
@@ -214,14 +200,12 @@ def prepare(name: str, data_dir: str | None = None) -> None:
 def make_builder(
   name: str, data_dir: str | None = None, file_format: str | None = None
 ) -> tfds.core.DatasetBuilder:
-  """Returns the builder of a set, ours where TFDS's own needs TensorFlow.
+  """The builder of a set, ours where TFDS's own needs TensorFlow.
 
-  name is TFDS's, such as "lsun/bedroom" or "huggingface:owner__name"; one with
-  a ":version" is for reading only. file_format None is that of the files.
-
-  Raises:
-    ValueError: nothing has this name; the message suggests a close one.
-    PreparationError: Hugging Face's package or the network is missing.
+  `name` is TFDS's, such as "lsun/bedroom" or "huggingface:owner__name"; with
+  ":version" it is for reading only. None means TFDS's default data_dir, and the
+  prepared files' file_format. Raises ValueError of an unknown name, and
+  PreparationError if a builder of Hugging Face cannot be made.
   """
   if name.startswith(_HUGGING_FACE):
     return _hugging_face(name, data_dir, file_format)
@@ -273,7 +257,7 @@ def _format(builder: tfds.core.DatasetBuilder) -> str:
 
 
 def _has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
-  """Whether a set is prepared in a format that `tfds.data_source` can read."""
+  """Whether `tfds.data_source` can read a format of a prepared set."""
   readable = set(tfds.core.FileFormat.with_random_access())
   found = builder.is_prepared() and builder.info.available_file_formats()
   return bool(found and found & readable)

@@ -1,11 +1,9 @@
 """Corruption of the training set: which examples are dirty, and how.
 
-Whether example i is dirty, and its noise, are functions of (key, i): they
-are fixed for the whole run, on any number of devices.
-
-Each kind is a function (key, x_0, strength) of one example; the strength is a
-Python number in the kind's own unit, and 0 leaves x_0 alone (but for outlier).
-Only jpeg clips to [-1, 1]. jpeg and blur do not use their key.
+Both are functions of (key, i), fixed for a run on any number of devices. A kind
+is a pure function (key, x_0, strength) of one example. The strength, a Python
+number, has the kind's unit; 0 leaves x_0 alone (but for outlier). Only jpeg
+clips to [-1, 1].
 """
 
 import math
@@ -41,10 +39,7 @@ def salt_and_pepper(key: PRNGKeyArray, x_0: Example, share: float) -> Example:
 
 
 def mask(key: PRNGKeyArray, x_0: Image, share: float) -> Image:
-  """A rectangle of 0, mid-grey, on a share of the area, anywhere inside.
-
-  Each side is sqrt(share) of the image's, rounded, and of one pixel at least.
-  """
+  """A rectangle of 0, mid-grey, on a share of the area, a pixel at least."""
   inside = jnp.ones((1, 1), bool)
   for axis, axis_key in enumerate(jax.random.split(key)):
     side = x_0.shape[axis]
@@ -119,11 +114,10 @@ def corrupt(
   fraction: float,
   sigma: float,
 ) -> Float[Array, "b ..."]:
-  """The training set as it is found: a share `fraction` of it is dirty.
+  """The training set as it is found: a `fraction` of its examples is dirty.
 
-  key is the run's corruption key, x_0 the clean examples (images in [-1, 1]) at
-  the places `index` of the training set, kind a name in CORRUPTIONS and sigma
-  its strength. Clean examples are unchanged to the bit.
+  Clean examples, by their index in the training set, are unchanged to the bit;
+  sigma is the strength, in the unit of the kind in CORRUPTIONS.
   """
   apply = lambda k, x: CORRUPTIONS[kind].apply(k, x, sigma)
   dirty = jax.vmap(apply)(_keys(key, index)[:, 1], x_0)
@@ -132,5 +126,5 @@ def corrupt(
 
 
 def _keys(key, index):
-  """The keys of each example's flag and of its noise, [b, 2]."""
+  """The keys of each example's flag and of its noise, both [b]."""
   return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)

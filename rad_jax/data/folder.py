@@ -1,8 +1,7 @@
 """A local folder of images as a data set, decoded by Pillow on access.
 
-The layout is that of `tfds.ImageFolder` (which itself needs TensorFlow):
-split/label/x.png, the label being ignored; or a flat folder of images, which
-is one split, "train". The order is that of the names.
+As `tfds.ImageFolder` (which needs TensorFlow) has it: split/label/x.png, labels
+ignored; or flat, as one split, "train". The order is that of the names.
 """
 
 import pathlib
@@ -22,13 +21,10 @@ class FolderError(ValueError):
 
 
 def open_folder(path: str, split: str, num_channels: int) -> sources.Source:
-  """Finds the images of one split; decodes none.
+  """Finds the images of one split; decodes none; FolderError if there are none.
 
-  A folder with images in itself is flat: its subfolders are not looked into.
-  In others each subfolder is a split, whose images lie at any depth.
-
-  Raises:
-    FolderError: there is no such folder, no image in it, or no such split.
+  A folder with images in itself is flat, and its subfolders are ignored. In
+  others each subfolder is a split, with images at any depth.
   """
   root = pathlib.Path(path).expanduser()
   if not root.is_dir():
@@ -52,7 +48,7 @@ def open_folder(path: str, split: str, num_channels: int) -> sources.Source:
 
 
 def _decode(path: pathlib.Path, num_channels: int) -> np.ndarray:
-  """One file's image, upright as its EXIF says, transparency over white."""
+  """An image, upright by EXIF, 8 bits a channel, transparency on white."""
   try:
     with Image.open(path) as picture:
       upright = ImageOps.exif_transpose(picture)

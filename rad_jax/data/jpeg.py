@@ -1,9 +1,8 @@
 """What JPEG loses, in JAX: ITU-T T.81 (1992) with libjpeg's conventions.
 
-Colours are split into Y, Cb and Cr (JFIF), Cb and Cr halved in both
-directions (4:2:0), and each plane's blocks of 8 x 8 transformed by the DCT and
-rounded to multiples of libjpeg's table of the quality; then all of it back.
-The entropy coding, which is lossless, is left out.
+Planes Y, Cb and Cr (JFIF), the last two halved (4:2:0), go in blocks of 8 x 8
+through the DCT, are rounded to multiples of a table that the quality scales,
+and come back. The entropy coding, which is lossless, is left out.
 """
 
 import io
@@ -32,11 +31,7 @@ _FROM_YCC = np.linalg.inv(_TO_YCC.astype(np.float64)).astype(np.float32)
 
 
 def round_trip(x: Float[Array, "h w c"], quality: int) -> Float[Array, "h w c"]:
-  """An image as JPEG gives it back, at libjpeg's quality, 1 to 100.
-
-  x is grey or RGB (else ValueError); it is clipped to [-1, 1] and rounded to
-  256 levels first.
-  """
+  """x, clipped, as JPEG of quality 1 to 100; ValueError unless grey or RGB."""
   if x.shape[-1] not in (1, 3):
     raise ValueError(f"JPEG holds [h, w, 1] and [h, w, 3], not {x.shape}")
   levels = jnp.rint((jnp.clip(x, -1, 1) + 1) * 127.5) - 128

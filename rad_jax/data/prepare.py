@@ -36,10 +36,9 @@ def make_known_noise(
 def make_prepare(
   corrupt: Corruption, noise_of: Callable[[Array], Array], flip: bool
 ) -> Prepare:
-  """(batch, keys [b]) -> x_0 [b, ...], corrupted, then flipped; sigma_c [b].
+  """(batch, keys [b]) -> x_0 [b, ...], ready to train on, and sigma_c [b].
 
-  Flips come last so that an image and its noise are flipped together. sigma_c
-  is the known noise, for noise-aware objectives.
+  Flips come last, so that an image and its noise are flipped together.
   """
 
   def prepare(batch, flip_keys):

@@ -49,14 +49,11 @@ class Source:
 def reader(
   source: Source, transform: Transform, max_unreadable: int = 0
 ) -> Reader:
-  """Returns a function from an index to its image; safe to share by threads.
+  """A function from an index to its image; safe to share among threads.
 
-  An image that cannot be decoded or transformed is named in the log, and the
-  next readable one takes its place, so that all others keep their index. At
-  more than max_unreadable of them the function raises ExampleError.
-
-  Raises:
-    ValueError: the source is empty.
+  An image that cannot be used is logged, and the next one takes its place, so
+  that indices, batches and corruption stay; ExampleError at more than
+  max_unreadable of them. Raises ValueError if the source is empty.
   """
   if not len(source):
     raise ValueError(f"{source.label} is empty")
@@ -90,11 +87,7 @@ def reader(
 
 
 def load(source: Source, read_at: Reader) -> UInt8[np.ndarray, "n h w c"]:
-  """Reads a whole source by its `reader`, with a progress bar on stderr.
-
-  Raises:
-    ExampleError: as the reader, and of an image of another shape.
-  """
+  """All images of a source; ExampleError as its reader, or if shapes differ."""
   shape = read_at(0).shape
   images = np.empty((len(source), *shape), np.uint8)
 

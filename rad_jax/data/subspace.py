@@ -14,11 +14,7 @@ class Subspace(NamedTuple):
 
 
 def fit(x: Float[np.ndarray, "n ..."], rank: int) -> Subspace:
-  """The `rank` leading principal components of x [n, ...], flattened.
-
-  Raises:
-    ValueError: rank is not in 1 .. min(n, d).
-  """
+  """The principal components of x; ValueError unless rank <= min(n, d)."""
   flat = x.reshape(len(x), -1)
   if not 1 <= rank <= min(flat.shape):
     raise ValueError(
@@ -40,7 +36,7 @@ def truncate(subspace: Subspace, rank: int) -> Subspace:
 def coordinates(
   subspace: Subspace, x: Float[np.ndarray, "n ..."]
 ) -> Float[np.ndarray, "n rank"]:
-  """Coordinates of x along the basis."""
+  """Coordinates [n, rank] of x [n, ...] along the basis."""
   return (x.reshape(len(x), -1) - subspace.mean) @ subspace.basis.T
 
 

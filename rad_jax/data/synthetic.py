@@ -14,26 +14,14 @@ PLANE_NORMAL = np.ones(3) / np.sqrt(3)
 
 
 def view(dims: int) -> np.ndarray:
-  """Orthonormal directions to look along, [2, dims], for dims 2 or 3.
-
-  The axes of R^2; in R^3, along the edge of the oblique plane and off it.
-  """
+  """Orthonormal axes of a picture, [2, dims]; ValueError unless 2 or 3."""
   if dims not in (2, 3):
     raise ValueError(f"no picture of points in {dims} dimensions")
   return np.eye(2) if dims == 2 else np.stack([PLANE_BASIS[0], PLANE_NORMAL])
 
 
 class World(NamedTuple):
-  """A distribution of points in R^d whose support and moments are known.
-
-  sample: (generator, n) -> float32 [n, d].
-  project: [n, d] -> the nearest points of the support, [n, d].
-  mean, covariance: float64 [d] and [d, d].
-  denoise: (x_t [n, d], alpha, sigma) -> E[x_0 | x_t], float64 [n, d], where
-    x_t = alpha x_0 + sigma eps.
-  modes: centres [k, d] of equally likely modes; None where there are none.
-  mode_radius: a mode lies within it of its centre, all but 1e-8 of its mass.
-  """
+  """A distribution of points in R^d whose support and moments are known."""
 
   sample: Callable[[np.random.Generator, int], Points]
   project: Callable[[Points], Points]
@@ -45,10 +33,7 @@ class World(NamedTuple):
 
 
 def oblique_plane() -> World:
-  """Uniform on a square of side 2 in the plane x + y + z = 0 of R^3.
-
-  The support is taken to be the whole plane.
-  """
+  """Uniform on a square of side 2 in x + y + z = 0; the support: that plane."""
 
   def sample(generator, n):
     return (generator.uniform(-1, 1, (n, 2)) @ PLANE_BASIS).astype(np.float32)
@@ -67,11 +52,7 @@ def oblique_plane() -> World:
 
 
 def three_gaussians() -> World:
-  """Three equal, narrow Gaussians in the plane, on a circle of radius 0.8.
-
-  Each has standard deviation 0.05; the support is taken to be the discs of
-  three standard deviations, which hold 98.9% of the mass.
-  """
+  """Three Gaussians of std 0.05 in R^2; the support: their discs of 3 std."""
   std, angles = 0.05, np.pi / 2 + np.arange(3) * 2 * np.pi / 3
   centres = 0.8 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 

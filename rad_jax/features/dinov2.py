@@ -1,18 +1,9 @@
 """DINOv2's vision transformers, whose features are those of FD_DINOv2.
 
-The networks of Oquab et al. 2023 (arXiv 2304.07193), without registers: S, B
-and L, and g, whose MLP is gated. The feature is the class token after the last
-layer norm (Stein et al. 2023, arXiv 2306.04675, of ViT-L/14). Where the papers
-are silent, those authors' own code decides:
-
-- images are resized to 224 x 224 as Pillow does, whatever their aspect:
-  bicubic with a = -1/2, antialiased where they shrink, first along rows, then
-  along columns, each time rounded to 8 bits;
-- positions, learned on a grid of 37 x 37, are interpolated to 16 x 16:
-  bicubic with a = -3/4, not antialiased, the border repeated, and sampled as
-  if 16.1 cells covered the grid. See `POSITION_OFFSET`.
-
-Inference only: layer scales are folded into the products before them.
+S, B, L and g (gated MLPs) of Oquab et al. 2023 (arXiv 2304.07193), without
+registers, for inference; images and positions are resized as in their code.
+The feature is the class token after the last norm (Stein et al. 2023, arXiv
+2306.04675).
 """
 
 import math
@@ -28,8 +19,8 @@ from rad_jax.interop import weights
 
 SIZE = 224
 PATCH = 14
-# Added to the 16 cells of a side, against rounding of the output's size, when
-# positions are interpolated. Meta's code has it; Hugging Face's has none.
+# Added to the 16 cells of a side where positions are interpolated, against
+# rounding. Meta's code has it; Hugging Face's has none.
 POSITION_OFFSET = 0.1
 WEIGHTS_HELP = (
   "no DINOv2 weights: fetch"
@@ -123,10 +114,10 @@ def preprocessed(
 
 
 def resized(images: UInt8[Array, "b h w c"]) -> Float[Array, "b 224 224 c"]:
-  """Pillow's bicubic resize to SIZE, of 8-bit images.
+  """Pillow's bicubic resize (a = -1/2, antialiased), 8 bits after each axis.
 
-  Where a value falls halfway between two levels, Pillow's fixed-point weights
-  may round it to the other one: a pixel in a hundred at 64 x 64, else fewer.
+  Halfway between two levels, Pillow's fixed-point weights may round to the
+  other one: a pixel in a hundred at 64 x 64, else fewer.
   """
   b, height, _, c = images.shape
   x = images.astype(jnp.float32)
@@ -144,14 +135,7 @@ def load_weights(path: str | pathlib.Path) -> PyTree:
 def from_state_dict(
   state: weights.State, position_offset: float = POSITION_OFFSET
 ) -> PyTree:
-  """The params of `apply` from a state dict of Meta's or Hugging Face's keys.
-
-  Width, depth and the kind of MLP are read off the keys and shapes; other keys
-  are passed over. `position_offset`: see `interpolated`.
-
-  Raises:
-    WeightsError: a key is missing, or the network is another one.
-  """
+  """Params from Meta's or Hugging Face's state dict; or WeightsError."""
   if any("register_tokens" in key for key in state):
     raise weights.WeightsError(
       "the weights are of a network with registers: take those without"
@@ -224,7 +208,7 @@ def _take(state: weights.State, key: str, *shape: int) -> np.ndarray:
 
 
 def _shape(state: weights.State, key: str) -> tuple[int, ...]:
-  """Of an array that must have three axes."""
+  """An array's shape, which must have three axes."""
   key = _key(state, key)
   if np.ndim(state.get(key, 0.0)) != 3:
     raise weights.WeightsError(f"the weights have no 3-D {key}")
@@ -242,10 +226,10 @@ def _key(state: weights.State, key: str) -> str:
 def interpolated(
   grid: Float[np.ndarray, "g g width"], side: int, offset: float
 ) -> Float[np.ndarray, "side side width"]:
-  """A grid of positions, resized as PyTorch's bicubic without antialiasing.
+  """A grid of positions resized by PyTorch's bicubic, a = -3/4.
 
-  jax.image has another cubic and another border. Cell i lies at
-  (i + 1/2) g / (side + offset) - 1/2; a grid of that side is left unchanged.
+  Not antialiased; the border is repeated. Cell i lies at (i + 1/2) g / (side +
+  offset) - 1/2, but a grid of that side is left unchanged.
   """
   cells = len(grid)
   if side == cells:

@@ -1,11 +1,8 @@
 """Feature extractors: what sample quality is measured in.
 
-Inception's are those of FID, KID and the Inception Score as published, and
-DINOv2's those of FD_DINOv2; they need weights. Principal components of the
-clean data and a random convolutional network need no download, and are
-comparable with themselves only.
-
-Networks are imported when they are made: names are all that a config needs.
+Inception's features (FID, KID, Inception Score) and DINOv2's (FD_DINOv2) need
+weights; the others need none, and are comparable with themselves only. Networks
+are imported when they are made: a config needs only their names.
 """
 
 import hashlib
@@ -34,30 +31,18 @@ class Features(NamedTuple):
 
 
 class Extractor(NamedTuple):
-  """A pure function from images to features, and what identifies it.
+  """A pure function from images to features, and what identifies it."""
 
-  name: a key of EXTRACTORS.
-  version: equal where features can be compared: it has all that they depend
-    on, weights and preprocessing.
-  params: arrays that `apply` reads.
-  apply: (params, images [b, ...]) -> Features. Images are uint8, or float in
-    model units; each row depends on its own image alone. Safe under jit.
-  batch_size: rows at a time in `extract_all`, over all devices together.
-  """
-
-  name: str
-  version: str
+  name: str  # a key of EXTRACTORS
+  version: str  # equal where features can be compared
   params: PyTree
+  # Of uint8 images, or float in model units, each alone; safe under jit.
   apply: Callable[[PyTree, Num[Array, " b *image"]], Features]
-  batch_size: int
+  batch_size: int  # over all devices together
 
 
 def pca(clean: np.ndarray, dims: int) -> Extractor:
-  """Coordinates along the `dims` leading principal components of clean data.
-
-  Raises:
-    ValueError: dims is not in 1 .. min(n, elements).
-  """
+  """Coordinates along clean data's `dims` components; see `subspace.fit`."""
   fitted = subspace.fit(examples.to_model_range(clean), dims)
   params = subspace.Subspace(*(np.asarray(x, np.float32) for x in fitted))
 
@@ -73,12 +58,9 @@ def pca(clean: np.ndarray, dims: int) -> Extractor:
 def random_conv(shape: tuple[int, ...], seed: int = 0) -> Extractor:
   """An untrained convolutional network: NOT Inception, and no FID.
 
-  Three 3x3 convolutions with relu, means of 2x2 pixels between them; the
-  features are each layer's mean over pixels, [n, 224]. Weights are normal, of
-  variance 2 / fan-in (He et al. 2015), and depend on seed and channels alone.
-
-  Raises:
-    ValueError: shape is not (height, width, channels) with sides of 4 or more.
+  Three 3x3 convolutions, normal by seed (He et al. 2015), with relu; features
+  are each layer's means over pixels, [n, 224]. Raises ValueError unless shape
+  is (height, width, channels) with sides of 4 or more.
   """
   if len(shape) != 3 or min(shape[:2]) < 4:
     raise ValueError(f"random_conv takes images of 4x4 or more, not {shape}")
@@ -110,11 +92,8 @@ def random_conv(shape: tuple[int, ...], seed: int = 0) -> Extractor:
 def inception(path: str | pathlib.Path) -> Extractor:
   """The FID Inception's pool features [n, 2048] and logits [n, 1008].
 
-  Images are taken as saved. The logits leave out the last layer's bias, as the
-  Inception Score's own code does (Salimans et al. 2016).
-
-  Raises:
-    WeightsError: no weights, or wrong ones; with what to fetch.
+  The logits leave out the last bias, as the Inception Score's own code does
+  (Salimans et al. 2016). Raises WeightsError, which says what to fetch.
   """
   from rad_jax.features import inception as network
 
@@ -128,7 +107,7 @@ def inception(path: str | pathlib.Path) -> Extractor:
 
 
 def dinov2(path: str | pathlib.Path) -> Extractor:
-  """DINOv2's class token, [n, width], as `inception`'s; ViT-L/14's has 1024."""
+  """DINOv2's class token, [n, width]: 1024 for ViT-L/14. See `inception`."""
   from rad_jax.features import dinov2 as network
 
   def apply(params: PyTree, images: Array) -> Features:
@@ -150,9 +129,8 @@ def _digest(path: str | pathlib.Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()[:8]
 
 
-# By name: from (clean, dims, seed, weights), clean examples [n, ...], to which
-# `pca` is fitted, the number of its components, cut to what clean has,
-# `random_conv`'s seed, and the path of the others' weights.
+# By name, from clean examples [n, ...], to which `pca` is fitted, the number of
+# its components (at most what clean has), a seed, and the path of weights.
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
   "pca": lambda x, dims, *_: pca(x, min(dims, len(x), x[0].size)),
   "random_conv": lambda x, dims, seed, path: random_conv(x.shape[1:], seed),
@@ -162,11 +140,10 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
 
 
 def extract_all(extractor: Extractor, images: np.ndarray) -> Features:
-  """Features of all images, [n, ...], over all devices.
+  """Features of all images [n, ...], as NumPy arrays, over all devices.
 
-  One compilation: the last batch is filled up with its own first rows. Products
-  are at full float32 precision, which GPUs and TPUs would otherwise reduce.
-  Returns NumPy arrays; raises ValueError if there are no images.
+  One compilation: the last batch is filled up with its own rows. Products have
+  full float32 precision. Raises ValueError if there are no images.
   """
   if not len(images):
     raise ValueError("no images to take features of")

@@ -1,17 +1,9 @@
 """Inception-v3 as the Frechet Inception Distance was defined with it.
 
-The network of the TensorFlow graph of 2015-12-05 (Szegedy et al. 2015, arXiv
-1512.00567; Heusel et al. 2017, arXiv 1706.08500) differs in its weights from
-Keras's and torchvision's, and in this:
-
-- images are resized as TensorFlow 1 did: bilinear, corners not aligned, pixel
-  centres not moved by a half;
-- the 3x3 average pools leave the padding out of the average;
-- the last block has a max pool where the one before has an average;
-- there are 1008 classes.
-
-Inference only: batch norms are folded into the convolutions. Weights are the
-user's: see `WEIGHTS_HELP`.
+TensorFlow's graph of 2015-12-05 (Szegedy et al. 2015, arXiv 1512.00567; Heusel
+et al. 2017, arXiv 1706.08500), for inference. Keras's and torchvision's have
+other weights, another resize and 1000 classes, not 1008; and here 3x3 average
+pools leave the padding out, and the last block has a max pool.
 """
 
 import functools
@@ -48,10 +40,7 @@ class Outputs(NamedTuple):
 def _conv(
   x: Array, name: str, channels: int, *size: int, padding: str = ""
 ) -> Array:
-  """A convolution, its batch norm and relu; called inside a module.
-
-  size: height, width and stride of the kernel, 1 where they are left out.
-  """
+  """Convolution and relu; `size`: height, width and stride, 1 if left out."""
   height, width, stride = (*size, 1, 1, 1)[:3]
   padding = padding or ("SAME" if stride == 1 else "VALID")
   kernel = height, width
@@ -149,7 +138,7 @@ class _Inception(nn.Module):
 
 
 def apply(params: PyTree, images: UInt8[Array, "b h w c"]) -> Outputs:
-  """Runs the network on images of any size, c 3, or 1; safe under jit."""
+  """The network's outputs on images of any size, c 3, or 1; safe under jit."""
   outputs: Any = _Inception().apply({"params": params}, preprocessed(images))
   return outputs
 
@@ -188,11 +177,7 @@ def load_weights(path: str | pathlib.Path) -> PyTree:
 
 
 def from_state_dict(state: weights.State) -> PyTree:
-  """The params of `apply` from pytorch-fid's state dict, which may hold more.
-
-  Raises:
-    WeightsError: a key is missing, or its array has another shape.
-  """
+  """Params from pytorch-fid's state dict; or WeightsError."""
 
   def take(key: str, *shape: int) -> np.ndarray:
     return np.asarray(weights.take(state, key, shape), np.float64)

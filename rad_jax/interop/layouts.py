@@ -1,18 +1,11 @@
 """Our U-Net's parameters in the layouts of PyTorch's diffusion libraries.
 
-diffusers' UNet2DModel (of which google/ddpm-cifar10-32 is one) and
-improved-diffusion's UNetModel (Nichol & Dhariwal 2021, arXiv 2102.09672) hold
-the U-Net of DDPM under other names and with other axes:
-
-- a convolution's kernel is `[out, in, height, width]`, and `[height, width, in,
-  out]` here; a dense layer's `[out, in]`, and `[in, out]` here;
-- a shortcut is a 1x1 convolution, and a dense layer here; so are the layers of
-  improved-diffusion's attention, in one dimension;
-- improved-diffusion has query, key and value in one `qkv`, whose outputs are
-  `[heads, 3, channels / heads]`.
-
-Names and shapes do not tell epsilons, paddings, embeddings and heads: those are
-arguments of `unet.unet`. Every array of either side is used exactly once.
+diffusers' UNet2DModel and improved-diffusion's UNetModel (arXiv 2102.09672)
+hold DDPM's U-Net under other names. Kernels are `[out, in, height, width]`
+there, `[height, width, in, out]` here; some dense layers are 1x1 convolutions
+there. improved-diffusion packs query, key and value as one `qkv` with outputs
+`[heads, 3, channels / heads]`. Every array of either side is used once. Their
+names and shapes tell no epsilons, paddings, embeddings or heads.
 """
 
 import re
@@ -70,18 +63,11 @@ _Tensors = dict[str, tuple[tuple[int, ...], list[str]]]
 def from_pytorch(
   state: weights.State, like: PyTree, num_heads: int = 1
 ) -> tuple[PyTree, str]:
-  """Our parameters as float32 arrays, from a state dict in either layout.
+  """Our parameters, float32 in the structure of `like`, and the layout's name.
 
-  Where an improved-diffusion network predicts a variance as well, that half of
-  its output is left out. Its packing of attention depends on num_heads.
-
-  Returns:
-    The parameters, in the structure of `like`, and the layout: "diffusers" or
-    "improved-diffusion".
-
-  Raises:
-    WeightsError: it is in neither layout, or of another network. All tensors
-      that are missing, left over or of another shape are named.
+  The layout is "diffusers" or "improved-diffusion", which packs attention by
+  num_heads, and whose predicted variances, if any, are left out. Raises
+  WeightsError, naming all tensors missing, left over or of another shape.
   """
   if "input_blocks.0.0.weight" in state:
     layout = _IMPROVED
@@ -149,11 +135,7 @@ def _tensors(like: PyTree, layout: int) -> _Tensors:
 
 
 def _block(name: str, paths: Iterable[str]) -> tuple[str, str]:
-  """Both libraries' names of a block, or of a layer outside blocks.
-
-  improved-diffusion counts through the blocks of each way, with the layers
-  that follow them inside. `paths` are those of our parameters.
-  """
+  """Both layouts' names of a block or outer layer; `paths` are all of ours."""
   down = re.findall(r"^down_(\d+)_(\d+)_(\w+)/", "\n".join(paths), re.MULTILINE)
   levels, numbers, _ = zip(*down, strict=True)
   last_level, per_level = max(map(int, levels)), max(map(int, numbers)) + 2

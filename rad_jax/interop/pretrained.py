@@ -1,12 +1,8 @@
 """Networks trained elsewhere, read for fine-tuning; ours, for diffusers.
 
-Tensors' shapes say much about a network, and not all: a diffusers folder's
-config.json is compared with config.model.unet, its scheduler with
-config.diffusion. A bare file says nothing of these: they are the user's word.
-
-`fields` is a run's flattened config ({"model.unet.channels": 128, ...}, lists
-for tuples): model, data and diffusion are read; by `load` also
-train.init_weights, by `export` sampling.variance and .clip_x_0.
+A diffusers folder's config.json is compared with config.model.unet, its
+scheduler with config.diffusion; of a bare file both are the user's word.
+`fields` is a run's flattened config, lists for tuples.
 """
 
 import itertools
@@ -91,17 +87,10 @@ def is_foreign(source: pathlib.Path) -> bool:
 def load(source: pathlib.Path, like: PyTree, fields: Fields) -> PyTree:
   """Another library's parameters, as float32 arrays in the structure of `like`.
 
-  `source`, config.train.init_from, is a folder that diffusers saved, a
-  pipeline's or a UNet2DModel's; one of improved-diffusion's checkpoints; or a
-  file of either layout, .safetensors or PyTorch's .pt.
-
-  Raises:
-    MismatchError: the network, its noise schedule or what it predicts is not
-      the config's (all differing fields are named), or it is not clear which
-      weights are meant.
-    weights.WeightsError: a file is missing or cannot be read, or its tensors
-      do not fit.
-    ValueError: a JSON file is damaged.
+  `source` is a folder of a diffusers pipeline or UNet2DModel, or of
+  improved-diffusion's checkpoints, or a file of either layout. Raises
+  MismatchError with all fields that differ, or if it is unclear which weights
+  are meant; WeightsError, or ValueError of JSON, if a file cannot be used.
   """
   name = f"config.train.init_from={str(source)!r}"
   if fields["model.name"] != "unet" or fields["diffusion.process"] != "ddpm":
@@ -135,11 +124,7 @@ def load(source: pathlib.Path, like: PyTree, fields: Fields) -> PyTree:
 def export(
   params: PyTree, folder: pathlib.Path, fields: Fields
 ) -> pathlib.Path:
-  """Writes a folder that diffusers' DDPMPipeline.from_pretrained reads.
-
-  Returns the folder; raises MismatchError if diffusers has no such network,
-  schedule or prediction.
-  """
+  """Writes a folder for diffusers' DDPMPipeline; MismatchError if none fits."""
   described = {
     "unet/config.json": _network_config(fields),
     f"scheduler/{_SCHEDULER_FILE}": _scheduler_config(fields),
@@ -268,8 +253,7 @@ def _foreign_options(theirs: Mapping[str, Any]) -> list[str]:
   shown = lambda *options: ", ".join(f"{o}={theirs[o]!r}" for o in options)
   down, widths = theirs["down_block_types"], theirs["block_out_channels"]
   groups = theirs["norm_num_groups"]
-  # If not given, the middle's attention has the other norms' number, but with
-  # scale_shift.
+  # By default the middle's norm has the others' groups, but with scale_shift.
   scale_shift = theirs["resnet_time_scale_shift"] == "scale_shift"
   of_middle = theirs["attn_norm_num_groups"] or (not scale_shift and groups)
   found = [
@@ -439,7 +423,7 @@ def _state(chosen: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _scheduler(folder: pathlib.Path) -> dict[str, Any]:
-  """A UNet2DModel's folder's scheduler_config.json; {} without."""
+  """The scheduler_config.json of a UNet2DModel's folder; {} without."""
   places = folder, folder / "scheduler", folder.parent / "scheduler"
   found = (files.read_json(place / _SCHEDULER_FILE) for place in places)
   return next(filter(None, found), {})

@@ -25,11 +25,8 @@ def load(
 ) -> PyTree:
   """Params, converted from a file of a state dict; no code in it is run.
 
-  The file is `.safetensors`, or PyTorch's `.pth` or `.pt`, which needs torch.
-
-  Raises:
-    WeightsError: there is no path or file, it cannot be read, or `convert`
-      raises it; with `to_fetch`, what to give instead.
+  PyTorch's `.pth` and `.pt` need torch, `.safetensors` does not. Raises
+  WeightsError if no file fits; `to_fetch` says what to give instead.
   """
   if not str(path):
     raise WeightsError(to_fetch)

@@ -11,13 +11,10 @@ from jaxtyping import Array, Float, Real
 def sines_first(
   t: Real[Array, " b"], features: int
 ) -> Float[Array, "b features"]:
-  """Embeds `t` as `[sin(t f_i), cos(t f_i)]`, `f_i = 10000^(-i / (half - 1))`.
+  """Embeds t as [sin(t f_i), cos(t f_i)], f_i = 10000^(-2i / (features - 2)).
 
-  With `half = features / 2`: the variant of Vaswani et al. 2017 (section 3.5)
-  in the code of DDPM (arXiv 2006.11239), which includes both end points.
-
-  Raises:
-    ValueError: features is odd or below 4.
+  As DDPM's code does (arXiv 2006.11239). Raises ValueError if features is odd
+  or below 4.
   """
   if features < 4 or features % 2:
     raise ValueError(
@@ -30,7 +27,7 @@ def sines_first(
 def cosines_first(
   t: Real[Array, " b"], features: int
 ) -> Float[Array, "b features"]:
-  """Embeds `t` as `[cos(t f_i), sin(t f_i)]`, `f_i = 10000^(-i / half)`.
+  """Embeds t as [cos(t f_i), sin(t f_i)], f_i = 10000^(-2i / features).
 
   The variant of Nichol & Dhariwal 2021 (arXiv 2102.09672).
   """
@@ -47,32 +44,25 @@ def _angles(
 
 
 def default_groups(channels: int) -> int:
-  """32 or the largest power of two that divides `channels`.
+  """The largest power of two, up to 32, that divides `channels`.
 
-  Narrow networks would get groups of one channel, whose norm removes exactly
-  the constant that the time adds to that channel: eps_hat would not depend on
-  t. They get groups of four instead, as DDPM's 128 channels do.
+  A fourth of them where that is all: norms of single channels would remove
+  exactly what the time adds, and eps_hat would not depend on t.
   """
   groups = math.gcd(32, channels)
   return groups if groups < channels else max(channels // 4, 1)
 
 
 class GroupNorm(nn.Module):
-  """Group norm (Wu and He 2018, arXiv 1803.08494), with float32 statistics.
+  """flax.linen.GroupNorm (arXiv 1803.08494), float32 inside, in two passes.
 
-  The numbers and parameters of `flax.linen.GroupNorm`, in two passes over
-  memory: sums run over pixels first and over the channels of a group after, as
-  XLA finds no fast loop over both at once. What is left is one multiplication
-  and one addition by channel, which XLA fuses with what follows.
-
-  num_groups: a divisor of the channels; 0: their `default_groups`.
-  dtype: of the output.
-  epsilon: added to the variance.
+  Sums run over pixels first, then over a group's channels, as XLA finds no fast
+  loop over both at once.
   """
 
-  num_groups: int
-  dtype: jnp.dtype
-  epsilon: float = 1e-6
+  num_groups: int  # a divisor of the channels; 0: their `default_groups`
+  dtype: jnp.dtype  # of the output
+  epsilon: float = 1e-6  # added to the variance
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

@@ -36,12 +36,11 @@ class _Mlp(nn.Module):
 def mlp(
   width: int, depth: int, time_features: int = 64, dtype: str = "float32"
 ) -> network.Network:
-  """Returns an MLP whose every hidden layer also sees the time.
+  """An MLP on flattened x_t whose every hidden layer also sees the time.
 
-  Layer k of `depth` is `h_k = silu(W_k h_{k-1} + b_k + V_k e(t))`, with `e(t)`
-  one silu layer on the sinusoidal embedding of `time_features`, even and at
-  least 4. Images are flattened. The output layer starts at zero; it, the output
-  and all parameters are float32, whatever the hidden layers' `dtype`.
+  h_k = silu(W_k h_{k-1} + b_k + V_k e(t)), with e(t) one silu layer on the
+  embedding of `time_features`, even and at least 4. The last layer starts at 0;
+  it and all parameters are float32, whatever the `dtype`.
   """
   return network.from_module(
     _Mlp(width, depth, time_features, jnp.dtype(dtype))

@@ -1,14 +1,7 @@
 """The one interface between networks and the rest: two pure functions.
 
 A network predicts the noise, eps_hat = eps_theta(x_t, t), of the state x_t =
-sqrt(alpha_bar_t) x_0 + sigma_t eps (DDPM, arXiv 2006.11239, Eq. 11). Training,
-sampling and attacks see only a `Network`, so any two functions with these
-signatures will do:
-
-  network = Network(
-    init=lambda key, x_t, t: {"scale": jnp.ones(())},
-    apply=lambda params, x_t, t, dropout_key=None: params["scale"] * x_t,
-  )
+sqrt(alpha_bar_t) x_0 + sigma_t eps (DDPM, arXiv 2006.11239, Eq. 11).
 """
 
 from collections.abc import Callable
@@ -20,14 +13,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Real
 
 
 class Network(NamedTuple):
-  """A pair of pure functions; safe under jit, grad and vmap.
+  """Two pure functions; safe under jit, grad and vmap.
 
-  init: `(key, x_t, t) -> params`, a pytree of arrays. Only the shapes and
-    dtypes of `x_t` and `t` matter. Worth a `jax.jit` for a large network.
-  apply: `(params, x_t, t, dropout_key=None) -> eps_hat`, with `x_t` of shape
-    `[b, ...]` (channels last), `t` of shape `[b]` (index into the noise
-    schedule, 0 to T - 1) and `eps_hat` in float32 of the shape of `x_t`.
-    Without a `dropout_key` it is deterministic.
+  init: `(key, x_t, t) -> params`, by the shapes and dtypes of `x_t` and `t`.
+  apply: `(params, x_t, t, dropout_key=None) -> eps_hat`, float32 like `x_t`,
+    [b, ...], channels last; `t`, [b], is in 0 .. T - 1. No key, no dropout.
   """
 
   init: Callable[..., PyTree]
@@ -35,11 +25,7 @@ class Network(NamedTuple):
 
 
 def from_module(module: nn.Module) -> Network:
-  """Wraps a linen module with `__call__(x_t, t, train: bool)`.
-
-  It may hold parameters and draw from the "dropout" stream; other collections
-  (such as batch statistics) would couple examples and raise a ValueError.
-  """
+  """A linen module of (x_t, t, train); ValueError if it has other state."""
 
   def init(
     key: PRNGKeyArray, x_t: Float[Array, " b *features"], t: Real[Array, " b"]

@@ -1,9 +1,8 @@
 """The U-Net of DDPM (Ho et al. 2020, arXiv 2006.11239, appendix B), NHWC.
 
-Where the paper is silent the authors' published code decides: kernels are
-drawn by uniform variance scaling over the average fan, and the last layer of
-each residual branch, of each attention block and of the network starts at
-zero, so that an untrained network returns 0.
+As in the authors' code, kernels are drawn by uniform variance scaling over the
+average fan, and the last layers of all residual branches, of attention and of
+the network start at zero: an untrained network returns 0.
 """
 
 import functools
@@ -23,15 +22,11 @@ _Dense = functools.partial(nn.Dense, kernel_init=_fan_avg)
 
 
 class Conventions(NamedTuple):
-  """What published U-Nets of one shape do differently.
+  """What published U-Nets of one shape do differently."""
 
-  epsilon: of the group norms. padding: of the convolutions that halve the
-  sides. embed: (t [b], features) -> the sinusoidal embedding [b, features].
-  """
-
-  epsilon: float
-  padding: str | tuple[tuple[int, int], ...]
-  embed: Callable[..., Array]
+  epsilon: float  # of the group norms
+  padding: str | tuple[tuple[int, int], ...]  # where sides are halved
+  embed: Callable[..., Array]  # (t [b], features) -> [b, features]
 
 
 CONVENTIONS = {
@@ -203,33 +198,26 @@ def unet(
   scale_shift: bool = False,
   time_scale: float = 1.0,
 ) -> network.Network:
-  """Returns the DDPM U-Net for images `[b, h, w, c]`.
+  """The DDPM U-Net for images [b, h, w, c].
 
-  DDPM's CIFAR-10 network is `unet(128, (1, 2, 2, 2), 2, (16,), 0.1)`; it has
-  35,746,307 parameters.
+  DDPM's CIFAR-10 network is `unet(128, (1, 2, 2, 2), 2, (16,), 0.1)`, of
+  35,746,307 parameters. `conventions` and what follows are for networks trained
+  elsewhere. `init` and `apply` raise ValueError of sides that cannot be halved.
 
   Args:
     channels: at the first level, even and at least 4.
     channel_multipliers: one per level; each after the first halves the sides.
     num_res_blocks: per level on the way down; the way up has one more.
-    attention_resolutions: heights in pixels of the feature maps that are
-      followed by attention. The middle always has attention.
+    attention_resolutions: heights with attention; the middle always has it.
     dropout: probability, in [0, 1).
-    dtype: of the arithmetic. Parameters, group statistics, time features, the
-      output layer and the output are always float32: the robust losses compare
-      outputs that differ by less than 16 bits can resolve.
+    dtype: of the arithmetic. Parameters, statistics, time features and output
+      are float32: robust losses compare outputs closer than 16 bits resolve.
     remat: recompute residual blocks in the backward pass, for less memory.
-    conventions: a name in CONVENTIONS. This and what follows is for networks
-      that were trained elsewhere.
-    num_groups: of all group norms, a divisor of `channels`; 0: see
-      `layers.default_groups`.
-    num_heads: of attention, a divisor of the channels where it is.
-    scale_shift: the time scales and shifts each residual block's second norm
-      (Nichol & Dhariwal 2021), instead of a shift before it.
+    conventions: a name in CONVENTIONS.
+    num_groups: of all group norms; 0: `layers.default_groups`.
+    num_heads: of attention, a divisor of its channels.
+    scale_shift: the time scales and shifts each residual block's second norm.
     time_scale: what t is multiplied by before it is embedded.
-
-  Raises:
-    ValueError: in `init` and `apply`: the sides cannot be halved that often.
   """
   return network.from_module(
     _UNet(
