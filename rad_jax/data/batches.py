@@ -25,8 +25,8 @@ def epoch_order(
   seed: int, epoch: int, num_examples: int
 ) -> Int32[np.ndarray, " n"]:
   """The order of the n examples in an epoch, read-only."""
-  order = np.random.default_rng([seed, epoch]).permutation(num_examples)
-  order = order.astype(np.int32)
+  generator = np.random.default_rng([seed, epoch])
+  order = generator.permutation(num_examples).astype(np.int32)
   order.setflags(write=False)
   return order
 
@@ -34,11 +34,7 @@ def epoch_order(
 def example_indices(
   seed: int, step: int, batch_size: int, num_examples: int
 ) -> Int32[np.ndarray, " b"]:
-  """The examples of batch `step`; it may straddle epochs, or hold several.
-
-  Raises:
-    ValueError: num_examples is not positive.
-  """
+  """The examples of batch `step`; it may straddle epochs, or hold several."""
   if num_examples < 1:
     raise ValueError(f"num_examples must be positive, not {num_examples}")
   first = step * batch_size

@@ -27,6 +27,14 @@ from tensorflow_datasets.core.download import download_manager, extractor
 from rad_jax.data import folder, images, sources
 
 _HUGGING_FACE = "huggingface:"
+_FAILURES: tuple[type[Exception], ...] = (
+  OSError,
+  ImportError,
+  AssertionError,
+  tfds.download.DownloadError,
+  download_manager.NonMatchingChecksumError,
+  extractor.ExtractError,
+)
 
 
 class PreparationError(RuntimeError):
@@ -135,10 +143,8 @@ def open_source(
 ) -> sources.Source:
   """Opens a split, or a slice such as "train[:90%]", of a prepared set.
 
-  Raises:
-    NotPrepared: nothing is prepared there, or in a format without random
-      access.
-    ValueError: no such set or split, or no uint8 images in it.
+  Raises NotPrepared if there is none with random access, and ValueError if
+  there is no such set or split, or no uint8 images in it.
   """
   builder = make_builder(name, data_dir)
   if not _has_random_access(builder):
@@ -168,9 +174,8 @@ def open_source(
 def prepare(name: str, data_dir: str | None = None) -> None:
   """Downloads a set and writes it as array_record, unless it is there.
 
-  Raises:
-    PreparationError: no network, a failed download or checksum, a missing
-      package, a full disk, or files in the way that cannot be read.
+  Raises PreparationError: no network, a failed download or checksum, a missing
+  package, a full disk, or files in the way that cannot be read.
   """
   builder = make_builder(name, data_dir)
   if _has_random_access(builder):
@@ -189,14 +194,7 @@ def prepare(name: str, data_dir: str | None = None) -> None:
       mock.patch.object(shuffle, "tf", _FILES),
     ):
       builder.download_and_prepare(download_config=config)
-  except (
-    OSError,
-    ImportError,
-    AssertionError,
-    tfds.download.DownloadError,
-    download_manager.NonMatchingChecksumError,
-    extractor.ExtractError,
-  ) as error:
+  except _FAILURES as error:
     raise PreparationError(_explain(name, builder, error)) from error
   if not _format(builder):
     raise PreparationError(
@@ -205,12 +203,11 @@ def prepare(name: str, data_dir: str | None = None) -> None:
     )
 
 
-@_quiet()
-# For every set that is not prepared, TFDS looks in a bucket that is closed,
-# and leaves an empty temporary folder behind.
+# TFDS looks for sets in a bucket that is closed, and leaves a temporary folder.
 @mock.patch.object(
   tfds.core.DatasetInfo, "initialize_from_bucket", lambda _: None
 )
+@_quiet()
 def make_builder(
   name: str, data_dir: str | None = None, file_format: str | None = None
 ) -> tfds.core.DatasetBuilder:
@@ -219,9 +216,8 @@ def make_builder(
   name is TFDS's, such as "lsun/bedroom" or "huggingface:owner__name"; one with
   a ":version" is for reading only. file_format None is that of the files.
 
-  Raises:
-    ValueError: nothing has this name; the message suggests a close one.
-    PreparationError: Hugging Face's package or the network is missing.
+  Raises ValueError, which suggests a close name, if nothing has this one, and
+  PreparationError if Hugging Face's package or the network is missing.
   """
   if name.startswith(_HUGGING_FACE):
     return _hugging_face(name, data_dir, file_format)

@@ -25,10 +25,8 @@ def open_folder(path: str, split: str, num_channels: int) -> sources.Source:
   """Finds the images of one split; decodes none.
 
   A folder with images in itself is flat: its subfolders are not looked into.
-  In others each subfolder is a split, whose images lie at any depth.
-
-  Raises:
-    FolderError: there is no such folder, no image in it, or no such split.
+  In others each subfolder is a split, whose images lie at any depth. Raises
+  FolderError of a missing folder or split, or one without images.
   """
   root = pathlib.Path(path).expanduser()
   if not root.is_dir():

@@ -31,10 +31,7 @@ def to_picture(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
 def resize(
   image: UInt8[np.ndarray, "h w c"], size: int
 ) -> UInt8[np.ndarray, "s s c"]:
-  """Resizes to `size` pixels a side with an antialiased Lanczos filter.
-
-  (With Pillow's box filter edges jitter at ratios such as 140 to 64.)
-  """
+  """Resizes to `size` pixels a side with an antialiased Lanczos filter."""
   if image.shape[:2] == (size, size):
     return image
   resized = to_picture(image).resize((size, size), Image.Resampling.LANCZOS)
@@ -52,9 +49,6 @@ def fit(
   crop_size is the side of the centred square to keep, in pixels, 140 by custom
   for CelebA; 0 keeps the largest one. An odd margin leaves its extra pixel at
   the bottom and the right. An image that fits is returned as it is.
-
-  Raises:
-    ValueError: the crop exceeds the image, or channels cannot be converted.
   """
   height, width, channels = image.shape
   side = crop_size or min(height, width)

@@ -54,9 +54,6 @@ def reader(
   An image that cannot be decoded or transformed is named in the log, and the
   next readable one takes its place, so that all others keep their index. At
   more than max_unreadable of them the function raises ExampleError.
-
-  Raises:
-    ValueError: the source is empty.
   """
   if not len(source):
     raise ValueError(f"{source.label} is empty")
@@ -90,11 +87,7 @@ def reader(
 
 
 def load(source: Source, read_at: Reader) -> UInt8[np.ndarray, "n h w c"]:
-  """Reads a whole source by its `reader`, with a progress bar on stderr.
-
-  Raises:
-    ExampleError: as the reader, and of an image of another shape.
-  """
+  """Reads a whole source, of images of one shape, with a progress bar."""
   shape = read_at(0).shape
   images = np.empty((len(source), *shape), np.uint8)
 

@@ -14,11 +14,7 @@ class Subspace(NamedTuple):
 
 
 def fit(x: Float[np.ndarray, "n ..."], rank: int) -> Subspace:
-  """The `rank` leading principal components of x [n, ...], flattened.
-
-  Raises:
-    ValueError: rank is not in 1 .. min(n, d).
-  """
+  """The `rank` leading principal components, at most min(n, d), of x."""
   flat = x.reshape(len(x), -1)
   if not 1 <= rank <= min(flat.shape):
     raise ValueError(

@@ -24,24 +24,16 @@ def view(dims: int) -> np.ndarray:
 
 
 class World(NamedTuple):
-  """A distribution of points in R^d whose support and moments are known.
+  """A distribution of points in R^d whose support and moments are known."""
 
-  sample: (generator, n) -> float32 [n, d].
-  project: [n, d] -> the nearest points of the support, [n, d].
-  mean, covariance: float64 [d] and [d, d].
-  denoise: (x_t [n, d], alpha, sigma) -> E[x_0 | x_t], float64 [n, d], where
-    x_t = alpha x_0 + sigma eps.
-  modes: centres [k, d] of equally likely modes; None where there are none.
-  mode_radius: a mode lies within it of its centre, all but 1e-8 of its mass.
-  """
-
-  sample: Callable[[np.random.Generator, int], Points]
-  project: Callable[[Points], Points]
-  mean: np.ndarray
-  covariance: np.ndarray
+  sample: Callable[[np.random.Generator, int], Points]  # float32 [n, d]
+  project: Callable[[Points], Points]  # to the nearest points of the support
+  mean: np.ndarray  # float64 [d]
+  covariance: np.ndarray  # float64 [d, d]
+  # (x_t = alpha x_0 + sigma eps, alpha, sigma) -> E[x_0 | x_t], float64.
   denoise: Callable[[Points, float, float], Points]
-  modes: Points | None = None
-  mode_radius: float = np.inf
+  modes: Points | None = None  # centres [k, d] of equally likely modes
+  mode_radius: float = np.inf  # it holds all but 1e-8 of a mode's mass
 
 
 def oblique_plane() -> World:
@@ -67,10 +59,10 @@ def oblique_plane() -> World:
 
 
 def three_gaussians() -> World:
-  """Three equal, narrow Gaussians in the plane, on a circle of radius 0.8.
+  """Three equal Gaussians in the plane, on a circle of radius 0.8.
 
-  Each has standard deviation 0.05; the support is taken to be the discs of
-  three standard deviations, which hold 98.9% of the mass.
+  The support is taken to be the discs of three standard deviations, 98.9% of
+  the mass.
   """
   std, angles = 0.05, np.pi / 2 + np.arange(3) * 2 * np.pi / 3
   centres = 0.8 * np.stack([np.cos(angles), np.sin(angles)], axis=1)

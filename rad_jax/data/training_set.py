@@ -44,11 +44,7 @@ def open_training_set(
   Synthetic sets have num_examples drawn by seed. Images, of the folder `path`
   or of TFDS's data_dir ("" is its default), go through `images.fit`, then,
   unless linear_rank is 0, onto that many principal components of the set.
-
-  Raises:
-    NotPrepared: the TFDS set is not on the disk.
-    ValueError: unknown or empty set or split; no folder of images; more than
-      max_unreadable images cannot be read.
+  Raises as `open_folder`, `open_source` and `reader` do.
   """
   if name in synthetic.WORLDS:
     # Apart from the streams [seed, epoch] of the data order.

@@ -1,9 +1,7 @@
 """What a network predicts: five ways to write one denoiser.
 
-Every output is a mix of data and noise, y = c_x_0 x_0 + c_eps eps. The two
-coefficients of a level give the training target, the implied estimates of eps
-and x_0 and the natural loss weight. For eps_hat to change by w at x_t + sigma w
-while x_0_hat stays, y must change by c_eps w.
+Every output is y = c_x_0 x_0 + c_eps eps. For eps_hat to change by w at
+x_t + sigma w while x_0_hat stays, y must change by c_eps w.
 
 | prediction | c_x_0 | c_eps: equivariant shift / w |
 |---|---|---|
@@ -20,12 +18,10 @@ sigma / alpha, sd = sigma_data and root = hypot(ratio, sd).
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from rad_jax.diffusion.process import Level, per_example
+from rad_jax.diffusion.process import Batch, Level, Scalars, per_example
 
-Batch = Float[Array, "b ..."]
-Scalars = Float[Array, " b"]
 Coefficients = tuple[Array, Array]
 Prediction = Callable[[Level], Coefficients]
 Weighting = Callable[[Level], Scalars]
@@ -82,28 +78,15 @@ def target(
 
 def to_eps(prediction: Prediction, level: Level, x_t: Batch, y: Batch) -> Batch:
   """eps_hat = (alpha y - c_x_0 x_t) / (alpha c_eps - sigma c_x_0), [b, ...]."""
-  c_x_0, _ = prediction(level)
-  numerator = (
-    per_example(level.alpha, x_t.ndim) * y - per_example(c_x_0, x_t.ndim) * x_t
-  )
-  return numerator / per_example(_determinant(prediction, level), x_t.ndim)
+  columns = level.alpha, prediction(level)[0], _determinant(prediction, level)
+  alpha, c_x_0, determinant = (per_example(c, x_t.ndim) for c in columns)
+  return (alpha * y - c_x_0 * x_t) / determinant
 
 
 def eps_fn(
   output_fn: Callable[[Batch, Scalars], Batch], prediction: Prediction
 ) -> EpsFn:
-  """The noise predictor that a network (scaled x_t, time) -> y implies.
-
-  Examples:
-    A network that always estimates x_0 as 0 takes the whole state for noise,
-    x_t / sigma:
-
-    >>> eps_fn = rad_jax.parametrisation.eps_fn(
-    ...   lambda x_t, t: jnp.zeros_like(x_t), rad_jax.parametrisation.x_0
-    ... )
-    >>> print(eps_fn(jnp.ones((3, 1)), level)[:, 0])
-    [ 1.111  2.    10.   ]
-  """
+  """The noise predictor that a network (scaled x_t, time) -> y implies."""
 
   def predict(x_t: Batch, level: Level) -> Batch:
     y = output_fn(per_example(level.input_scale, x_t.ndim) * x_t, level.time)

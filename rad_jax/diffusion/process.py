@@ -18,17 +18,12 @@ Scalars = Float[Array, " b"]
 
 
 class Level(NamedTuple):
-  """Noise levels, one for each example (or each step of a sampler).
-
-  alpha, sigma: the coefficients of x_t = alpha x_0 + sigma eps.
-  time: what the network is told, 0 (least noise) to about 1000.
-  input_scale: what the network's input is multiplied by.
-  """
+  """Noise levels, one for each example (or each step of a sampler)."""
 
   alpha: Array
   sigma: Array
-  time: Array
-  input_scale: Array
+  time: Array  # what the network is told, 0 (least noise) to about 1000
+  input_scale: Array  # what the network's input is multiplied by
 
 
 def per_example(values: Scalars, ndim: int) -> jax.Array:
@@ -54,9 +49,8 @@ def diffuse(level: Level, x_0: Batch, eps: Batch) -> Batch:
 def shifted(x_t: Batch, sigma: Scalars | Scalar, w: Batch) -> Batch:
   """x_t + sigma w: the state whose noise is eps + w, with x_0 unchanged.
 
-  w is in noise units and delta = sigma w in state units; adding w itself to
-  x_t is another method, and a harmful one. x_t has no range to clip to.
-  sigma is that of each state, [b], or one for all.
+  w is in noise units and delta = sigma w in state units; adding w itself is
+  another method, and a harmful one. x_t has no range to clip to.
   """
   return x_t + (per_example(sigma, w.ndim) if sigma.ndim else sigma) * w
 
@@ -79,12 +73,9 @@ def transition(
   """q(x_s | x_t, x_0) and q(x_t | x_s) for an earlier level s of a step.
 
   Kingma et al. 2021, arXiv 2107.00630, appendix A; for DDPM, Ho et al. 2020,
-  Eqs. 6, 7. The levels' fields broadcast against x_t.
-
-  Returns:
-    The mean and the variance of q(x_s | x_t, x_0), and the noise added on the
-    way, sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2: DDPM's beta_t between
-    neighbouring levels.
+  Eqs. 6, 7. The levels' fields broadcast against x_t. Returns the mean and the
+  variance of q(x_s | x_t, x_0), and the noise added on the way, sigma_t^2 -
+  (alpha_t / alpha_s)^2 sigma_s^2: DDPM's beta_t between neighbouring levels.
   """
   ratio = later.alpha / earlier.alpha
   var_t, var_s = jnp.square(later.sigma), jnp.square(earlier.sigma)

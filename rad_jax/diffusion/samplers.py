@@ -1,14 +1,12 @@
 """Samplers: free functions over a noise predictor eps_fn(x_t, level).
 
 Each sampler is one update x_t -> x_s along falling noise levels. `reverse`
-scans it from any state and ends with the last level's clean estimate, `sample`
-starts it from noise, and `path` keeps every state on the way. Example i draws
-its noise from its own key alone: it depends neither on its batch nor on the
-number of devices.
+scans it from any state and ends with the last level's clean estimate. Example i
+draws its noise from its own key alone: it depends neither on its batch nor on
+the number of devices.
 
 Along any process the deterministic flow is dx = d(alpha) x_0_hat + d(sigma)
-eps_hat. Its Euler step is alpha_s x_0_hat + sigma_s eps_hat: DDIM, EDM's Euler
-and flow matching's Euler are this one formula.
+eps_hat. Its Euler step, alpha_s x_0_hat + sigma_s eps_hat, is DDIM.
 """
 
 from collections.abc import Callable
@@ -20,9 +18,8 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from rad_jax.diffusion import process
 from rad_jax.diffusion.parametrisation import EpsFn
-from rad_jax.diffusion.process import Level
+from rad_jax.diffusion.process import Batch, Level
 
-Batch = Float[Array, "b ..."]
 Keys = Key[Array, " b"]
 
 
@@ -57,7 +54,6 @@ def ddpm(variance: str = "small") -> Update:
   """
 
   def update(denoise, step, x_t, last_x_0, z):
-    del last_x_0
     x_0_hat, _ = denoise(x_t, step.t)
     mean, small, large = process.transition(step.t, step.s, x_0_hat, x_t)
     std = jnp.sqrt({"small": small, "large": large}[variance])
@@ -74,7 +70,6 @@ def ddim(eta: float = 0.0) -> Update:
   """
 
   def update(denoise, step, x_t, last_x_0, z):
-    del last_x_0
     x_0_hat, eps_hat = denoise(x_t, step.t)
     _, posterior, _ = process.transition(step.t, step.s, x_0_hat, x_t)
     var = jnp.square(eta) * posterior
@@ -92,7 +87,6 @@ def heun() -> Update:
   """
 
   def update(denoise, step, x_t, last_x_0, z):
-    del last_x_0, z
     t, s = step.t, step.s
     x_0_t, eps_t = denoise(x_t, t)
     x_0_s, eps_s = denoise(s.alpha * x_0_t + s.sigma * eps_t, s)
@@ -106,11 +100,10 @@ def dpm_solver() -> Update:
   """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2).
 
   The clean estimate is extrapolated, linearly in ln(alpha / sigma), from the
-  last two: second order from one evaluation a step. The first step is DDIM's.
+  last two. The first step is DDIM's.
   """
 
   def update(denoise, step, x_t, last_x_0, z):
-    del z
     x_0_hat, _ = denoise(x_t, step.t)
     before, t, s = (jnp.log(level.alpha / level.sigma) for level in step[1:])
     h, h_before = s - t, t - before
@@ -151,15 +144,9 @@ def sample(
 ) -> Batch:
   """Draws samples by the whole reverse process, in one scan. Jit-able.
 
-  Args:
-    eps_fn: the noise predictor, (x_t [b, ...], level [b]) -> eps_hat [b, ...].
-    levels: the levels to visit, from a process's grid, [num_levels].
-    update: the sampler's step.
-    key, index: the root key, and which of its samples to draw, int [b]; each
-      is the same in any batch.
-    shape: the shape of one sample.
-    clip_x_0: half-range of every clean estimate, in data units (1 for images
-      in [-1, 1]); None does not clip.
+  The levels are a process's grid, and `index` says which samples of the root
+  key to draw: each is the same in any batch. Clean estimates are clipped to
+  the half-range clip_x_0, data units, if it is not None.
   """
   keys = sample_keys(key, index)
   x_t = noise(levels, keys, shape)
@@ -186,16 +173,10 @@ def reverse(
   w: Float[Array, "n b ..."] | None = None,
   remat: bool = False,
 ) -> Batch:
-  """Carries x_t at the first level down to the data. Jit-able.
+  """Carries x_t at levels[0] down to the data. Jit-able.
 
-  Args:
-    eps_fn, levels, update, clip_x_0: as in `sample`.
-    x_t: the states at levels[0], [b, ...].
-    keys: one key an example, of the noise along its way, [b].
-    w: perturbations in noise units: the state at level n is x_t + sigma_n w[n]
-      before all that the step does. None perturbs nothing.
-    remat: compute the steps anew in a backward pass: a gradient through the
-      process needs the memory of its states, not of all activations.
+  The state at level n is x_t + sigma_n w[n] before all that the step does.
+  With remat, a backward pass computes the steps anew, to save memory.
 
   Examples:
     An equivariant estimate, such as that of data at one point, undoes w:
@@ -221,8 +202,7 @@ def path(
   clip_x_0: float | None = None,
 ) -> Path:
   """The same process, with every state on its way. Jit-able."""
-  chain = eps_fn, levels, update, x_t, keys, clip_x_0
-  return _scan(*chain, None, Path)[1]
+  return _scan(eps_fn, levels, update, x_t, keys, clip_x_0, None, Path)[1]
 
 
 def denoiser(eps_fn: EpsFn, clip_x_0: float | None = None) -> Denoise:

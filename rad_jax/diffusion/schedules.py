@@ -1,9 +1,8 @@
 """Noise processes: which levels a run trains on, and which a sampler visits.
 
-DDPM's levels are a table over timesteps 0 .. T-1, from the least to the most
-noise (the literature's t = 1 .. T minus one); EDM's and flow matching's are
-continuous. Tables are computed in float64 and cast last: cumulated in float32,
-1 - alpha_bar_0 is off by 1.7e-4.
+DDPM's levels are a table over timesteps 0 .. T-1 (the literature's t = 1 .. T
+minus one); EDM's and flow matching's are continuous. Tables are computed in
+float64 and cast last: cumulated in float32, 1 - alpha_bar_0 is off by 1.7e-4.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,14 +19,11 @@ AlphaBar = Float64[np.ndarray, " t"]  # decreasing in (0, 1)
 
 
 class Process(NamedTuple):
-  """A noise process.
+  """A noise process."""
 
-  draw: one key an example [b] -> the levels they are trained at, [b].
-  grid: num_steps -> that many levels to sample through, from the most noise
-    to the least; the data itself follows the last.
-  """
-
+  # One key an example -> the levels they are trained at.
   draw: Callable[[Key[Array, " b"]], Level]
+  # num_steps -> so many levels to sample through, from the most noise on.
   grid: Callable[[int], Level]
 
 
@@ -35,25 +31,20 @@ def linear_alpha_bar(num_timesteps: int) -> AlphaBar:
   """alpha_bar of betas linear from 1e-4 to 0.02 (Ho et al. 2020, section 4).
 
   The end points scale with 1000 / T, so that any T reaches the same final noise
-  (Nichol & Dhariwal 2021, code).
-
-  Raises:
-    ValueError: num_timesteps is under 21: a beta would reach 1.
+  (Nichol & Dhariwal 2021, code); up to T = 20 a beta would reach 1.
   """
-  scale = 1000 / num_timesteps
-  beta = np.linspace(1e-4 * scale, 0.02 * scale, num_timesteps)
   if num_timesteps <= 20:
     raise ValueError(
       f"the linear schedule needs num_timesteps > 20, got {num_timesteps}"
     )
-  return np.cumprod(1 - beta)
+  scale = 1000 / num_timesteps
+  return np.cumprod(1 - np.linspace(1e-4 * scale, 0.02 * scale, num_timesteps))
 
 
 def cosine_alpha_bar(num_timesteps: int) -> AlphaBar:
   """alpha_bar of the cosine schedule (Nichol & Dhariwal 2021, Eq. 17)."""
-  offset = 0.008
   u = np.arange(num_timesteps + 1) / num_timesteps
-  f = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
+  f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
   beta = np.minimum(1 - f[1:] / f[:-1], 0.999)
   return np.cumprod(1 - beta)
 
@@ -67,15 +58,12 @@ def ddpm(alpha_bar: np.ndarray) -> Process:
   time, input_scale = np.arange(len(alpha_bar)), np.ones(len(alpha_bar))
   table = _level(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), time, input_scale)
 
-  def draw(keys):
-    t = jax.vmap(lambda k: jax.random.randint(k, (), 0, len(alpha_bar)))(keys)
-    return jax.tree.map(lambda column: column[t], table)
-
-  def grid(num_steps):
-    t = respaced_timesteps(len(alpha_bar), num_steps)
-    return jax.tree.map(lambda column: column[t], table)
-
-  return Process(draw, grid)
+  at = lambda t: jax.tree.map(lambda column: column[t], table)
+  one = lambda key: jax.random.randint(key, (), 0, len(alpha_bar))
+  return Process(
+    draw=lambda keys: at(jax.vmap(one)(keys)),
+    grid=lambda num_steps: at(respaced_timesteps(len(alpha_bar), num_steps)),
+  )
 
 
 def respaced_timesteps(
@@ -83,10 +71,7 @@ def respaced_timesteps(
 ) -> Int[np.ndarray, " n"]:
   """num_steps timesteps, evenly spaced from T-1 down to 0; one alone is T-1.
 
-  Even spacing is our choice; DDIM's code keeps a fixed stride.
-
-  Raises:
-    ValueError: num_steps is not in 1 .. num_timesteps.
+  DDIM's code keeps a fixed stride. Raises ValueError of another num_steps.
   """
   if not 1 <= num_steps <= num_timesteps:
     raise ValueError(
@@ -109,12 +94,8 @@ def edm(
 
   The network's input is scaled to unit variance by c_in, and it is told EDM's
   c_noise = ln(sigma) / 4 brought to the range of DDPM's timesteps, 0 to 999.
-
-  Args:
-    sigma_min, sigma_max, rho: the sampler's levels are evenly spaced in
-      sigma^(1 / rho) between these ends.
-    sigma_data: standard deviation of the data.
-    log_mean, log_std: mean and standard deviation of ln sigma.
+  The sampler's levels are evenly spaced in sigma^(1 / rho). sigma_data is the
+  data's standard deviation, log_mean and log_std are those of ln sigma.
   """
 
   def level(sigma, xp):
@@ -141,13 +122,11 @@ def flow(time: str = "uniform", end: float = 1e-3) -> Process:
   """Flow matching's straight path: alpha = 1 - t, sigma = t (Liu et al. 2022).
 
   t keeps `end`, in (0, 1/2), away from 0 and 1, where eps or x_0 cannot be told
-  from the state. Noise is at t = 1; some texts reverse the path. The network is
-  told 999 t. In training t is "uniform" or "logit_normal" (mean 0 and standard
-  deviation 1; Esser et al. 2024, section 3.1).
+  from the state. Noise is at t = 1; some texts reverse the path. In training t
+  is "uniform" or "logit_normal" (mean 0 and standard deviation 1; Esser et al.
+  2024, section 3.1).
   """
-
-  def level(t, xp):
-    return Level(1 - t, t, 999 * t, xp.ones_like(t))
+  level = lambda t, xp: Level(1 - t, t, 999 * t, xp.ones_like(t))
 
   def draw(keys):
     if time == "logit_normal":
@@ -174,11 +153,8 @@ PROCESSES: dict[str, Callable[[Mapping[str, Any]], Process]] = {
 def stopped(levels: Level, sigma: float) -> Level:
   """The levels of a grid at which sigma_t / alpha_t is at least sigma.
 
-  A sampler that stops there ends with the last one's clean estimate: all that a
-  model trained on data of this noise alone can know (Daras et al. 2024).
-
-  Raises:
-    ValueError: no level is left.
+  The last one's clean estimate is all that a model trained on data of this
+  noise alone can know (Daras et al. 2024). Raises ValueError if none is left.
   """
   keep = np.asarray(levels.sigma / levels.alpha) >= sigma
   if not keep.any():

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from rad_jax.diffusion import parametrisation
 from rad_jax.diffusion import process as processes
-from rad_jax.diffusion.process import Level
+from rad_jax.diffusion.process import Level, Scalars
 from rad_jax.diffusion.schedules import Process
 from rad_jax.models.network import Network
 from rad_jax.robustness import attacks, objectives
@@ -29,7 +29,6 @@ from rad_jax.robustness.objectives import Objective
 
 # (params, x_t, level, dropout_key=None) -> eps_hat
 Predictor = Callable[..., Array]
-Scalars = Float[Array, " b"]
 
 
 def as_predictor(
@@ -179,10 +178,8 @@ def compare_attacks(
   Both start from the same draw, in the same radius: a growing ratio shows that
   the network has learnt to evade the training attack, before samples show it.
 
-  Returns:
-    "goal_attack" and "goal_pgd", the goal's mean over elements and examples
-    at w of each; "pgd_gain", their ratio; "regulariser_pgd", the perturbed
-    branch's loss at the strong attack's w.
+  "goal_attack" and "goal_pgd" are the goal's means at w of each, "pgd_gain"
+  their ratio, "regulariser_pgd" the perturbed branch's loss at the strong w.
   """
   level, dropout_key = draws.level, draws.dropout_key
   eps_fn = lambda x_t: method.predictor(params, x_t, level, dropout_key)

@@ -8,13 +8,9 @@ noise-aware diffusion counts its noise as part of the noise at level t.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from rad_jax.diffusion import process
-from rad_jax.diffusion.process import Level, per_example
-
-Batch = Float[Array, " b *shape"]
-Scalars = Float[Array, " b"]
+from rad_jax.diffusion.process import Batch, Level, Scalars, per_example
 
 
 class Noised(NamedTuple):

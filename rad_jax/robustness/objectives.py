@@ -13,14 +13,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from rad_jax.diffusion.process import shifted
+from rad_jax.diffusion.process import Batch, Scalars, shifted
 from rad_jax.robustness import noising
 from rad_jax.robustness.noising import Noised
 
-Batch = Float[Array, " b *shape"]
-Scalars = Float[Array, " b"]
 EpsFn = Callable[[Batch], Batch]
 # (eps_hat, eps, w) -> the noise to predict at x_t'.
 Target = Callable[[Batch, Batch, Batch], Batch]
@@ -90,21 +87,13 @@ def loss(
 ) -> tuple[Scalars, dict[str, Scalars]]:
   """The objective's value for each example, in noise units.
 
-  Args:
-    objective: from OBJECTIVES.
-    eps_fn: the noise predictor, with all else bound.
-    eps_hat: eps_fn(x_t): handed in because the attack needs it too.
-    noised: the batch.
-    w: the perturbation; None if the objective has no target.
-    lambda_t: weight of the perturbed branch.
-    stop_gradient: no gradient goes through the target; the paper's does.
-
-  Returns:
-    The value, and its terms, "dsm" and "regulariser".
+  eps_fn has all else bound, eps_hat = eps_fn(x_t) is handed in because the
+  attack needs it too, and w is None if the objective has no target. With
+  stop_gradient no gradient goes through the target; the paper's does. The
+  value comes with its terms, "dsm" and "regulariser".
 
   Examples:
-    The perfect denoiser of one point is equivariant: its robust loss is 0.
-    Asked to be invariant, it pays for all of w:
+    The perfect denoiser of one point is equivariant:
 
     >>> x_0, eps, w = jnp.zeros((3, 1)), jnp.ones((3, 1)), jnp.full((3, 1), 0.2)
     >>> noised = rad_jax.noising.blind(x_0, jnp.zeros(3), level, eps)
@@ -150,10 +139,7 @@ def goal(
   eps_hat: Batch,
   noised: Noised,
 ) -> Callable[[Batch], Scalars]:
-  """What an attack raises: w -> [b], a sum over an example's elements.
-
-  name is in GOALS; the others are as for `loss`.
-  """
+  """What an attack raises: w -> [b], a sum over an example's elements."""
   target = GOALS[name](objective)
 
   def value(w: Batch) -> Scalars:

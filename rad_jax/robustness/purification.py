@@ -11,17 +11,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from rad_jax.diffusion import samplers
 from rad_jax.diffusion.parametrisation import EpsFn
 from rad_jax.diffusion.process import Level, unit_sigma
 from rad_jax.robustness import attacks
-from rad_jax.robustness.attacks import Attack
-
-Batch = Float[Array, "b ..."]
-Scalars = Float[Array, " b"]
-Keys = Key[Array, " b"]
+from rad_jax.robustness.attacks import Attack, Batch, Keys, Scalars
 
 
 def from_level(grid: Level, t_star: float) -> Level:
@@ -29,10 +25,7 @@ def from_level(grid: Level, t_star: float) -> Level:
 
   DiffPure's t* = 0.1 (step 100 of 1000) for CIFAR-10 is 0.32, its 0.15 for
   ImageNet 0.46. From a single level, purification is one denoising (Carlini et
-  al. 2023, arXiv 2206.10550).
-
-  Raises:
-    ValueError: all levels are above t_star.
+  al. 2023, arXiv 2206.10550). Raises ValueError if all are above t_star.
   """
   keep = np.asarray(unit_sigma(grid)) <= t_star
   if not keep.any():
@@ -76,17 +69,9 @@ def eot_attack(
   (EOT, Athalye et al. 2018, arXiv 1707.07397), in the memory of one draw.
   Jit-able; no gradient goes through the result.
 
-  Args:
-    loss: what is raised; example i's may depend on x_i and key i alone.
-    x: the inputs, in data units, in [low, high].
-    keys: of the start and of all draws. Use others to measure the result.
-    radius: of each input's ball, in data units, 0 or more.
-    attack: its numbers; of published ones ATTACKS["pgd"].
-    num_draws: draws a step; 1 is enough for a loss without noise.
-    low, high: the range of the data.
-
-  Raises:
-    ValueError: attack.momentum is not 0.
+  Example i's loss may depend on x_i and key i alone. x and radius are in data
+  units, x in [low, high]. Use other keys than these to measure the result. A
+  loss without noise needs one draw a step. Raises ValueError of momentum.
   """
   if attack.momentum:
     raise ValueError(f"no momentum here, got {attack.momentum}")

@@ -66,12 +66,9 @@ def sampled_variance(
   The sampler is DDIM's, from a Gaussian of standard deviation sigma[0], without
   clipping: a step multiplies x_t by a number and adds noise of known variance.
 
-  Args:
-    q2: the data's variance along the direction, data units squared.
-    alpha, sigma: the levels, [n], from the most noise to the least.
-    lam_t: weight of the regulariser.
-    rho: standard deviation of w, noise units.
-    eta: 0 is deterministic (Euler's step), 1 DDPM's with the small variance.
+  q2 is the data's variance along the direction, alpha and sigma are the levels
+  [n], rho is the standard deviation of w. eta 0 is deterministic, 1 DDPM's with
+  the small variance.
   """
   alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
   learnt = effective_variance(q2, lam_t, rho)
@@ -101,10 +98,7 @@ def lambda_for(
   """The lambda that leaves target_ratio of a direction's standard deviation.
 
   unit_lam_t is lambda_t at lambda = 1; the rest is as for `sampled_variance`.
-
-  Raises:
-    ValueError: no lambda in [0, largest] does it: target_ratio is above what
-      sampling leaves without a regulariser, or w is 0.
+  Raises ValueError if no lambda in [0, largest] does it.
   """
 
   def excess(lam: float) -> float:

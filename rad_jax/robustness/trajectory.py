@@ -27,12 +27,9 @@ from rad_jax.diffusion import process, samplers
 from rad_jax.diffusion.parametrisation import EpsFn
 from rad_jax.diffusion.process import Level
 from rad_jax.robustness import attacks
-from rad_jax.robustness.attacks import Attack
+from rad_jax.robustness.attacks import Attack, Batch, Keys, Scalars
 from rad_jax.robustness.objectives import squared_error
 
-Batch = Float[Array, "b ..."]
-Scalars = Float[Array, " b"]
-Keys = Key[Array, " b"]
 Draws = Key[Array, "m b"]
 Budget = Float[Array, "n b"]
 Trajectory = Float[Array, "n b ..."]
@@ -79,14 +76,11 @@ def joint(
 
   The gradient's memory is that of the states and of one level's activations.
 
-  Args:
-    attack, chain, budget: see above; each step has its length at each level.
-    keys: of the random start.
-    goal: of the sample, what is raised; None is the mean squared distance from
-      the unperturbed sample of the same noise, which needs attack.start > 0.
-    draws: keys of the sampler's noise over which the gradient is a mean (EOT,
-      Athalye et al. 2018, arXiv 1707.07397), the same in all steps. None is
-      the chain's own: an attacker who knows all noise to come, the strongest.
+  The keys are of the random start. The goal is of the sample; None is the mean
+  squared distance from the unperturbed sample of the same noise, which needs
+  attack.start > 0. The gradient is a mean over draws [m, b] of the sampler's
+  keys (EOT, Athalye et al. 2018, arXiv 1707.07397); None is the chain's own: an
+  attacker who knows all noise to come, the strongest.
   """
   draws = chain.keys[None] if draws is None else draws
   clean = None
