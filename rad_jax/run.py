@@ -96,12 +96,9 @@ def build(config: ConfigDict) -> Run:
     first_step=round(config.regulariser.start * config.train.num_steps),
     every=config.regulariser.every_steps,
   )
-  fields = config.optimizer
+  rate = config.optimizer
   learning_rate = optimizers.learning_rate_schedule(
-    fields.learning_rate,
-    fields.warmup_steps,
-    fields.decay,
-    config.train.num_steps,
+    rate.learning_rate, rate.warmup_steps, rate.decay, config.train.num_steps
   )
   optimizer = _optimizer(config, learning_rate)
   network = _network(config)

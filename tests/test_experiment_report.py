@@ -1,7 +1,5 @@
 """What is written and drawn of an experiment's rows."""
 
-import pathlib
-
 import numpy as np
 import pytest
 from matplotlib.text import Text
@@ -325,7 +323,7 @@ def rows_of(**errors):
 
 
 def gathered(rows):
-  return study.gather(rows, pathlib.Path("none"))
+  return study.gather(rows)
 
 
 @pytest.mark.parametrize(
@@ -401,9 +399,9 @@ def test_two_lambdas_share_a_colour_and_are_told_apart():
   rows += [r | {"method": "robust_adv-lam1", "lam": 1.0} for r in rows]
   found = gathered(rows)
   one, other = found.looks["robust_adv-lam1"], found.looks["robust_adv_lam3"]
-  assert one.colour == other.colour == looks.of("robust_adv").colour
+  assert one.color == other.color == looks.of("robust_adv").color
   assert {one.label, other.label} == {
     *("Robust_adv, lambda 1", "Robust_adv, lambda 3")
   }
-  assert (one.marker, one.dashes) != (other.marker, other.dashes)
+  assert (one.marker, one.linestyle) != (other.marker, other.linestyle)
   assert found.strongest == "robust_adv_lam3"

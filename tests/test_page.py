@@ -214,16 +214,16 @@ def test_every_objective_has_its_look():
 
 def test_objectives_are_told_apart_in_grey():
   found = list(looks.LOOKS.values())
-  for field in ("label", "marker", "dashes"):
+  for field in ("label", "marker", "linestyle"):
     assert len({getattr(look, field) for look in found}) == len(found), field
   okabe_ito = "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7"
-  assert {look.colour for look in found} <= set(okabe_ito.split())
+  assert {look.color for look in found} <= set(okabe_ito.split())
 
 
 def test_looks_can_be_drawn():
   axis = Figure().subplots()
   for name in [*looks.LOOKS, "unknown"]:
-    axis.plot([0, 1], [0, 1], **looks.style(looks.of(name)))
+    axis.plot([0, 1], [0, 1], **looks.of(name)._asdict())
   axis.figure.draw_without_rendering()
   assert axis.lines[-1].get_label() == "unknown"
 
@@ -231,8 +231,8 @@ def test_looks_can_be_drawn():
 def test_looks_are_the_objectives_own_where_they_differ():
   own = looks.of_runs(["robust_adv", "ddpm"], ["a", "b"])
   assert [look.label for look in own] == ["a", "b"]
-  assert [look.colour for look in own] == (
-    [looks.of("robust_adv").colour, looks.of("ddpm").colour]
+  assert [look.color for look in own] == (
+    [looks.of("robust_adv").color, looks.of("ddpm").color]
   )
   shared = looks.of_runs(["ddpm"] * 8, list("abcdefgh"))
   assert len({look.marker for look in shared}) == 8

@@ -1,18 +1,8 @@
 """What a network predicts: five ways to write one denoiser.
 
-Every output is y = c_x_0 x_0 + c_eps eps. For eps_hat to change by w at
-x_t + sigma w while x_0_hat stays, y must change by c_eps w.
-
-| prediction | c_x_0 | c_eps: equivariant shift / w |
-|---|---|---|
-| eps | 0 | 1 |
-| x_0 | 1 | 0 |
-| v | -sigma | alpha |
-| velocity | -1 | 1 |
-| edm | ratio / (sd root) | -sd / root |
-
-v is normalised by hypot(alpha, sigma), which is 1 for DDPM. For edm, ratio =
-sigma / alpha, sd = sigma_data and root = hypot(ratio, sd).
+Every output is a mix y = c_x_0 x_0 + c_eps eps, with coefficients by level. For
+eps_hat to change by w at x_t + sigma w while x_0_hat stays, y must change by
+c_eps w.
 """
 
 from collections.abc import Callable
@@ -61,7 +51,7 @@ def edm(sigma_data: float) -> Prediction:
 
 
 def predictions(sigma_data: float) -> dict[str, Prediction]:
-  """All of them by name."""
+  """All predictions, by name."""
   return dict(eps=eps, x_0=x_0, v=v, velocity=velocity, edm=edm(sigma_data))
 
 
@@ -86,7 +76,18 @@ def to_eps(prediction: Prediction, level: Level, x_t: Batch, y: Batch) -> Batch:
 def eps_fn(
   output_fn: Callable[[Batch, Scalars], Batch], prediction: Prediction
 ) -> EpsFn:
-  """The noise predictor that a network (scaled x_t, time) -> y implies."""
+  """The noise predictor that a network (scaled x_t, time) -> y implies.
+
+  Examples:
+    A network that always estimates x_0 as 0 takes the whole state for noise,
+    x_t / sigma:
+
+    >>> eps_fn = rad_jax.parametrisation.eps_fn(
+    ...   lambda x_t, t: jnp.zeros_like(x_t), rad_jax.parametrisation.x_0
+    ... )
+    >>> print(eps_fn(jnp.ones((3, 1)), level)[:, 0])
+    [ 1.111  2.    10.   ]
+  """
 
   def predict(x_t: Batch, level: Level) -> Batch:
     y = output_fn(per_example(level.input_scale, x_t.ndim) * x_t, level.time)

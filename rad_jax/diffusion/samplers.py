@@ -1,12 +1,9 @@
-"""Samplers: free functions over a noise predictor eps_fn(x_t, level).
-
-Each sampler is one update x_t -> x_s along falling noise levels. `reverse`
-scans it from any state and ends with the last level's clean estimate. Example i
-draws its noise from its own key alone: it depends neither on its batch nor on
-the number of devices.
+"""Samplers over a noise predictor eps_fn(x_t, level): updates x_t -> x_s.
 
 Along any process the deterministic flow is dx = d(alpha) x_0_hat + d(sigma)
-eps_hat. Its Euler step, alpha_s x_0_hat + sigma_s eps_hat, is DDIM.
+eps_hat, and its Euler step alpha_s x_0_hat + sigma_s eps_hat is DDIM's, EDM's
+and flow matching's. Example i draws its noise from its own key alone, whatever
+its batch and the number of devices.
 """
 
 from collections.abc import Callable
@@ -47,10 +44,9 @@ Update = Callable[[Denoise, Step, Array, Array, Array], tuple[Array, Array]]
 
 
 def ddpm(variance: str = "small") -> Update:
-  """Ancestral sampling (Ho et al. 2020, Algorithm 2), at any spacing.
+  """Ancestral sampling (Ho et al. 2020, Algorithm 2, section 3.2), any spacing.
 
-  The variance is "small", the posterior's, or "large", that of q(x_t | x_s),
-  DDPM's beta_t: the two bounds of section 3.2.
+  The variance is "small", of q(x_s | x_t, x_0), or "large", of q(x_t | x_s).
   """
 
   def update(denoise, step, x_t, last_x_0, z):
@@ -65,8 +61,7 @@ def ddpm(variance: str = "small") -> Update:
 def ddim(eta: float = 0.0) -> Update:
   """DDIM (Song et al. 2020, Eqs. 12 and 16), at any spacing, eta in [0, 1].
 
-  0 is deterministic, Euler's step; 1 equals `ddpm("small")` in distribution
-  and, with the same noise, in value.
+  0 is Euler's step; 1 is `ddpm("small")`, also in value given the same noise.
   """
 
   def update(denoise, step, x_t, last_x_0, z):
@@ -81,10 +76,7 @@ def ddim(eta: float = 0.0) -> Update:
 
 
 def heun() -> Update:
-  """EDM's second-order step (Karras et al. 2022, Algorithm 1), at any process.
-
-  x_0_hat and eps_hat are averaged over both ends of the step.
-  """
+  """EDM's second-order step (Karras et al. 2022, Algorithm 1), any process."""
 
   def update(denoise, step, x_t, last_x_0, z):
     t, s = step.t, step.s
@@ -99,15 +91,14 @@ def heun() -> Update:
 def dpm_solver() -> Update:
   """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2).
 
-  The clean estimate is extrapolated, linearly in ln(alpha / sigma), from the
-  last two. The first step is DDIM's.
+  The last two x_0_hat are extrapolated, linearly in ln(alpha / sigma).
   """
 
   def update(denoise, step, x_t, last_x_0, z):
     x_0_hat, _ = denoise(x_t, step.t)
     before, t, s = (jnp.log(level.alpha / level.sigma) for level in step[1:])
     h, h_before = s - t, t - before
-    first = step.number == 1
+    first = step.number == 1  # DDIM's step
     ahead = jnp.where(first, 0.0, h / (2 * jnp.where(first, 1.0, h_before)))
     carried = x_0_hat + ahead * (x_0_hat - last_x_0)
     ratio = step.s.sigma / step.t.sigma
@@ -142,11 +133,10 @@ def sample(
   shape: tuple[int, ...],
   clip_x_0: float | None = None,
 ) -> Batch:
-  """Draws samples by the whole reverse process, in one scan. Jit-able.
+  """Samples `index` of a root key, the same in any batch. Jit-able.
 
-  The levels are a process's grid, and `index` says which samples of the root
-  key to draw: each is the same in any batch. Clean estimates are clipped to
-  the half-range clip_x_0, data units, if it is not None.
+  levels are a process's grid, and shape is one sample's. Clean estimates are
+  kept within +-clip_x_0, in data units (1 for images in [-1, 1]).
   """
   keys = sample_keys(key, index)
   x_t = noise(levels, keys, shape)
@@ -173,10 +163,11 @@ def reverse(
   w: Float[Array, "n b ..."] | None = None,
   remat: bool = False,
 ) -> Batch:
-  """Carries x_t at levels[0] down to the data. Jit-able.
+  """Carries x_t, states at levels[0], down to the data, in one scan. Jit-able.
 
-  The state at level n is x_t + sigma_n w[n] before all that the step does.
-  With remat, a backward pass computes the steps anew, to save memory.
+  The state at level n is x_t + sigma_n w[n], w in noise units, before all that
+  the step does. With remat, a backward pass computes the steps anew: it needs
+  the memory of the states, not of all activations.
 
   Examples:
     An equivariant estimate, such as that of data at one point, undoes w:

@@ -1,8 +1,8 @@
 """Noise processes: which levels a run trains on, and which a sampler visits.
 
-DDPM's levels are a table over timesteps 0 .. T-1 (the literature's t = 1 .. T
-minus one); EDM's and flow matching's are continuous. Tables are computed in
-float64 and cast last: cumulated in float32, 1 - alpha_bar_0 is off by 1.7e-4.
+DDPM's are a table over timesteps 0 .. T-1, least noise first (the literature's
+t = 1 .. T minus one); EDM's and flow matching's are continuous. Tables are
+float64, cast last: cumulated in float32, 1 - alpha_bar_0 is off by 1.7e-4.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,25 +19,23 @@ AlphaBar = Float64[np.ndarray, " t"]  # decreasing in (0, 1)
 
 
 class Process(NamedTuple):
-  """A noise process."""
+  """A noise process: levels to train at, and to sample through."""
 
-  # One key an example -> the levels they are trained at.
-  draw: Callable[[Key[Array, " b"]], Level]
-  # num_steps -> so many levels to sample through, from the most noise on.
-  grid: Callable[[int], Level]
+  draw: Callable[[Key[Array, " b"]], Level]  # one key an example -> levels [b]
+  grid: Callable[[int], Level]  # num_steps -> levels, most noise first, no data
 
 
 def linear_alpha_bar(num_timesteps: int) -> AlphaBar:
   """alpha_bar of betas linear from 1e-4 to 0.02 (Ho et al. 2020, section 4).
 
-  The end points scale with 1000 / T, so that any T reaches the same final noise
-  (Nichol & Dhariwal 2021, code); up to T = 20 a beta would reach 1.
+  Both scale with 1000 / T: any T reaches the same final noise (Nichol &
+  Dhariwal 2021, code). Raises ValueError for T <= 20, where a beta reaches 1.
   """
+  scale = 1000 / num_timesteps
   if num_timesteps <= 20:
     raise ValueError(
       f"the linear schedule needs num_timesteps > 20, got {num_timesteps}"
     )
-  scale = 1000 / num_timesteps
   return np.cumprod(1 - np.linspace(1e-4 * scale, 0.02 * scale, num_timesteps))
 
 
@@ -71,7 +69,7 @@ def respaced_timesteps(
 ) -> Int[np.ndarray, " n"]:
   """num_steps timesteps, evenly spaced from T-1 down to 0; one alone is T-1.
 
-  DDIM's code keeps a fixed stride. Raises ValueError of another num_steps.
+  Our choice; DDIM's code has a fixed stride. Raises ValueError outside 1 .. T.
   """
   if not 1 <= num_steps <= num_timesteps:
     raise ValueError(
@@ -92,10 +90,9 @@ def edm(
 ) -> Process:
   """EDM: alpha = 1, ln sigma normal in training (Karras et al. 2022, table 1).
 
-  The network's input is scaled to unit variance by c_in, and it is told EDM's
-  c_noise = ln(sigma) / 4 brought to the range of DDPM's timesteps, 0 to 999.
-  The sampler's levels are evenly spaced in sigma^(1 / rho). sigma_data is the
-  data's standard deviation, log_mean and log_std are those of ln sigma.
+  A sampler's levels are even in sigma^(1 / rho). The network's input is scaled
+  to unit variance by c_in, for data of standard deviation sigma_data; its time
+  is c_noise = ln(sigma) / 4, brought to the range of DDPM's, 0 to 999.
   """
 
   def level(sigma, xp):
@@ -121,10 +118,9 @@ def edm(
 def flow(time: str = "uniform", end: float = 1e-3) -> Process:
   """Flow matching's straight path: alpha = 1 - t, sigma = t (Liu et al. 2022).
 
-  t keeps `end`, in (0, 1/2), away from 0 and 1, where eps or x_0 cannot be told
-  from the state. Noise is at t = 1; some texts reverse the path. In training t
-  is "uniform" or "logit_normal" (mean 0 and standard deviation 1; Esser et al.
-  2024, section 3.1).
+  Noise is at t = 1; some texts reverse the path. In training t is "uniform" or
+  "logit_normal", of a unit Gaussian (Esser et al. 2024, section 3.1). It keeps
+  `end`, under 1/2, from 0 and 1, where the state hides eps or x_0.
   """
   level = lambda t, xp: Level(1 - t, t, 999 * t, xp.ones_like(t))
 
@@ -151,10 +147,9 @@ PROCESSES: dict[str, Callable[[Mapping[str, Any]], Process]] = {
 
 
 def stopped(levels: Level, sigma: float) -> Level:
-  """The levels of a grid at which sigma_t / alpha_t is at least sigma.
+  """The levels of a grid where sigma_t / alpha_t >= sigma; ValueError if none.
 
-  The last one's clean estimate is all that a model trained on data of this
-  noise alone can know (Daras et al. 2024). Raises ValueError if none is left.
+  The end is all that a model of data this noisy can know (Daras et al. 2024).
   """
   keep = np.asarray(levels.sigma / levels.alpha) >= sigma
   if not keep.any():

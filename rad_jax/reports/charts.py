@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rad_jax.reports import figures, looks, panels, tables
-from rad_jax.reports.panels import Line, Panel
 from rad_jax.reports.tables import Row
 
 # What the runs of a panel and those of a line in it have in common.
@@ -22,8 +21,7 @@ def looks_of(
 ) -> dict[tuple, looks.Look]:
   """The look of each group of rows that agree on `key`, by objective.
 
-  Groups of one objective share its colour, and are told apart by marker,
-  dashes and the columns `told` in their labels.
+  Those of one objective differ in marker, dashes and, in words, in `told`.
   """
   order = [*looks.LOOKS, *tables.distinct(rows, "objective")]
   found: dict[tuple, looks.Look] = {}
@@ -34,17 +32,17 @@ def looks_of(
       look = looks.of(name)
       if n:
         marker = _MARKERS[(_MARKERS.find(look.marker) + n) % len(_MARKERS)]
-        look = look._replace(marker=marker, dashes=(0, (2, n)))
+        look = look._replace(marker=marker, linestyle=(0, (2, n)))
       words = tables.title(group[0], ("objective", *differing))
       found[its_key] = look._replace(label=words.replace("lam ", "lambda "))
   return found
 
 
-def _line(points: Iterable[tuple], style: dict[str, Any]) -> Line:
+def _line(points: Iterable[tuple], style: dict[str, Any]) -> panels.Line:
   """Means and standard deviations of points (x [n], y [n], text)."""
   kept = [(x, y, text) for x, y, text in points if len(x) and len(y)]
   x, y, texts = zip(*kept, strict=True) if kept else ((), (), ())
-  return Line(
+  return panels.Line(
     *([v.mean() for v in x], [v.mean() for v in y]),
     {"linewidth": 1, "markersize": 5} | style,
     *([v.std() for v in x], [v.std() for v in y], texts if any(texts) else ()),
@@ -59,39 +57,32 @@ def _figure(
   legend: str | None,
 ) -> Figure:
   """A panel for each set, in it a line for each group of rows by `key`."""
+  rows = sorted(rows, key=lambda row: row.get("lam") or 0)
   found = looks_of(rows, key, _LINE)
   shown = []
   for peers in tables.groups(rows, *_SET).values():
     lines = [
-      _line(points_of(group), looks.style(found[k]) | {"linestyle": "-"})
+      _line(points_of(group), found[k]._asdict() | {"linestyle": "-"})
       for k, group in tables.groups(peers, *key).items()
     ]
-    words = tables.title(peers[0], _SET)
-    x, y = labels
-    shown.append(Panel(words, x, lines, y, "close", "close"))
+    title, (x, y) = tables.title(peers[0], _SET), labels
+    shown.append(panels.Panel(title, x, lines, y, "close", "close"))
   return panels.line_figure(shown, legend)
-
-
-def _by_lambda(rows: Sequence[Row]) -> list[list[Row]]:
-  ordered = sorted(rows, key=lambda row: row.get("lam") or 0)
-  return list(tables.groups(ordered, "lam").values())
 
 
 def frontier_figure(
   clean: Sequence[Row], dirty: Sequence[Row], measure: str
 ) -> Figure:
-  """Clean against dirty: what a method costs where the data is clean.
+  """The measure of runs trained on dirty data, up, and on clean, across.
 
-  Across, the measure of runs trained on clean data; up, that of the same runs
-  trained on dirty data, a panel for each dirty set. One point for each lambda,
-  joined in its order.
+  A panel for each dirty set; one point for each lambda, joined in its order.
   """
   like = ("data", *_LINE, "lam")
   ours = tables.groups(clean, *like)
 
   def points_of(group: list[Row]) -> list[tuple]:
     points = []
-    for theirs in _by_lambda(group):
+    for theirs in tables.groups(group, "lam").values():
       same = ours.get(tuple(map(theirs[0].get, like)), [])
       x, y = (tables.values(of, measure) for of in (same, theirs))
       points.append((x, y, tables.text_of(theirs[0].get("lam"))))
@@ -108,7 +99,7 @@ def lambda_figure(rows: Sequence[Row], measure: str) -> Figure:
   def points_of(group: list[Row]) -> list[tuple]:
     return [
       (np.array([lam]), tables.values(same, measure), "")
-      for same in _by_lambda(group)
+      for same in tables.groups(group, "lam").values()
       for lam in tables.distinct(same, "lam") or (lams[0], lams[-1])
     ]
 
@@ -141,12 +132,12 @@ def error_figure(rows: Sequence[Row], corruptions: Sequence[Any]) -> Figure:
         for place, corruption in enumerate(corruptions)
         if (of := cells.get((corruption, method)))
       ]
-      style = looks.style(look) | {"linestyle": "none", "markersize": 6}
+      style = look._asdict() | {"linestyle": "none", "markersize": 6}
       lines.append(_line(points, style))
-    shown.append(Panel(data, "", lines, "error (RMS)", y_scale="linear"))
+    shown.append(panels.Panel(data, "", lines, "error (RMS)", y_scale="linear"))
   figure = panels.line_figure(shown)
+  names = [name or "" for name in corruptions]
   for axis in figure.axes:
-    names = [name or "" for name in corruptions]
     axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
     for place in range(1, len(names)):
       axis.axvline(place - 0.5, color="0.9", linewidth=1, zorder=0)

@@ -1,7 +1,4 @@
-"""Tables and curves over noise levels: --mode=diagnose, hint and evaluate.
-
-Each is drawn from the JSON file of its mode.
-"""
+"""Tables and curves from the JSON of --mode=diagnose, hint and evaluate."""
 
 import itertools
 import pathlib
@@ -15,8 +12,6 @@ from rad_jax import files
 from rad_jax.reports import looks, panels, tables
 from rad_jax.reports.looks import Look
 from rad_jax.reports.page import Picture
-from rad_jax.reports.panels import Line, Panel
-from rad_jax.reports.tables import Table
 
 Columns: TypeAlias = Mapping[str, list]
 
@@ -61,32 +56,29 @@ def diagnosis_table(result: dict[str, Any]) -> str:
   """evaluation.diagnose's result as a Markdown table, a line a level."""
   head = ["sigma_t", "r", "equivariance error: random w", "PGD"]
   head += ["invariance error: random w", "PGD", "Lipschitz: mean", "max"]
-  columns = [name for _, _, *pair in _DIAGNOSES for name in pair]
-  columns = ["sigma_t", "radius", *columns]
+  columns = ["sigma_t", "radius"]
+  columns += [name for _, _, *pair in _DIAGNOSES for name in pair]
   rows = [[level[name] for name in columns] for level in result["levels"]]
-  return tables.markdown(Table("", head, rows))
+  return tables.markdown(tables.Table("", head, rows))
 
 
 def diagnosis_figure(results: dict[str, dict[str, Any]]) -> Figure:
-  """Three panels over sigma_t, of one or several runs' results, by name.
-
-  The dashed black line is an equivariant network.
-  """
+  """Three panels over sigma_t, of one or several runs' results, by name."""
   names = [f"{name}, " if len(results) > 1 else "" for name in results]
   ideal_style: dict[str, Any] = {"color": "black", "linestyle": "--"}
   ideal_style |= {"linewidth": 1, "label": "an equivariant network"}
   shown = []
   for title, ideal, *columns in _DIAGNOSES:
-    lines: list[Line] = []
+    lines: list[panels.Line] = []
     for result, look in zip(results.values(), looks.cycle(names), strict=True):
       x = [level["sigma_t"] for level in result["levels"]]
       if not lines:
-        lines.append(Line(x, [ideal] * len(x), ideal_style))
+        lines.append(panels.Line(x, [ideal] * len(x), ideal_style))
       for column, word, dash in zip(columns, _WORDS, "-:", strict=True):
         y = [level[column] for level in result["levels"]]
         label = {"label": look.label + word, "linestyle": dash}
-        lines.append(Line(x, y, looks.style(look) | label))
-    shown.append(Panel(title, "sigma_t", lines, x_scale="level"))
+        lines.append(panels.Line(x, y, look._asdict() | label))
+    shown.append(panels.Panel(title, "sigma_t", lines, x_scale="level"))
   return panels.line_figure(shown)
 
 
@@ -106,8 +98,9 @@ def hint_table(result: dict[str, Any]) -> str:
     " on {data}: w {law}{reach}, {num_steps} sampling steps at eta {eta:g}.\n\n"
   )
   if not result["applies"]:
-    lead += "{objective} does not ask for equivariance: this is what that would"
-    lead += " do.\n\n"
+    lead += (
+      "{objective} does not ask for equivariance, which would do this.\n\n"
+    )
   words = {"law": _LAWS[result["law"]], "reach": reach}
   head = ["lambda", *(f"std {q:g}" for q in result["stds"])]
   rows = [
@@ -115,16 +108,15 @@ def hint_table(result: dict[str, Any]) -> str:
     for row in result["rows"]
   ]
   rows.append(["lambda that leaves half", *result["halving"]])
-  table = tables.markdown(Table("hint", head, rows))
+  table = tables.markdown(tables.Table("hint", head, rows))
   return lead.format_map(result | words) + table
 
 
 def radius_figure(result: dict[str, Any]) -> Figure:
   """r(t), lambda_t and the mean shift over sigma_t, a line a reading.
 
-  Colour is the radius; dashed is a multiplicative beta. The constant lambda_t
-  is drawn once, in black: it is the same at every radius. The config's own
-  reading is thick.
+  Colour is the radius; dashed, a multiplicative beta; black, the constant
+  lambda_t, the same at every radius; thick, the config's own reading.
   """
   curves = result["curves"]
   names = dict.fromkeys(map(_radius_name, curves["readings"]))
@@ -133,23 +125,19 @@ def radius_figure(result: dict[str, Any]) -> Figure:
   readings = sorted(curves["readings"], key=lambda one: not one["own"])
   shown = []
   for field, title in _RADIUS.items():
-    lines: dict[str, Line] = {}
+    lines: dict[str, panels.Line] = {}
     for one in readings:
       name, colour = _radius_name(one), colours[_radius_name(one)]
       if field == "lam_t" and one["lambda_t"] == "constant":
         name, colour = "constant lambda", "black"
       y = np.array(one[field], float)
       y[y <= 0] = np.nan  # On a logarithmic scale, zeros are gaps.
-      style = {
-        "color": colour,
-        "label": name,
-        "linestyle": "--" if "multiplicative" in name else "-",
-        "linewidth": 3 if one["own"] else 1.5,
-        "zorder": 2 if one["own"] else 3,
-      }
-      lines.setdefault(name, Line(curves["sigma_t"], y, style))
+      style: dict[str, Any] = {"color": colour, "label": name}
+      style["linestyle"] = "--" if "multiplicative" in name else "-"
+      style |= {"linewidth": 3, "zorder": 2} if one["own"] else {"zorder": 3}
+      lines.setdefault(name, panels.Line(curves["sigma_t"], y, style))
     drawn = list(lines.values())
-    shown.append(Panel(title, "sigma_t", drawn, x_scale="level"))
+    shown.append(panels.Panel(title, "sigma_t", drawn, x_scale="level"))
   figure = panels.line_figure(shown)
   figure.suptitle(
     f"{result['data']}: w {_LAWS[result['law']]}, lambda {result['lam']:g};"
@@ -164,24 +152,29 @@ def _radius_name(reading: dict[str, Any]) -> str:
   return f"radius {reading['radius']}, {reading['beta_role']}"
 
 
-def protocol_pictures(of: Mapping[Look, dict[str, Any]]) -> list[Picture]:
-  """The curves of evaluations' protocols, a picture each, by runs' looks.
+def protocol_pictures(
+  evaluations: Mapping[Look, dict[str, Any]],
+) -> list[Picture]:
+  """A picture of each protocol of evaluation.json, a panel for each column.
 
-  Each column has a panel. Lines are runs, or where the protocol has series,
-  as samplers are, the series of each run.
+  Lines are runs, or each run's series, as samplers are.
   """
   pictures = []
+  of = {look: found.get("protocols", {}) for look, found in evaluations.items()}
   for name in dict.fromkeys(name for found in of.values() for name in found):
     x, xlabel, x_scale, series, up = _PROTOCOLS.get(name, _BY_LEVEL)
     runs = {k: v.get(name, {}).get("curves", {}) for k, v in of.items()}
     runs = {look: columns for look, columns in runs.items() if x in columns}
-    shown: dict[str, list[Line]] = {}
+    shown: dict[str, list[panels.Line]] = {}
     for look, columns in _by_series(runs, series) if series else runs.items():
-      for y in up or [column for column in columns if column != x]:
-        line = Line(columns[x], columns[y], looks.style(look))
-        shown.setdefault(y, []).append(line)
+      for y in up or columns:
+        if y != x and columns.get(y):
+          line = panels.Line(columns[x], columns[y], look._asdict())
+          shown.setdefault(y, []).append(line)
     if shown:
-      drawn = [Panel(y, xlabel, shown[y], x_scale=x_scale) for y in shown]
+      drawn = [
+        panels.Panel(y, xlabel, shown[y], x_scale=x_scale) for y in shown
+      ]
       caption = f"Protocol {name}: {', '.join(shown)} against {xlabel}."
       pictures.append(Picture(name, panels.line_figure(drawn), caption))
   return pictures
@@ -194,14 +187,12 @@ def _by_series(
 
   Where there are several runs, colour is the run and dashes are the value.
   """
-  values = dict.fromkeys(
-    v for columns in runs.values() for v in columns[series]
-  )
-  drawn = looks.cycle(list(values))
+  values = itertools.chain(*(columns[series] for columns in runs.values()))
+  drawn = looks.cycle(list(dict.fromkeys(values)))
   for (run, columns), own in itertools.product(runs.items(), drawn):
     kept = [value == own.label for value in columns[series]]
-    both = run._replace(label=f"{run.label}: {own.label}", dashes=own.dashes)
-    yield (
-      own if len(runs) == 1 else both,
-      {name: list(itertools.compress(v, kept)) for name, v in columns.items()},
+    rows = {k: list(itertools.compress(v, kept)) for k, v in columns.items()}
+    both = run._replace(
+      label=f"{run.label}: {own.label}", linestyle=own.linestyle
     )
+    yield (own if len(runs) == 1 else both), rows

@@ -29,34 +29,38 @@ def write(
 ) -> list[pathlib.Path]:
   """Writes what a view shows of an experiment; returns the paths.
 
-  Args:
-    rows: of its rows.jsonl, in the order of the table.
-    folder: the experiment's, where runs/ holds its runs.
-    view: "sweep": a table, and the measure against lambda, or, where there are
-      clean and dirty sets, dirty against clean. "schemes": a table with cost,
-      and the error against the column `across`. "demo": a table, errors and
-      samples. "study": a page, as reports.study.write.
-    across: a measure, or "cost", `relative_cost`.
-    notes: for a study, a text of paragraphs that discusses it.
-
-  Raises:
-    OSError: there are no such notes.
-    ValueError: there is no such view, a data set has no run of DDPM where
-      costs are relative to it, or a run's folder is gone or damaged.
+  `rows` are of the folder's rows.jsonl. Views are a table, and of a "sweep" the
+  measure against lambda, or of dirty against clean sets; of "schemes" the error
+  against `across`, "cost" or a measure; of a "demo" errors and samples; and a
+  "study", a page. Raises ValueError of another view, or as what it calls.
   """
   done = tables.finished(rows)
   if view == "study":
     return study.write(rows, folder, notes)
+  drawn: dict[str, Figure] = {}
   if view == "sweep":
-    text, drawn = summary(rows), _sweep_figures(done)
+    text = summary(rows)
+    clean = [row for row in done if row["fraction"] == 0]
+    dirty = [row for row in done if row["fraction"] > 0]
+    if clean and dirty:
+      drawn["frontier"] = charts.frontier_figure(clean, dirty, "frechet")
+    elif tables.varying(done, ("lam",)):
+      drawn["error"] = charts.lambda_figure(done, "frechet")
   elif view == "schemes":
-    costed = relative_cost(rows)
-    figure = charts.scheme_figure(
-      tables.finished(costed), across, "support_rms"
-    )
-    text, drawn = summary(costed), {"schemes": figure}
+    rows = relative_cost(rows)
+    done = tables.finished(rows)
+    drawn["schemes"] = charts.scheme_figure(done, across, "support_rms")
+    text = summary(rows)
   elif view == "demo":
-    text, drawn = tables.markdown(demo_table(done)), _demo_figures(done, folder)
+    text = tables.markdown(demo_table(done))
+    named = [row | {"method": row["objective"]} for row in done]
+    corruptions = tables.distinct(done, "corruption") or [None]
+    drawn["errors"] = charts.error_figure(named, corruptions)
+    for (data,), peers in tables.groups(done, "data").items():
+      cells = tables.groups(peers, "objective")
+      of = {looks.of(name): group for (name,), group in cells.items()}
+      name = f"samples_{page.file_name(data)}"
+      drawn[name] = charts.sample_figure(of, folder / "runs")
   else:
     raise ValueError(f"view={view!r}: it must be sweep, schemes, demo or study")
   files.write_text(folder / "table.md", text)
@@ -72,8 +76,8 @@ def summary(rows: Sequence[Row]) -> str:
   Labels that do not vary stand above it, runs that failed below.
   """
   varying = tables.varying(rows, _AXES)
-  same = {name: tables.distinct(rows, name) for name in _AXES}
-  common = {name: v[0] for name, v in same.items() if len(v) == 1}
+  same = [name for name in _AXES if len(tables.distinct(rows, name)) == 1]
+  common = {name: tables.distinct(rows, name)[0] for name in same}
   measures = tables.measures_of(rows)
   lines = []
   for group in tables.groups(rows, *_AXES).values():
@@ -91,12 +95,9 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def relative_cost(rows: Sequence[Row]) -> list[Row]:
-  """The rows with `cost`: passes of the training over DDPM's on the same data.
+  """The rows with `cost`: passes over those of the data's shortest DDPM run.
 
-  Of several trainings of DDPM, the shortest is meant.
-
-  Raises:
-    ValueError: a data set has no run of DDPM.
+  Raises ValueError where a data set has no run of DDPM.
   """
   costed = []
   for (data,), peers in tables.groups(rows, "data").items():
@@ -107,21 +108,8 @@ def relative_cost(rows: Sequence[Row]) -> list[Row]:
   return costed
 
 
-def _sweep_figures(rows: Sequence[Row]) -> dict[str, Figure]:
-  clean = [row for row in rows if row["fraction"] == 0]
-  dirty = [row for row in rows if row["fraction"] > 0]
-  if clean and dirty:
-    return {"frontier": charts.frontier_figure(clean, dirty, "frechet")}
-  if tables.varying(rows, ("lam",)):
-    return {"error": charts.lambda_figure(rows, "frechet")}
-  return {}
-
-
 def demo_table(rows: Sequence[Row]) -> Table:
-  """A line for each data set and objective; the smallest errors are bold.
-
-  The cost is the time of a step over DDPM's.
-  """
+  """A line a data set and objective; the cost is a step's time over DDPM's."""
   lines: list[list[tables.Cell]] = []
   best = set()
   for (data,), peers in tables.groups(rows, "data").items():
@@ -140,17 +128,3 @@ def demo_table(rows: Sequence[Row]) -> Table:
       lines.append([data, looks.of(key[0]).label, *found, cost])
   names = [name for name, _ in _DEMO.values()]
   return Table("", ["data", "objective", *names, "cost"], lines, "", best)
-
-
-def _demo_figures(
-  rows: Sequence[Row], folder: pathlib.Path
-) -> dict[str, Figure]:
-  named = [row | {"method": row["objective"]} for row in rows]
-  corruptions = list(dict.fromkeys(row.get("corruption") for row in rows))
-  drawn = {"errors": charts.error_figure(named, corruptions)}
-  for (data,), peers in tables.groups(rows, "data").items():
-    cells = tables.groups(peers, "objective")
-    of = {looks.of(name): group for (name,), group in cells.items()}
-    name = f"samples_{page.file_name(data)}"
-    drawn[name] = charts.sample_figure(of, folder / "runs")
-  return drawn

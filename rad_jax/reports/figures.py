@@ -3,7 +3,7 @@
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,16 +14,11 @@ from rad_jax import files
 from rad_jax.data import examples, synthetic
 from rad_jax.reports import looks, panels
 
-# What synthetic.view shows, by dimension.
 VIEW_LABELS = {2: ("x", "y"), 3: ("along the plane", "off the plane")}
 
 
-class View(NamedTuple):
-  """Images [n, h, w, c] in [-1, 1], or points [n, 2 or 3]."""
-
-  title: str
-  examples: np.ndarray
-  colour: str = "black"
+# A title, images [n, h, w, c] in [-1, 1] or points [n, 2 or 3], and a colour.
+View: TypeAlias = tuple[str, np.ndarray, str]
 
 
 def arrays(path: pathlib.Path | None) -> dict[str, np.ndarray]:
@@ -58,8 +53,7 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
 
 def draw_image(axis: Axes, pixels: np.ndarray) -> None:
   """uint8 [H, W] or [H, W, 3] as it is, without axes."""
-  grey = {"cmap": "gray", "vmin": 0, "vmax": 255}
-  axis.imshow(pixels, interpolation="nearest", **grey)
+  axis.imshow(pixels, "gray", vmin=0, vmax=255, interpolation="nearest")
   axis.set_axis_off()
 
 
@@ -84,22 +78,18 @@ def draw_points(axis: Axes, points: np.ndarray, colour: str) -> None:
   axis.set(xlabel=labels[0], ylabel=labels[1], aspect="equal")
 
 
-def example_figure(views: Sequence[View], images: int = 36) -> Figure:
-  """The views, all of images or all of points, on the same scales.
-
-  Of images, a grid of the first `images` is shown.
-  """
+def example_figure(views: Sequence[View]) -> Figure:
+  """The views: the first 36 images of each, or points on the same scales."""
   columns = 4 if len(views) in (4, 7, 8) else min(len(views), 3)
   width = panels.WIDTH / max(columns, 3)
   figure, axes = panels.grid(len(views), columns, width, width + 0.2)
-  for axis, view in zip(axes, views, strict=True):
-    if view.examples.ndim == 4:
-      shown = view.examples[:images]
-      draw_image(axis, image_grid(shown, math.ceil(math.sqrt(len(shown)))))
+  for axis, (title, x, colour) in zip(axes, views, strict=True):
+    if x.ndim == 4:
+      draw_image(axis, image_grid(x[:36], math.ceil(len(x[:36]) ** 0.5)))
     else:
-      draw_points(axis, view.examples, view.colour)
-    axis.set_title(view.title, fontsize="medium")
-  if views[0].examples.ndim == 2:
+      draw_points(axis, x, colour)
+    axis.set_title(title, fontsize="medium")
+  if views[0][1].ndim == 2:
     boxes = np.array([axis.viewLim.get_points() for axis in axes])
     low, high = boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0)
     for axis in axes:
@@ -111,26 +101,20 @@ def example_figure(views: Sequence[View], images: int = 36) -> Figure:
 
 
 def beside_truth(runs: Sequence[tuple[pathlib.Path, looks.Look]]) -> list[View]:
-  """Views of training examples, clean and as trained on, then of samples.
-
-  `runs` on the same data are given by their folders, and how each is drawn;
-  the training examples are those of the first that has them.
-  """
+  """Training examples of the first run that has them, and samples of all."""
   views: list[View] = []
   for folder, _ in runs:
     found = arrays(folder / "training_examples.npz")
     if found and not views:
-      views.append(View("clean truth", found["clean"]))
-      views.append(View("as trained on", found["dirty"]))
+      views.append(("clean truth", found["clean"], "black"))
+      views.append(("as trained on", found["dirty"], "black"))
   for folder, look in runs:
     if drawn := newest_samples(folder):
-      views.append(View(look.label, drawn["x_0"], look.colour))
-  return [
-    v for v in views if v.examples.shape[1:] == views[0].examples.shape[1:]
-  ]
+      views.append((look.label, drawn["x_0"], look.color))
+  return views
 
 
-def pair_figure(path: pathlib.Path, columns: int = 16) -> Figure | None:
+def pair_figure(path: pathlib.Path) -> Figure | None:
   """Samples over their nearest training examples, of a memorisation.npz.
 
   Above each pair stands its distance. None without images.
@@ -139,7 +123,7 @@ def pair_figure(path: pathlib.Path, columns: int = 16) -> Figure | None:
   if not pairs or pairs["samples"].ndim != 4:
     return None
   count, _, width, _ = pairs["samples"].shape
-  columns = min(columns, count)
+  columns = min(16, count)
   strips = math.ceil(count / columns)
   figure, axes = panels.grid(strips, 1, 1 + 0.6 * columns, 1.7)
   for n, axis in enumerate(axes):
@@ -157,7 +141,7 @@ def show_samples(folder: pathlib.Path) -> pathlib.Path:
   """Draws folder/samples.npz: a grid.png of images, or a scatter.png."""
   x_0 = arrays(folder / "samples.npz")["x_0"]
   if x_0.ndim == 2:
-    figure, (axis,) = panels.grid(1, 1, 4, 4)
+    figure, (axis,) = panels.grid(1, 1, 4.0, 4.0)
     draw_points(axis, x_0, "black")
     return panels.save(figure, folder / "scatter.png")
   pixels = image_grid(x_0, math.ceil(math.sqrt(len(x_0))))
@@ -171,4 +155,4 @@ def show_samples(folder: pathlib.Path) -> pathlib.Path:
 def show_pairs(workdir: pathlib.Path) -> pathlib.Path | None:
   """Draws workdir/memorisation.npz as memorisation.png; None for points."""
   figure = pair_figure(workdir / "memorisation.npz")
-  return figure and panels.save(figure, workdir / "memorisation.png")
+  return panels.save(figure, workdir / "memorisation.png") if figure else None

@@ -1,22 +1,21 @@
 """How each objective is named and drawn, the same in all reports.
 
-Colours are Okabe & Ito's. Markers and dashes all differ, so that lines are
-told apart in grey; the noise-aware objectives have the colours of their blind
-counterparts.
+Colours are Okabe & Ito's; markers and dashes tell lines apart in grey too. The
+noise-aware objectives have the colours of their blind counterparts.
 """
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class Look(NamedTuple):
-  """A label, and colour, marker and dashes as Matplotlib's."""
+  """Keyword arguments of Axes.plot, as a dict by _asdict()."""
 
   label: str
-  colour: str
+  color: str
   marker: str
-  dashes: tuple[int, tuple[float, ...]]
+  linestyle: tuple[int, tuple[float, ...]]
 
 
 LOOKS = {
@@ -29,25 +28,13 @@ LOOKS = {
   "input_perturbation": Look("DDPM-IP", "#000000", "P", (0, (8, 3))),
   "noise_aware": Look("noise-aware", "#0072B2", "h", (0, (1, 3))),
   "noise_aware_ran": Look("noise-aware + ran", "#56B4E9", "*", (0, (9, 1))),
-  "noise_aware_adv": Look(
-    "noise-aware + adv", "#009E73", "p", (0, (8, 2, 2, 2))
-  ),
+  "noise_aware_adv": Look("noise-aware + adv", "#009E73", "p", (0, (4, 4))),
 }
 
 
 def of(objective: str) -> Look:
   """The objective's look; an unknown one is grey, under its own name."""
   return LOOKS.get(objective) or Look(objective, "grey", ".", (0, ()))
-
-
-def style(look: Look) -> dict[str, Any]:
-  """The look as keyword arguments of Axes.plot."""
-  return {
-    "color": look.colour,
-    "marker": look.marker,
-    "linestyle": look.dashes,
-    "label": look.label,
-  }
 
 
 def of_runs(objectives: Sequence[str], labels: Sequence[str]) -> list[Look]:

@@ -1,8 +1,7 @@
-"""One self-contained HTML page of text, tables and pictures.
+"""One self-contained HTML page of text, tables and pictures, without scripts.
 
-No script, and nothing fetched: styles and pictures stand in the file. Beside
-it lie each picture as PNG, each table as CSV (values in full) and Markdown.
-The same input gives the same bytes.
+Beside it lie each picture as PNG, each table as CSV (values in full) and
+Markdown. The same input gives the same bytes.
 """
 
 import base64
@@ -20,11 +19,7 @@ from rad_jax.reports.tables import Table
 
 
 class Picture(NamedTuple):
-  """A figure, drawn, not yet saved.
-
-  name: of its file, unique on the page.
-  caption: one sentence of what to see, read out in the picture's place.
-  """
+  """A figure; its name is that of its file, unique on the page."""
 
   name: str
   figure: Figure
@@ -53,7 +48,14 @@ def write(
   twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
   if twice:
     raise ValueError(f"two parts of a page are named {', '.join(twice)}")
-  beside = [path for part in named for path in _save(part, folder)]
+  beside = []
+  for name, part in zip(names, named, strict=True):
+    if isinstance(part, Picture):
+      beside.append(panels.save(part.figure, folder / f"{name}.png"))
+    else:
+      beside += [folder / f"{name}.csv", folder / f"{name}.md"]
+      files.write_text(beside[-2], tables.in_full(part))
+      files.write_text(beside[-1], tables.markdown(part))
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("rad_jax", "reports"),
     autoescape=True,
@@ -75,13 +77,3 @@ def write(
 def file_name(name: str) -> str:
   """A name as that of a file, without an ending: letters, digits, _ . -"""
   return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_.") or "part"
-
-
-def _save(part: Picture | Table, folder: pathlib.Path) -> list[pathlib.Path]:
-  name = file_name(part.name)
-  if isinstance(part, Picture):
-    return [panels.save(part.figure, folder / f"{name}.png")]
-  paths = [folder / f"{name}.csv", folder / f"{name}.md"]
-  files.write_text(paths[0], tables.in_full(part))
-  files.write_text(paths[1], tables.markdown(part))
-  return paths

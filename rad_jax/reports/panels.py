@@ -23,10 +23,7 @@ _OFFSETS = ((5, 4), (-5, -4), (5, -4), (-5, 4))
 
 
 class Line(NamedTuple):
-  """Points [n], with error bars and texts if any; None or NaN is a gap.
-
-  `style` are keyword arguments of Axes.plot.
-  """
+  """Points [n] in Axes.plot's style; None or NaN is a gap."""
 
   x: Sequence[float] | np.ndarray
   y: Sequence[float | None] | np.ndarray
@@ -39,10 +36,9 @@ class Line(NamedTuple):
 class Panel(NamedTuple):
   """Axes with lines, whose scales are chosen by what is drawn.
 
-  y_scale: "zero": from 0, or logarithmic where values are positive and wide
-    apart; "linear": from 0; "close": as "zero", but linear around the points.
-  x_scale: those of y, "plain", "log", or "level": noise levels in (0, 1),
-    logit where they crowd at an end.
+  "zero": from 0, or logarithmic where values are positive and wide apart;
+  "linear": from 0; "close": as "zero", but linear around the points; "level":
+  noise levels in (0, 1), logit where they crowd at an end; "plain"; "log".
   """
 
   title: str
@@ -95,10 +91,10 @@ def line_figure(panels: Sequence[Panel], legend: str | None = "") -> Figure:
   if entries and legend is not None:
     points_wide = 70 + 5.5 * max(map(len, entries))
     ncols = max(1, int(72 * figure.get_figwidth() / points_wide))
-    place = {"loc": "outside lower left", "alignment": "left", "ncols": ncols}
-    size = {"fontsize": 9, "title_fontsize": 9, "handlelength": 3.2}
-    look = {"title": legend or None, "frameon": False} | place | size
-    figure.legend(entries.values(), entries.keys(), **look)
+    style: Any = {"loc": "outside lower left", "alignment": "left"}
+    style |= {"fontsize": 9, "title_fontsize": 9, "handlelength": 3.2}
+    style |= {"title": legend or None, "frameon": False, "ncols": ncols}
+    figure.legend(entries.values(), entries.keys(), **style)
   return figure
 
 
@@ -109,11 +105,11 @@ def _draw(axis: Axes, line: Line) -> None:
   if line.y_std is not None:
     bars = {"fmt": "none", "ecolor": colour, "elinewidth": 1}
     axis.errorbar(line.x, heights, line.y_std, line.x_std, **bars)
-  for *point, text in zip(line.x, heights, line.texts, strict=False):
-    x, y = _OFFSETS[len(axis.texts) % len(_OFFSETS)]
-    ha, va = "left" if x > 0 else "right", "bottom" if y > 0 else "top"
-    style = {"textcoords": "offset points", "fontsize": 8, "color": colour}
-    axis.annotate(text, point, (x, y), ha=ha, va=va, **style)
+  for x, y, text in zip(line.x, heights, line.texts, strict=False):
+    right, up = _OFFSETS[len(axis.texts) % len(_OFFSETS)]
+    ha, va = "left" if right > 0 else "right", "bottom" if up > 0 else "top"
+    style: Any = {"textcoords": "offset points", "fontsize": 8, "color": colour}
+    axis.annotate(text, (x, y), (right, up), ha=ha, va=va, **style)
 
 
 def _scale(axis: Axes, side: str, scale: str, of: Sequence) -> None:

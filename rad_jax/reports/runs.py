@@ -1,7 +1,6 @@
 """Runs side by side as one page, from what their folders hold.
 
-config.json is all that a run must have. Of the rest, what is there is shown;
-what is not is named in a line.
+config.json is all that a run must have; what else is not there is named.
 """
 
 import json
@@ -15,7 +14,6 @@ from flax import traverse_util
 from rad_jax import files
 from rad_jax.reports import curves, figures, looks, page, panels, tables
 from rad_jax.reports.page import Part, Picture
-from rad_jax.reports.panels import Line, Panel
 from rad_jax.reports.tables import Cell, Table
 
 _TRAINING = {
@@ -26,6 +24,7 @@ _TRAINING = {
   "train/learning_rate": "learning rate",
   "speed/images_per_second": "examples per second",
 }
+_FREE = ("protocols", "corruption", "data_dir", "loading")  # to differ
 MOST = 8  # More lines than these are not told apart.
 # What a run may lack: the files it would be in, and what writes them.
 _OPTIONAL = {
@@ -40,12 +39,9 @@ _OPTIONAL = {
 
 
 class SavedRun(NamedTuple):
-  """What is known of a run, apart from its arrays.
+  """What the files of a run hold, arrays apart; empty where missing.
 
-  name: unique among the runs of a page, and the label of its look.
-  metrics: rows of metrics.jsonl, oldest first.
-  config, evaluation, diagnosis, purification: the JSON files; empty where
-    missing.
+  The name, also the label of its look, is unique among the runs of a page.
   """
 
   name: str
@@ -65,8 +61,15 @@ def read(workdirs: Sequence[pathlib.Path]) -> list[SavedRun]:
     ValueError: a workdir holds no run, there are more than MOST, or a file
       is damaged.
   """
-  found = [folder for workdir in workdirs for folder in _find(workdir)]
-  folders = list({folder.resolve(): folder for folder in found}.values())
+  found: dict[pathlib.Path, pathlib.Path] = {}
+  for workdir in workdirs:
+    own = workdir / "config.json"
+    several = sorted(workdir.glob("runs/*/config.json"))
+    configs = [own] if own.exists() else several
+    if not configs:
+      raise ValueError(f"no run in {workdir}: train first")
+    found |= {path.resolve(): path.parent for path in configs}
+  folders = list(found.values())
   if len(folders) > MOST:
     raise ValueError(
       f"{len(folders)} runs, and a report shows {MOST} at most: name some of"
@@ -82,21 +85,11 @@ def read(workdirs: Sequence[pathlib.Path]) -> list[SavedRun]:
   ]
 
 
-def _find(workdir: pathlib.Path) -> list[pathlib.Path]:
-  """The folders of a workdir's runs: its own, or those of an experiment."""
-  if (workdir / "config.json").exists():
-    return [workdir]
-  found = sorted(path.parent for path in workdir.glob("runs/*/config.json"))
-  if not found:
-    raise ValueError(f"no run in {workdir}: train first")
-  return found
-
-
 def _names(folders: list[pathlib.Path]) -> list[str]:
   """The folders' last parts, as many as tell all apart, as files do too."""
-  names: list[str] = []
-  for depth in range(1, max(len(f.resolve().parts) for f in folders) + 1):
-    names = ["/".join(f.resolve().parts[-depth:]) for f in folders]
+  whole = [folder.resolve().parts for folder in folders]
+  for depth in range(1, max(map(len, whole)) + 1):
+    names = ["/".join(parts[-depth:]) for parts in whole]
     if len(set(map(page.file_name, names))) == len(names):
       break
   return names
@@ -107,57 +100,36 @@ def write(
 ) -> list[pathlib.Path]:
   """Writes the report of the workdirs' runs; returns the paths.
 
-  Args:
-    workdirs: of runs, or of experiments, which stand for all of their runs.
-    folder: where; the first workdir's report/ if not given.
-
-  Raises:
-    ValueError: a workdir holds no run, there are more than MOST, or
-      a file is damaged.
+  Workdirs are of runs, or of experiments, which stand for all of their runs.
+  The folder is the first one's report/, if not given. Raises as `read`.
   """
   runs = read(workdirs)
+  names = [run.name for run in runs]
+  lacking = []
+  for what, (found, source) in _OPTIONAL.items():
+    if without := [r.name for r in runs if not any(r.folder.glob(found))]:
+      of = "" if without == names else f" of {', '.join(without)}"
+      where = "".join(found.partition("/")[:2])
+      lacking.append(f"No {what}{of} ({where}, by {source}).")
   sections: dict[str, Sequence[Part]] = {
     "The runs": facts(runs),
     "Training": training(runs),
     "Measures": measures(runs),
     "Samples": examples(runs),
     "Protocols": curves.protocol_pictures(
-      {run.look: run.evaluation.get("protocols", {}) for run in runs}
+      {run.look: run.evaluation for run in runs}
     ),
     "Closest training examples": _memorisation(runs),
     "Purification": _purified(runs),
     "Diagnosis": _diagnosis(runs),
-    "Left out": _missing(runs),
+    "Left out": lacking,
   }
-  names = [run.name for run in runs]
   return page.write(
     " and ".join(names) if len(runs) <= 2 else f"{len(runs)} runs side by side",
-    "; ".join(map(_summary, runs)) + ".",
+    "From the runs' folders alone.",
     {title: parts for title, parts in sections.items() if parts},
     folder or workdirs[0] / "report",
   )
-
-
-def _summary(run: SavedRun) -> str:
-  step = _facts_of(run)["step"]
-  return (
-    f"{run.name}: {run.config['objective']['name']} on"
-    f" {run.config['data']['name']},"
-    f" {'not trained' if step is None else f'step {step}'},"
-    f" seed {run.config['seed']}"
-  )
-
-
-def _missing(runs: Sequence[SavedRun]) -> list[str]:
-  """Lines on what runs lack."""
-  lines = []
-  for what, (found, source) in _OPTIONAL.items():
-    without = [run.name for run in runs if not any(run.folder.glob(found))]
-    if without:
-      of = "" if len(without) == len(runs) else f" of {', '.join(without)}"
-      where = "".join(found.partition("/")[:2])
-      lines.append(f"No {what}{of} ({where}, by {source}).")
-  return lines
 
 
 def facts(runs: Sequence[SavedRun]) -> list[Table]:
@@ -182,24 +154,23 @@ def _side_by_side(found: Sequence[dict[str, Cell]]) -> list[list[Cell]]:
 def _facts_of(run: SavedRun) -> dict[str, Cell]:
   config, evaluation = run.config, run.evaluation
   corruption = config["data"]["corruption"]
-  dirty = "none"
-  if corruption["fraction"]:
-    strength = f"sigma {corruption['sigma']:g}"
-    if corruption.get("severity"):
-      strength = f"severity {corruption['severity']}"
-    kind = corruption.get("kind", "gaussian")
-    dirty = f"{corruption['fraction']:.0%} {kind}, {strength}"
+  severity, sigma = corruption.get("severity"), corruption["sigma"]
+  strength = f"severity {severity}" if severity else f"sigma {sigma:g}"
+  kind = corruption.get("kind", "gaussian")
+  dirty = f"{corruption['fraction']:.0%} {kind}, {strength}"
   trained = run.metrics[-1]["step"] if run.metrics else None
-  versions = evaluation.get("versions", {})
+  versions = evaluation.get("versions", {}).items()
+  purified = run.purification.items()
   return {
     "data": config["data"]["name"],
-    "corruption": dirty,
+    "corruption": dirty if corruption["fraction"] else "none",
     "objective": config["objective"]["name"],
     "seed": config["seed"],
     "step": evaluation.get("step", trained),
     "weights": evaluation.get("weights"),
     "parameters": evaluation.get("parameters"),
-    **{f"version of {name}": version for name, version in versions.items()},
+    **{f"version of {name}": version for name, version in versions},
+    **{f"purification: {name}": _field(value) for name, value in purified},
   }
 
 
@@ -232,11 +203,17 @@ def measures(runs: Sequence[SavedRun]) -> list[Table]:
   rows = _side_by_side([run.evaluation["measures"] for run in shown])
   caption = "The measures of the evaluation, against clean truth."
   best: set[tuple[int, int]] = set()
-  if not _comparable(shown):
-    caption += (
-      " No value is marked as the best: the runs differ in their clean data,"
-      " or in how they were evaluated."
-    )
+  # Values compare where the same clean data was measured alike, as far as told.
+  grounds = [
+    {"version": run.evaluation.get("version")}
+    | run.evaluation.get("evaluation", {})
+    | run.config["data"]
+    for run in shown
+  ]
+  told = set.intersection(*map(set, grounds)).difference(_FREE)
+  if any(of[name] != grounds[0][name] for of in grounds for name in told):
+    caption += " None is marked as the best: the runs differ in their clean"
+    caption += " data, or in how they were evaluated."
   elif len(shown) > 1:
     caption += " The best value of a row is bold."
     for i, (name, *values) in enumerate(rows):
@@ -244,19 +221,6 @@ def measures(runs: Sequence[SavedRun]) -> list[Table]:
       best |= {(i, j + 1) for j in tables.best_of(values, better)}
   head = ["measure", *(run.name for run in shown)]
   return [Table("measures", head, rows, caption, best)]
-
-
-def _comparable(runs: Sequence[SavedRun]) -> bool:
-  """Whether the same clean data was measured alike, as far as all tell."""
-  free = ("protocols", "corruption", "data_dir", "loading")
-  grounds = [
-    {"version": run.evaluation.get("version")}
-    | run.evaluation.get("evaluation", {})
-    | run.config["data"]
-    for run in runs
-  ]
-  told = set.intersection(*map(set, grounds)).difference(free)
-  return all(of[name] == grounds[0][name] for of in grounds for name in told)
 
 
 def training(runs: Sequence[SavedRun]) -> list[Picture]:
@@ -268,14 +232,13 @@ def training(runs: Sequence[SavedRun]) -> list[Picture]:
       rows = [row for row in run.metrics if name in row]
       x, y = ([row[column] for row in rows] for column in ("step", name))
       if rows:
-        lines.append(Line(x, y, looks.style(run.look) | {"marker": None}))
+        lines.append(panels.Line(x, y, run.look._asdict() | {"marker": None}))
     scale = "linear" if name == "train/learning_rate" else "zero"
     if lines:
-      drawn.append(Panel(title, "step", lines, y_scale=scale))
+      drawn.append(panels.Panel(title, "step", lines, y_scale=scale))
   if not drawn:
     return []
-  caption = "Training against the step, a line for each run."
-  return [Picture("training", panels.line_figure(drawn), caption)]
+  return [Picture("training", panels.line_figure(drawn), "Training by step.")]
 
 
 def examples(runs: Sequence[SavedRun]) -> list[Picture]:
@@ -286,12 +249,8 @@ def examples(runs: Sequence[SavedRun]) -> list[Picture]:
     groups.setdefault(key, []).append(run)
   parts = []
   for number, group in enumerate(groups.values(), 1):
-    views = figures.beside_truth([(run.folder, run.look) for run in group])
-    if views:
-      caption = (
-        f"{group[0].config['data']['name']}: samples, under the name of their"
-        " run, beside training examples, as far as there are any."
-      )
+    if views := figures.beside_truth([(run.folder, run.look) for run in group]):
+      caption = f"{group[0].config['data']['name']}: examples and samples."
       name = "samples" if number == 1 else f"samples_{number}"
       parts.append(Picture(name, figures.example_figure(views), caption))
   return parts
@@ -299,10 +258,7 @@ def examples(runs: Sequence[SavedRun]) -> list[Picture]:
 
 def _memorisation(runs: Sequence[SavedRun]) -> list[Picture]:
   """The closest pairs of images; pairs of points say nothing."""
-  caption = (
-    "the samples nearest to a training example, over that example; above,"
-    " their distance in the extractor's features."
-  )
+  caption = "samples over their nearest training examples; above, distances."
   return [
     Picture(f"memorisation_{run.name}", figure, f"{run.name}: {caption}")
     for run in runs
@@ -317,26 +273,15 @@ def _purified(runs: Sequence[SavedRun]) -> list[Picture]:
     if not found:
       continue
     before, after = np.split(found["x_0"], 2)
-    figure = figures.example_figure(
-      [figures.View("before", before), figures.View("purified", after)]
-    )
-    caption = f"{run.name}: examples before and after purification"
-    if told := run.purification:
-      caption += (
-        f" from t_star {told['t_star']:g} by {told['sampler']}; the root mean"
-        " square distance from the true support goes from"
-        f" {told['support_rms_before']:.3g} to {told['support_rms_after']:.3g}"
-      )
-    parts.append(Picture(f"purified_{run.name}", figure, f"{caption}."))
+    views = [("before", before, "black"), ("purified", after, "black")]
+    figure = figures.example_figure(views)
+    caption = f"{run.name}: examples before and after purification."
+    parts.append(Picture(f"purified_{run.name}", figure, caption))
   return parts
 
 
 def _diagnosis(runs: Sequence[SavedRun]) -> list[Picture]:
-  found = {run.name: run.diagnosis for run in runs if run.diagnosis}
-  if not found:
+  if not (found := {run.name: run.diagnosis for run in runs if run.diagnosis}):
     return []
-  caption = (
-    "How far the network is from equivariant (dashed black), and its local"
-    " Lipschitz constant, against sigma_t."
-  )
+  caption = "Distance from an equivariant network, dashed, against sigma_t."
   return [Picture("diagnosis", curves.diagnosis_figure(found), caption)]

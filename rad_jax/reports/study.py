@@ -1,8 +1,7 @@
-"""The report of a study: tables and pictures, data set by data set.
+"""The report of a study: tables of all seeds, pictures of the first.
 
 A study's folder holds rows.jsonl, a row for each run, and runs/<name>/ with
-evaluation.json, training_examples.npz, samples and, of the first seed,
-portrait.npz. Pictures are of the first seed, tables of all.
+evaluation.json, training_examples.npz, samples and maybe portrait.npz.
 """
 
 import itertools
@@ -34,17 +33,13 @@ Portraits: TypeAlias = dict[looks.Look, dict[str, np.ndarray]]
 
 
 class Study(NamedTuple):
-  """What is known of a study.
+  """Rows of each (data, corruption, method) by seed, and methods' looks.
 
-  rows: of rows.jsonl. folder: of its runs.
-  cells: the rows of each (data, corruption, method), by seed.
-  data, corruptions: in their order. looks: of each method, in its order.
-  dirtiest: the corruption that pictures are of.
-  strongest: the method of Robust_adv's largest lambda, "" without one.
+  Pictures are of the dirtiest corruption; strongest is the method of
+  Robust_adv's largest lambda, "" without one.
   """
 
   rows: Sequence[Row]
-  folder: pathlib.Path
   cells: dict[tuple, list[Row]]
   data: list[str]
   corruptions: list[str]
@@ -58,9 +53,12 @@ class Study(NamedTuple):
     return tables.values(rows, measure)
 
 
-def gather(rows: Sequence[Row], folder: pathlib.Path) -> Study:
-  """The rows of a study, whose runs lie in a folder."""
-  corruptions = sorted(tables.distinct(rows, "corruption"), key=_dirt)
+def gather(rows: Sequence[Row]) -> Study:
+  """What the rows of a study tell, from the cleanest data to the dirtiest."""
+  numbers = lambda name: map(float, re.findall(r"\d+\.?\d*", name))
+  # By the numbers in a name, p90-s0.2 as (90, 0.2); outliers come last.
+  dirt = lambda name: (name == "outliers", *numbers(name))
+  corruptions = sorted(tables.distinct(rows, "corruption"), key=dirt)
   noisy = [name for name in corruptions if name != "outliers"]
   robust = [row for row in rows if row["objective"] == "robust_adv"]
   strongest = max(robust, key=lambda row: row["lam"], default={"method": ""})
@@ -68,7 +66,6 @@ def gather(rows: Sequence[Row], folder: pathlib.Path) -> Study:
   found = charts.looks_of(rows, ("method",), ("lam",))
   return Study(
     rows,
-    folder,
     tables.groups(by_seed, "data", "corruption", "method"),
     tables.distinct(rows, "data"),
     corruptions,
@@ -78,22 +75,13 @@ def gather(rows: Sequence[Row], folder: pathlib.Path) -> Study:
   )
 
 
-def _dirt(corruption: str) -> tuple:
-  """Numbers in a name, p90-s0.2 as (90, 0.2); outliers come last."""
-  numbers = map(float, re.findall(r"\d+\.?\d*", corruption))
-  return corruption == "outliers", *numbers
-
-
 def write(
   rows: Sequence[Row], workdir: pathlib.Path, notes: pathlib.Path | None = None
 ) -> list[pathlib.Path]:
   """Writes workdir/report; returns the paths, the page first.
 
   `notes` is a text that discusses the study, paragraphs between empty lines.
-
-  Raises:
-    OSError: there are no such notes.
-    ValueError: a file of the study is damaged, or a run's folder is gone.
+  Raises OSError without it, ValueError where a run's files are damaged or gone.
   """
   runs = workdir / "runs"
   gone = [row["run"] for row in rows if not (runs / row["run"]).is_dir()]
@@ -103,68 +91,67 @@ def write(
       " bring them back, or take their lines out of"
       f" {workdir / 'rows.jsonl'} for the study to run them again"
     )
-  study = gather(rows, runs)
+  study = gather(rows)
   order = order_table(study)
   found = notes.read_text().strip().split("\n\n") if notes else []
   paragraphs = [*outcome(order), *(" ".join(text.split()) for text in found)]
+  figure = charts.error_figure(rows, study.corruptions)
+  errors = Picture("errors", figure, "Means and deviations over seeds.")
+  ends = (study.corruptions[0], study.dirtiest)
+  clean, dirty = (tables.groups(rows, "corruption")[end,] for end in ends)
+  figure = charts.frontier_figure(clean, dirty, "support_rms")
+  caption = f"Errors after training on {ends[0]} data and on {ends[1]}."
+  frontier = Picture("frontier", figure, caption)
   sections: dict[str, Sequence[Part]] = {
-    "What was found": [*paragraphs, order, _errors(study)],
-    "Clean against dirty": [_frontier(study)],
+    "What was found": [*paragraphs, order, errors],
+    "Clean against dirty": [frontier],
   }
   for data in study.data:
-    title = f"{data.replace('_', ' ')}, pictures trained on {study.dirtiest}"
-    sections[title[0].upper() + title[1:]] = _of_data(study, data)
+    title = f"{data}, pictures trained on {study.dirtiest}".replace("_", " ")
+    sections[title[0].upper() + title[1:]] = _of_data(study, data, runs)
   sections["All cells"] = [cells_table(study)]
   return page.write(
     "Adversarial training of diffusion models on data with known truth",
-    f"{len(rows)} runs: {len(study.data)} data sets under"
-    f" {len(study.corruptions)} corruptions, {len(study.looks)} methods,"
-    f" {len(tables.distinct(rows, 'seed'))} seeds; means and standard"
-    " deviations over seeds. p90-s0.2 is Gaussian noise of sigma 0.2 on 90% of"
-    " the training examples, and so on; outliers, a tenth of them replaced by"
-    " uniform noise. A model is held against the clean truth, which it has not"
-    " seen.",
+    f"{len(rows)} runs; means and standard deviations over seeds. p90-s0.2 is"
+    " Gaussian noise of sigma 0.2 on 90% of the training examples; outliers are"
+    " a tenth of them replaced by uniform noise. Models are held against the"
+    " clean truth, which they have not seen. Noise-aware training is DDPM on"
+    " clean data, and not defined on outliers.",
     sections,
     workdir / "report",
   )
 
 
 def verdict(smaller: np.ndarray, larger: np.ndarray) -> str:
-  """Whether the mean of `smaller` is below that of `larger`.
+  """Whether the mean of `smaller` is below that of `larger`, "yes" or "no".
 
-  "yes" or "no" if they are two standard errors of the difference apart, else
-  "unclear".
+  "unclear" where they are not two standard errors of the difference apart.
   """
   difference = larger.mean() - smaller.mean()
-  error = np.sqrt(
-    sum(v.var(ddof=1) / len(v) if len(v) > 1 else 0 for v in (smaller, larger))
-  )
-  if abs(difference) <= _CLEAR * error:
+  several = [v for v in (smaller, larger) if len(v) > 1]
+  variance = sum(v.var(ddof=1) / len(v) for v in several)
+  if abs(difference) <= _CLEAR * np.sqrt(variance):
     return "unclear"
   return "yes" if difference > 0 else "no"
 
 
 def order_table(study: Study) -> Table:
   """The paper's order of errors, cell by cell."""
-  claims = [
-    ("Robust_ran below DDPM", "robust_ran", "ddpm"),
-    ("Robust_adv below Robust_ran", study.strongest, "robust_ran"),
-    ("DDPM below invariance", "ddpm", "invariance"),
-  ]
-  claims = [c for c in claims if {*c[1:]} <= study.looks.keys()]
+  claims = {
+    "Robust_ran below DDPM": ("robust_ran", "ddpm"),
+    "Robust_adv below Robust_ran": (study.strongest, "robust_ran"),
+    "DDPM below invariance": ("ddpm", "invariance"),
+  }
+  claims = {k: v for k, v in claims.items() if {*v} <= study.looks.keys()}
   rows: list[list[Cell]] = []
   for cell in itertools.product(study.data, study.corruptions):
     rows.append([", ".join(cell)])
-    for _, *pair in claims:
+    for pair in claims.values():
       of = [study.values(*cell, method, "support_rms") for method in pair]
       rows[-1].append(verdict(*of) if all(map(len, of)) else None)
-  return Table(
-    "order",
-    ["data, corruption", *(claim for claim, *_ in claims)],
-    rows,
-    "Whether the paper's order of errors holds: yes or no where the means are"
-    " two standard errors apart over seeds, else unclear.",
-  )
+  caption = "Whether the paper's order of errors holds: yes or no where the"
+  caption += " means are two standard errors apart over seeds, else unclear."
+  return Table("order", ["data, corruption", *claims], rows, caption)
 
 
 def outcome(order: Table) -> list[str]:
@@ -191,17 +178,13 @@ def measure_table(study: Study, data: str, measure: str) -> Table | None:
   for j, column in enumerate(zip(*found, strict=True), 1):
     means = [cell.mean() if len(cell) else None for cell in column]
     best |= {(i, j) for i in tables.best_of(means, tables.BETTER[measure])}
-  return Table(
-    f"{data}-{measure}",
-    ["method", *study.corruptions],
-    [
-      [look.label, *(tables.mean_std(cell, significant=3) for cell in row)]
-      for look, row in zip(study.looks.values(), found, strict=True)
-    ],
-    f"{data}: {MEASURES[measure]}. The best of a column is bold; noise-aware"
-    " training is DDPM on clean data and not defined on outliers.",
-    best,
-  )
+  rows = [
+    [look.label, *(tables.mean_std(cell, significant=3) for cell in row)]
+    for look, row in zip(study.looks.values(), found, strict=True)
+  ]
+  caption = f"{data}: {MEASURES[measure]}. The best of a column is bold."
+  head = ["method", *study.corruptions]
+  return Table(f"{data}-{measure}", head, rows, caption, best)
 
 
 def cells_table(study: Study) -> Table:
@@ -219,81 +202,39 @@ def cells_table(study: Study) -> Table:
   return Table("cells", head, rows, "Every number, over seeds.")
 
 
-def _errors(study: Study) -> Picture:
-  figure = charts.error_figure(study.rows, study.corruptions)
-  caption = (
-    "The dirtier the data, the farther DDPM is from the truth and the more"
-    " Robust_adv (green) gains; means and standard deviations over seeds."
-  )
-  return Picture("errors", figure, caption)
-
-
-def _frontier(study: Study) -> Picture:
-  pair = (study.corruptions[0], study.dirtiest)
-  of = [[row for row in study.rows if row["corruption"] == c] for c in pair]
-  caption = (
-    f"Error of the models trained on {pair[0]} data and on {pair[1]}:"
-    " downwards is robustness, to the left is clean data learnt better."
-  )
-  figure = charts.frontier_figure(*of, "support_rms")
-  return Picture("frontier", figure, caption)
-
-
-def _of_data(study: Study, data: str) -> list[Part]:
-  """The tables and pictures of a data set."""
+def _of_data(study: Study, data: str, folder: pathlib.Path) -> list[Part]:
+  """The tables and pictures of a data set, whose runs are in the folder."""
   cells = {
     look: study.cells[data, study.dirtiest, method]
     for method, look in study.looks.items()
     if (data, study.dirtiest, method) in study.cells
   }
-  runs = {look: study.folder / rows[0]["run"] for look, rows in cells.items()}
-  caption = (
-    "Samples beside the clean truth and the training set: DDPM repeats the"
-    " noise it was shown, Robust_adv draws nearer to the clean support."
-  )
-  drawn = [
-    Picture("samples", charts.sample_figure(cells, study.folder), caption)
-  ]
+  runs = {look: folder / rows[0]["run"] for look, rows in cells.items()}
+  caption = "Samples beside the clean truth and the training set."
+  drawn = [Picture("samples", charts.sample_figure(cells, folder), caption)]
   drawn += curves.protocol_pictures(
-    {
-      look: files.read_json(run / "evaluation.json").get("protocols", {})
-      for look, run in runs.items()
-    }
+    {k: files.read_json(run / "evaluation.json") for k, run in runs.items()}
   )
   found = {k: figures.arrays(run / "portrait.npz") for k, run in runs.items()}
   if portraits := {look: x for look, x in found.items() if x}:
     run = next(iter(runs.values()))
     clean = figures.arrays(run / "training_examples.npz")["clean"]
-    pair = [study.looks.get(name) for name in ("ddpm", study.strongest)]
-    shown = {look: x for look, x in portraits.items() if look in pair}
-    drawn += _portraits(shown or portraits, portraits, clean)
+    two = [study.looks.get(name) for name in ("ddpm", study.strongest)]
+    pair = {k: x for k, x in portraits.items() if k in two} or portraits
+    if clean.ndim == 4:
+      names = ("first principal component", "second principal component")
+      plane = subspace.fit(clean, 2)
+      flat = lambda x: subspace.coordinates(plane, x)
+      others = _image_rows(portraits, clean)
+    else:
+      names = figures.VIEW_LABELS[clean.shape[1]]
+      flat = lambda x: x @ synthetic.view(clean.shape[1]).T
+      others = _fields(pair, flat(clean))
+    drawn += [_trajectories(pair, flat, clean, names), others]
   return [
     *(t for name in MEASURES if (t := measure_table(study, data, name))),
     *(p._replace(name=f"{data}-{p.name}") for p in drawn),
   ]
-
-
-def _portraits(
-  pair: Portraits, everyone: Portraits, clean: np.ndarray
-) -> list[Picture]:
-  """Trajectories, and of images rows of images, of points fields.
-
-  Args:
-    pair: the models that are compared, one at least.
-    everyone: all models.
-    clean: training examples, [n, h, w, c] or [n, 2 or 3].
-  """
-  if clean.ndim == 4:
-    plane = subspace.fit(clean, 2)
-    names = ("first principal component", "second principal component")
-    flat = lambda x: subspace.coordinates(plane, x)
-    return [
-      _trajectories(pair, flat, clean, names),
-      _image_rows(everyone, clean),
-    ]
-  names = figures.VIEW_LABELS[clean.shape[1]]
-  flat = lambda x: x @ synthetic.view(clean.shape[1]).T
-  return [_trajectories(pair, flat, clean, names), _fields(pair, flat(clean))]
 
 
 def _trajectories(
@@ -304,55 +245,43 @@ def _trajectories(
 ) -> Picture:
   """Paths at flat(x), [n, 2], for examples x."""
   count = len(portraits)
-  figure, axes = panels.grid(count, count, 5, 4.6, sharex=True, sharey=True)
+  figure, axes = panels.grid(count, count, 5.0, 4.6, sharex=True, sharey=True)
   for axis, (look, portrait) in zip(axes, portraits.items(), strict=True):
     paths = np.array([flat(x[:_PATHS]) for x in portrait["path"]])
     axis.scatter(*flat(clean).T, s=4, color="0.75", linewidths=0)
-    axis.plot(*paths.transpose(2, 0, 1), color=look.colour, linewidth=0.6)
+    axis.plot(*paths.transpose(2, 0, 1), color=look.color, linewidth=0.6)
     axis.plot(*paths[-1].T, ".", color="black", markersize=4)
     axis.set(title=look.label, xlabel=labels[0], ylabel=labels[1])
     axis.set_aspect("equal")
     axis.label_outer()
     axis.spines[["top", "right"]].set_visible(False)
-  caption = (
-    "The deterministic reverse flow from noise to samples (black dots), clean"
-    " data in grey: Robust_adv's paths end nearer to it."
-  )
+  caption = "The reverse flow from noise to samples, black; clean data, grey."
   return Picture("trajectories", figure, caption)
 
 
 def _fields(portraits: Portraits, clean: np.ndarray) -> Picture:
   """clean: [n, 2], as the fields see it."""
   first = next(iter(portraits.values()))
-  rows = [
-    (look.label, look.colour, x["field"]) for look, x in portraits.items()
-  ]
+  rows = [(k.label, k.color, x["field"]) for k, x in portraits.items()]
   rows.append(("exact, of clean data", "black", first["field_exact"]))
   sigmas = first["field_sigma_t"]
   across, width = len(sigmas), panels.WIDTH / len(sigmas)
   share = {"sharex": True, "sharey": True}
   figure, axes = panels.grid(len(rows) * across, across, width, 3.5, **share)
   scale = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.004}
+  side = round(len(first["field_points"]) ** 0.5)
+  # Every second row and column of the square grid.
+  thinned = lambda x: x.reshape(side, side, 2)[::2, ::2].reshape(-1, 2)
   drawn = itertools.product(rows, range(across))
   for axis, ((label, colour, field), n) in zip(axes, drawn, strict=True):
     axis.scatter(*clean.T, s=5, color="0.75", linewidths=0)
-    points, arrows = _thinned(first["field_points"]), _thinned(field[n])
+    points, arrows = thinned(first["field_points"]), thinned(field[n])
     axis.quiver(*points.T, *arrows.T / 2, color=colour, **scale)
     axis.set_title(f"{label}, sigma_t {sigmas[n]:.2g}", fontsize="medium")
     axis.set(xlim=(-1.45, 1.45), ylim=(-1.45, 1.45), aspect="equal")
     axis.spines[["top", "right"]].set_visible(False)
-  caption = (
-    "From states on a grid, half the way to the clean estimate (sigma^2 times"
-    " the score), clean data under it in grey: at low noise DDPM's arrows fade"
-    " before they reach the data, Robust_adv's lead on, as the exact ones do."
-  )
+  caption = "Half the way to the clean estimate; clean data, grey."
   return Picture("fields", figure, caption)
-
-
-def _thinned(grid: np.ndarray) -> np.ndarray:
-  """Every second row and column of a square grid [k, 2]."""
-  side = round(len(grid) ** 0.5)
-  return grid.reshape(side, side, 2)[::2, ::2].reshape(-1, 2)
 
 
 def _image_rows(portraits: Portraits, clean: np.ndarray) -> Picture:
@@ -370,9 +299,5 @@ def _image_rows(portraits: Portraits, clean: np.ndarray) -> Picture:
     }
     figures.draw_image_rows(axis, rows, columns=len(x))
     axis.set_title(look.label, fontsize="medium")
-  caption = (
-    "Of each model: samples and the clean training images nearest to them;"
-    " samples whose way was attacked; noised training images, and what"
-    " purification by the model makes of them."
-  )
+  caption = "Each model's samples, plain and attacked, and its purification."
   return Picture("images", figure, caption)

@@ -17,11 +17,9 @@ from rad_jax.reports import looks
 Row: TypeAlias = dict[str, Any]
 Cell: TypeAlias = str | int | float | None
 
-# Columns that are not measures. Rows whose labels differ in the seed only are
-# one line of a table and one point of a figure.
-LABELS = tuple(
-  "data corruption method objective lam radius beta fraction sigma".split()
-)
+# Rows that agree in them are one line of a table and one point of a figure.
+LABELS: tuple[str, ...] = ("data", "corruption", "method", "objective")
+LABELS += ("lam", "radius", "beta", "fraction", "sigma")
 _RECORD = "run seed config steps passes seconds step_seconds error".split()
 
 _LOWER = (
@@ -94,8 +92,7 @@ def mean_std(
 ) -> str:
   """Mean ± standard deviation of values [n], if they differ; "" of none.
 
-  Both have `digits` after the point, or as many as give the mean
-  `significant` ones.
+  `significant` digits of the mean are shown, or `digits` after the point.
   """
   if len(found) == 0:
     return ""
@@ -109,21 +106,16 @@ def mean_std(
 
 
 def best_of(found: Sequence[Any], better: str | None) -> list[int]:
-  """Places of the best values, None being no value; none if all are alike.
+  """Places of the best values; none if all are alike, or `better` is None.
 
-  `better` is "lower", "higher", "near 1", or None, where none is best.
+  `better` is one of BETTER's; None is no value.
   """
   known = np.array(found, float)
   costs = {"lower": known, "higher": -known, "near 1": abs(known - 1)}
-  cost = costs.get(better or "", np.full(len(known), np.nan))
+  cost = costs.get(str(better), np.nan * known)
   cost = np.where(np.isfinite(cost), cost, np.inf)
   best = cost == cost.min()
-  if np.isinf(cost.min()) or best.all():
-    return []
-  return np.flatnonzero(best).tolist()
-
-
-# ---- Words ----
+  return [] if best.all() else np.flatnonzero(best).tolist()
 
 
 def text_of(cell: Cell) -> str:
@@ -150,11 +142,7 @@ def title(row: Row, columns: Sequence[str]) -> str:
 
 
 def markdown(table: Table) -> str:
-  """The table as Markdown, its best cells bold.
-
-  Raises:
-    ValueError: a row is not as long as the head.
-  """
+  """The table as Markdown, its best cells bold; ValueError if it is ragged."""
   lines = [list(map(_escaped, table.head))]
   for i, row in enumerate(table.rows):
     if len(row) != len(table.head):

@@ -1,15 +1,9 @@
 """Attacks: perturbations w, in noise units, that raise a goal.
 
-An attack is a row of numbers, Attack; ATTACKS holds the published ones. It
-takes the goal, w [b, ...] -> [b], not a model. Example i's goal may depend on
-w_i alone. The radius [b], 0 or more, bounds each example's w in one of two
-norms, of which BALLS holds the geometry:
-
-  linf: |w_i| <= r for each element
-  l2:   rms(w) <= r, that is |w|_2 <= r sqrt(d) for d elements
-
-The root mean square gives r one meaning at any d: a corner of the linf ball
-lies on the surface of the l2 ball.
+A goal, w [b, ...] -> [b], can be a function whose best w is known; example i's
+may depend on w_i alone. The radius r [b] bounds each |w_i| ("linf"), or rms(w),
+which is |w|_2 / sqrt(d) for d elements ("l2"). So r has one meaning at any d,
+and the corners of the linf ball lie on the l2 ball.
 """
 
 import math
@@ -31,18 +25,14 @@ _TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
 class Attack(NamedTuple):
-  """The numbers of an attack.
+  """The numbers of an attack; lengths are in units of the radius."""
 
-  From start 0, a goal without gradient at w = 0 cannot be attacked. Without
-  `project`, w is within start + num_steps * step_size radii.
-  """
-
-  norm: str = "linf"  # a name in BALLS
-  num_steps: int = 1  # gradient steps; 0: the random start alone
-  step_size: float = 1.0  # in radii, positive
-  momentum: float = 0.0  # mu of MI-FGSM; 0: none, 1: the sum of all gradients
-  start: float = 1.0  # scale of the random start, in radii
-  project: bool = True  # whether w is kept in the ball after each step
+  norm: str = "linf"  # the ball, a name in BALLS; else KeyError
+  num_steps: int = 1  # gradient steps; 0 is the random start alone
+  step_size: float = 1.0  # positive
+  momentum: float = 0.0  # mu of MI-FGSM; 0 is none, 1 sums all gradients
+  start: float = 1.0  # scale of the random w_0; a goal flat at w = 0 needs it
+  project: bool = True  # else w may reach start + num_steps * step_size
 
 
 ATTACKS = {
@@ -62,17 +52,16 @@ ATTACKS = {
 class Ball(NamedTuple):
   """The geometry of a ball of radius [b]."""
 
-  uniform: Callable[[Keys, Scalars, Shape], Batch]
-  # w -> the nearest point inside.
-  project: Callable[[Batch, Scalars], Batch]
-  # A gradient -> the step in the ball that climbs most; 0 where it is 0.
+  uniform: Callable[[Keys, Scalars, Shape], Batch]  # inside, up to rounding
+  project: Callable[[Batch, Scalars], Batch]  # w -> the nearest point inside
+  # gradient -> the step inside that climbs most to first order; 0 where it is 0
   ascent: Callable[[Batch, Scalars], Batch]
 
 
 def gaussian(keys: Keys, radius: Scalars, shape: Shape) -> Batch:
-  """w [b, *shape] of standard deviation `radius`, not bounded by it.
+  """w [b, *shape], Gaussian of standard deviation `radius`, not bounded by it.
 
-  That of DDPM-IP (Ning et al. 2023, arXiv 2301.11706), which has radius 0.1.
+  DDPM-IP's is gamma = 0.1 (Ning et al. 2023, arXiv 2301.11706).
   """
   draw = lambda key: jax.random.normal(key, shape)
   return per_example(radius, 1 + len(shape)) * jax.vmap(draw)(keys)
@@ -132,7 +121,7 @@ def start(attack: Attack, keys: Keys, radius: Scalars, shape: Shape) -> Batch:
 
 
 def step(attack: Attack, w: Batch, gradient: Batch, radius: Scalars) -> Batch:
-  """One step from w up a known gradient of any scale, without momentum."""
+  """One step up a known gradient of any scale; where that is 0, w stays."""
   ball = BALLS[attack.norm]
   w = w + ball.ascent(gradient, attack.step_size * radius)
   return ball.project(w, radius) if attack.project else w
@@ -146,8 +135,9 @@ def climb(
 ) -> Batch:
   """attack.num_steps steps from w_0 up the gradient w -> [b, ...].
 
-  With momentum they go up g <- mu g + grad / mean|grad|, from g = 0. (MI-FGSM
-  divides by the sum: the same directions.) No gradient goes through the result.
+  With momentum, a step goes up g <- mu g + grad / mean|grad| of each example,
+  from g = 0. (MI-FGSM divides by the sum; the directions are the same.) No
+  gradient goes through the result.
   """
   w_0, radius = jax.lax.stop_gradient((w_0, radius))
 
@@ -190,16 +180,13 @@ def maximise(
 ) -> Batch:
   """The perturbation w [b, *shape] of an attack: its start and its steps.
 
-  No gradient goes through w. The goal is not called if attack.num_steps is 0.
+  w_i depends on key i alone. Without steps the goal is not called.
   """
   return ascend(attack, goal, start(attack, keys, radius, shape), radius)
 
 
 def by_name(name: str) -> Callable[..., Batch]:
-  """(goal, keys [b], radius [b], shape) -> w [b, *shape], as `maximise`.
-
-  name is in ATTACKS, or "gaussian", or "none", for w = 0; else KeyError.
-  """
+  """`maximise` by a name in ATTACKS, "gaussian" or "none"; else KeyError."""
   if name in ATTACKS:
     return partial(maximise, ATTACKS[name])
   return {
@@ -213,8 +200,7 @@ def mean_gradient(
 ) -> Callable[[Array], Array]:
   """w -> the mean over draws of d value / dw, in the memory of one draw.
 
-  value is (w, draw) -> [b]; draws is a pytree of arrays [m, ...], of which a
-  draw is one row.
+  Example i's value is of its own w alone; draws is a pytree of arrays [m, ...].
   """
   count = len(jax.tree.leaves(draws)[0])
 

@@ -1,12 +1,9 @@
 """The paper's algorithm on a batch: draw, attack, the loss of each example.
 
-From a batch, `draw` makes noisy states, `find_w` attacks the network there, and
-`losses` is
+  weight (clean |eps_hat - eps|^2 + lambda_t |eps_theta(x_t') - target|^2)
 
-  weight (clean |eps_hat - eps|^2 + lambda_t |eps_theta(x_t') - target|^2),
-
-the objective of "Why Adversarially Train Diffusion Models?" (Briglia et al.,
-arXiv 2505.21742), or any other line of objectives.OBJECTIVES.
+is the objective of "Why Adversarially Train Diffusion Models?" (Briglia et al.,
+arXiv 2505.21742), or of another line of objectives.OBJECTIVES.
 """
 
 from collections.abc import Callable
@@ -35,11 +32,9 @@ def as_predictor(
   network: Network | Callable[..., Array],
   prediction: parametrisation.Prediction = parametrisation.eps,
 ) -> Predictor:
-  """A network as a noise predictor.
+  """A network, whose output is a `prediction`, as a noise predictor.
 
-  It is any function (params, x_t [b, ...], t [b]) -> output [b, ...], or a
-  Network, whose apply is given the dropout key too; the prediction is what its
-  output stands for.
+  A function (params, x_t, t [b]) -> output, or a Network: it gets dropout keys.
 
   Examples:
     Any function will do, here one that estimates x_0 by 0:
@@ -65,7 +60,7 @@ def as_predictor(
 
 
 class Method(NamedTuple):
-  """What is minimised: three fields, and the paper's method by default."""
+  """What is minimised; beyond three fields, the paper's method by default."""
 
   objective: Objective  # a line of objectives.OBJECTIVES
   predictor: Predictor  # by `as_predictor`
@@ -114,8 +109,8 @@ def draw(
 ) -> Draws:
   """Level, noise and keys of each example, from (key, its place) alone.
 
-  x_0 is in model units, sigma_c its known noise (robustness.noising), key that
-  of the step, and ramp a factor of lambda_t, in [0, 1].
+  x_0 is in model units, sigma_c its known noise (robustness.noising), and ramp,
+  in [0, 1], a factor of lambda_t.
   """
   b, shape = x_0.shape[0], x_0.shape[1:]
   # The fourth is no longer used; with five, all draws stay what they were.
@@ -134,7 +129,7 @@ def find_w(
   eps_hat: Float[Array, " b *shape"],
   draws: Draws,
 ) -> Float[Array, " b *shape"]:
-  """The perturbation w of a batch, without gradient of the parameters."""
+  """The perturbation w of a batch, against the network as it stands."""
   params, eps_hat = jax.lax.stop_gradient((params, eps_hat))
   predictor = method.attacked or method.predictor
   goal = objectives.goal(
@@ -153,10 +148,9 @@ def losses(
 ) -> tuple[Scalars, dict[str, Scalars]]:
   """The weighted loss of each example [b], and its terms.
 
-  The terms are "dsm", "regulariser" and "w_linf" (max |w_i|), of those that the
-  objective has. All passes share a dropout mask. The attack stands inside the
-  differentiated loss to share the clean pass, which XLA does not merge for a
-  U-Net: a step costs 8 passes and not 9.
+  The terms, [b]: "dsm", "regulariser", "w_linf" (max |w_i|). All passes share a
+  dropout mask. The attack stands inside the differentiated loss to share its
+  clean pass: XLA would not merge a U-Net's two, and a step cost 9, not 8.
   """
   level, dropout_key = draws.level, draws.dropout_key
   eps_fn = lambda x_t: method.predictor(params, x_t, level, dropout_key)
@@ -173,13 +167,11 @@ def losses(
 def compare_attacks(
   method: Method, params: PyTree, draws: Draws, strong: attacks.Attack
 ) -> dict[str, Float[Array, ""]]:
-  """How much more a strong attack finds than the method's own.
+  """How much more a strong attack finds than the method's own, from one start.
 
-  Both start from the same draw, in the same radius: a growing ratio shows that
-  the network has learnt to evade the training attack, before samples show it.
-
-  "goal_attack" and "goal_pgd" are the goal's means at w of each, "pgd_gain"
-  their ratio, "regulariser_pgd" the perturbed branch's loss at the strong w.
+  "goal_attack" and "goal_pgd" are the goal's means over elements and examples;
+  their ratio "pgd_gain" grows if the network evades its training attack, before
+  samples show it. "regulariser_pgd" is the perturbed branch's loss at strong w.
   """
   level, dropout_key = draws.level, draws.dropout_key
   eps_fn = lambda x_t: method.predictor(params, x_t, level, dropout_key)

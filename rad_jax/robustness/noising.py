@@ -1,8 +1,7 @@
 """From training examples to noised ones: blind to their corruption, or not.
 
-A training example is y = x_0 + sigma_c n, with Gaussian noise of known
-standard deviation, 0 where it is clean. Plain diffusion takes y for clean data;
-noise-aware diffusion counts its noise as part of the noise at level t.
+An example is y = x_0 + sigma_c n, of known sigma_c, 0 if clean. Plain diffusion
+takes y for clean data; noise-aware diffusion counts its noise into level t's.
 """
 
 from typing import NamedTuple
@@ -19,7 +18,7 @@ class Noised(NamedTuple):
   x_t: Batch
   eps: Batch  # what eps_hat is regressed on
   weight: Scalars  # of that regression
-  sigma: Scalars  # w noise units move the state by sigma w
+  sigma: Scalars  # noise of the state; w moves it by sigma w
 
 
 def blind(y: Batch, sigma_c: Scalars, level: Level, z: Batch) -> Noised:
@@ -31,17 +30,16 @@ def blind(y: Batch, sigma_c: Scalars, level: Level, z: Batch) -> Noised:
 def aware(y: Batch, sigma_c: Scalars, level: Level, z: Batch) -> Noised:
   """Noises y up to the level, and corrects the target for what was there.
 
-  With kappa = 1 - (alpha sigma_c / sigma)^2, the share of the level's noise
-  variance that is new,
+  Of the level's variance, kappa = 1 - (alpha sigma_c / sigma)^2 is new:
 
-    x_t = alpha y + sigma sqrt(kappa) z,  eps = z / sqrt(kappa),
-    weight = kappa^2:
+      x_t = alpha y + sigma sqrt(kappa) z,  eps = z / sqrt(kappa),
+      weight = kappa^2,
 
-  E[z / sqrt(kappa) | x_t] = E[eps | x_t], where eps is all the noise on the
-  clean x_0, so the regression has the clean data's optimum. This is the loss
+  for unit Gaussian z. As E[z / sqrt(kappa) | x_t] = E[eps | x_t], eps all noise
+  on x_0, the optimum is the clean data's. In noise units this is the loss
   |kappa x_0_hat + (1 - kappa) x_t / alpha - y|^2 of Daras et al. 2024 ("Ambient
-  Tweedie", arXiv 2404.10177, Theorem 4.1) in noise units. At levels below an
-  example's own noise (kappa <= 0) x_t is that of `blind`, and the weight is 0.
+  Tweedie", arXiv 2404.10177, Theorem 4.1). Below its own noise, kappa <= 0, an
+  example says nothing: x_t is that of `blind`, the weight 0.
 
   Examples:
     Examples with noise of 0.2 teach less at sigma 0.5, and nothing at 0.1:

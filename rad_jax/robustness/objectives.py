@@ -1,11 +1,11 @@
 """Training objectives: what the network is asked to do around x_t.
 
-An objective is one line of OBJECTIVES; at x_t' = x_t + sigma w its value is
+In noise units, and with x_t' = x_t + sigma w, a line of OBJECTIVES minimises
 
-  clean |eps_hat - eps|^2 + lambda_t |eps_theta(x_t') - target|^2,
+  clean |eps_hat - eps|^2 + lambda_t |eps_theta(x_t') - target|^2.
 
-in noise units, whatever the network predicts. |.|^2 is the mean over an
-example's elements, as in DDPM's code.
+|.|^2 is the mean over an example's elements, as in DDPM's code: against the sum
+it scales loss and gradient alike, and lambda keeps its meaning.
 """
 
 from collections.abc import Callable
@@ -49,10 +49,7 @@ def unshifted_noise(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
 
 
 class Objective(NamedTuple):
-  """One line of OBJECTIVES.
-
-  Without a clean branch, the value is the target's error, with no lambda.
-  """
+  """One line of OBJECTIVES."""
 
   noise: Callable[..., Noised]  # of robustness.noising
   clean: bool
@@ -85,15 +82,14 @@ def loss(
   lambda_t: Scalars,
   stop_gradient: bool = False,
 ) -> tuple[Scalars, dict[str, Scalars]]:
-  """The objective's value for each example, in noise units.
+  """The objective's value for each example, in noise units, and its terms.
 
-  eps_fn has all else bound, eps_hat = eps_fn(x_t) is handed in because the
-  attack needs it too, and w is None if the objective has no target. With
-  stop_gradient no gradient goes through the target; the paper's does. The
-  value comes with its terms, "dsm" and "regulariser".
+  eps_fn is x_t -> eps_hat; w is None without a target. The terms, [b], are
+  "dsm" and "regulariser". The paper's gradient goes through the target.
 
   Examples:
-    The perfect denoiser of one point is equivariant:
+    The perfect denoiser of one point is equivariant: its robust loss is 0.
+    Asked to be invariant, it pays for all of w:
 
     >>> x_0, eps, w = jnp.zeros((3, 1)), jnp.ones((3, 1)), jnp.full((3, 1), 0.2)
     >>> noised = rad_jax.noising.blind(x_0, jnp.zeros(3), level, eps)
@@ -139,7 +135,7 @@ def goal(
   eps_hat: Batch,
   noised: Noised,
 ) -> Callable[[Batch], Scalars]:
-  """What an attack raises: w -> [b], a sum over an example's elements."""
+  """The goal `name` of GOALS: w -> [b], a sum over an example's elements."""
   target = GOALS[name](objective)
 
   def value(w: Batch) -> Scalars:

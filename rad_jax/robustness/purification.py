@@ -1,9 +1,7 @@
 """Purification: noise an input up to t*, and let the model remove the noise.
 
-DiffPure (Nie et al. 2022, arXiv 2205.07460): what an adversary has added
-drowns in the noise, and the reverse process returns to the data. It is a pure
-function of the input and of one key an example, and an adaptive attack can
-differentiate through it: `eot_attack` on a loss that calls `purify`.
+DiffPure (Nie et al. 2022, arXiv 2205.07460): what an adversary added drowns in
+the noise. `eot_attack` on a loss that calls `purify` is an adaptive attack.
 """
 
 from collections.abc import Callable
@@ -21,11 +19,10 @@ from rad_jax.robustness.attacks import Attack, Batch, Keys, Scalars
 
 
 def from_level(grid: Level, t_star: float) -> Level:
-  """The levels of a sampler's grid whose unit_sigma is at most t_star.
+  """The grid's levels of unit_sigma <= t_star; ValueError if there are none.
 
-  DiffPure's t* = 0.1 (step 100 of 1000) for CIFAR-10 is 0.32, its 0.15 for
-  ImageNet 0.46. From a single level, purification is one denoising (Carlini et
-  al. 2023, arXiv 2206.10550). Raises ValueError if all are above t_star.
+  DiffPure's t* = 0.1 for CIFAR-10 (step 100 of 1000) is 0.32, 0.15 for ImageNet
+  0.46. A single level denoises once (Carlini et al. 2023, arXiv 2206.10550).
   """
   keep = np.asarray(unit_sigma(grid)) <= t_star
   if not keep.any():
@@ -44,8 +41,8 @@ def purify(
 ) -> Batch:
   """x_t = alpha x + sigma eps at levels[0], then the reverse process. Jit-able.
 
-  x is in data units, levels are from t* down (`from_level`), update is
-  samplers.ddpm(), DiffPure's, or any other; the rest is as in samplers.reverse.
+  x is in data units, and levels are `from_level`'s; for the rest see
+  `samplers.reverse`. DiffPure's update is `samplers.ddpm()`.
   """
   x_t = levels.alpha[0] * x + samplers.noise(levels, keys, x.shape[1:])
   return samplers.reverse(
@@ -65,13 +62,11 @@ def eot_attack(
 ) -> Batch:
   """PGD on inputs of a randomised loss: expectation over transformation.
 
-  Each step climbs the mean gradient over new draws of the loss's randomness
-  (EOT, Athalye et al. 2018, arXiv 1707.07397), in the memory of one draw.
-  Jit-able; no gradient goes through the result.
-
-  Example i's loss may depend on x_i and key i alone. x and radius are in data
-  units, x in [low, high]. Use other keys than these to measure the result. A
-  loss without noise needs one draw a step. Raises ValueError of momentum.
+  Each step climbs the mean gradient over num_draws new draws (EOT, Athalye et
+  al. 2018, arXiv 1707.07397), in the memory of one. x and radius are in data
+  units; x stays in [low, high] and, with attack.project, in the ball. Example
+  i's loss may depend on x_i and key i alone; measure the result by other keys.
+  Jit-able, without gradient. Raises ValueError if there is momentum.
   """
   if attack.momentum:
     raise ValueError(f"no momentum here, got {attack.momentum}")

@@ -1,9 +1,8 @@
 """The perturbation's radius r(t), and the regulariser's weight lambda_t.
 
-r(t) bounds w in noise units. Sources disagree on its shape, so each reading has
-a name; docs/radius.md compares them. sigma_t is DDPM's sigma / sqrt(alpha^2 +
-sigma^2), in (0, 1), for every process: a radius follows the signal-to-noise
-ratio alone.
+|w_i| <= r(t), in noise units. Sources disagree on its shape, so each reading
+has a name (docs/radius.md). sigma_t is DDPM's sigma / sqrt(alpha^2 + sigma^2),
+in (0, 1), for every process: a radius follows the signal-to-noise ratio alone.
 """
 
 import jax
@@ -40,9 +39,9 @@ def radius(
 ) -> Scalars:
   """r = shape(t) + beta, or beta shape(t); for shape "constant", r = beta.
 
-  sigma_max is sigma_t at the process's noisiest level, shape a name in RADII,
-  omega its exponent. in_state_units bounds |sigma_t w| by r and not |w|, by
-  returning r / sigma_t, the radius in noise units.
+  sigma_max is the process's largest sigma_t, within 1e-4 of 1, and omega at
+  least 1. multiplicative makes beta a factor. in_state_units bounds |sigma_t w|
+  by r, not |w|: the radius in noise units is then r / sigma_t.
 
   Examples:
     >>> sigma_t = jnp.array([0.1, 0.5, 0.9])
@@ -67,7 +66,7 @@ def constant_lambda(lam: Scalar, radius: Scalars) -> Scalars:
 def inverse_std_lambda(lam: Scalar, radius: Scalars) -> Scalars:
   """lambda_t = lam / std(w), where w is uniform: std(w) = r / sqrt(3).
 
-  One source prints lam sqrt(3) / (beta r(t)), for a multiplicative beta.
+  One source alone has it, as lam sqrt(3) / (beta r(t)); r here includes beta.
   """
   return lam * jnp.sqrt(3.0) / jnp.maximum(radius, 1e-6)
 

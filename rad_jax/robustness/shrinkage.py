@@ -1,22 +1,16 @@
 """What equivariance costs: how far it shrinks the data, in closed form.
 
-Take data of variance q2 along a direction, a level (alpha, sigma), w of
-standard deviation rho along the direction, independent of the state, and a
-linear noise estimate eps_hat = c x_t. The objective's expectation is
+For data of variance q2 along a direction, independent w of standard deviation
+rho there, and a linear eps_hat = c x_t, the objective
 
   E (c x_t - eps)^2 + lambda_t E (c sigma w - w)^2
     = c^2 (alpha^2 q2 + sigma^2) - 2 c sigma + 1
-      + lambda_t rho^2 (c sigma - 1)^2,
+      + lambda_t rho^2 (c sigma - 1)^2
 
-and its derivative vanishes at
-
-  c = sigma / (alpha^2 q2 / (1 + lambda_t rho^2) + sigma^2):
-
-the plain optimum for data of variance q2 / (1 + lambda_t rho^2). At one level
-all directions shrink alike; after sampling they differ, for each is decided at
-the levels where its signal and the noise are of one size. Networks are not
-linear, so for data that is not Gaussian this is a hint and no bound. All is
-float64 NumPy; levels fall, as in a process's grid.
+is least at c = sigma / (alpha^2 q2 / (1 + lambda_t rho^2) + sigma^2), the plain
+optimum for variance q2 / (1 + lambda_t rho^2). A level shrinks all directions
+alike; sampling does not, as each is decided at the levels where its signal and
+the noise are of one size. If data is not Gaussian, this is a hint and no bound.
 """
 
 import math
@@ -38,18 +32,18 @@ def effective_variance(q2, lam_t, rho):
 
 
 def std_of_w(radius, law: str):
-  """Standard deviation of w's elements in a ball of a radius, noise units.
+  """Standard deviation of w's elements, noise units; ValueError for other laws.
 
-  The law, in LAWS (else ValueError), is "uniform" in the linf ball; "gaussian";
-  or "corner", where sign steps mostly end. It is that along any direction if w
-  prefers none; an attack that puts all of w into one direction of d has
-  r sqrt(d) there and 0 across it.
+  It is r / sqrt(3) for "uniform" in the linf ball, r for "gaussian" and
+  "corner" (sign steps mostly end at corners), and a direction's too if w
+  prefers none. At "corner" it bounds the rms over directions, for either norm;
+  all of w in one of d directions has r sqrt(d) there, 0 across.
   """
   return _law(law)[0] * np.asarray(radius, np.float64)
 
 
 def mean_size_of_w(radius, law: str):
-  """Mean |w_i| in a ball of a radius, noise units; see `std_of_w`."""
+  """Mean |w_i|, in noise units, by the law of w; see `std_of_w`."""
   return _law(law)[1] * np.asarray(radius, np.float64)
 
 
@@ -61,14 +55,11 @@ def sampled_variance(
   rho: np.ndarray | float,
   eta: float = 0.0,
 ) -> float:
-  """The variance along a direction of samples by the linear optimum.
+  """The variance along a direction of DDIM's samples by the linear optimum.
 
-  The sampler is DDIM's, from a Gaussian of standard deviation sigma[0], without
-  clipping: a step multiplies x_t by a number and adds noise of known variance.
-
-  q2 is the data's variance along the direction, alpha and sigma are the levels
-  [n], rho is the standard deviation of w. eta 0 is deterministic, 1 DDPM's with
-  the small variance.
+  q2 is the data's, in data units squared. A step multiplies x_t, at first of
+  standard deviation sigma[0], by a number and adds noise of known variance.
+  Nothing is clipped. lam_t and rho are [n] or numbers, levels fall.
   """
   alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
   learnt = effective_variance(q2, lam_t, rho)

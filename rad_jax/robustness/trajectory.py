@@ -1,18 +1,9 @@
 """Attacks on sampling: perturbations w of the reverse process's own states.
 
-At an attacked level n the state is x_t + sigma_n w_n before the step is taken
-(samplers.reverse). w is [n, b, ...] for the n levels of the sampler, and each
-w_n of each example has a ball of its own, of radius budget [n, b], noise units.
-Norms and numbers are those of robustness.attacks.
-
-  joint   all attacked levels together, by gradients through the process
-  greedy  level after level, each for the clean estimate there and then
-  random  no gradient, on the border of the ball: the control
-
-An attack sees a Chain, one reverse process with all its noise, from which
-samplers.reverse(*chain, w=w) samples. To attack another network than the one
-that is sampled (transfer), replace the chain's eps_fn for the attack alone. All
-can be jitted, and their w has no gradient.
+Before the step from level n the state is x_t + sigma_n w[n], in noise units,
+each w[n] of an example in its own ball, of radius budget [n, b]; at 0, w is
+exactly 0. `samplers.reverse(*chain, w=w)` then samples; for transfer, attack a
+chain with another eps_fn. All can be jitted, and w has no gradient.
 """
 
 from collections.abc import Callable
@@ -36,7 +27,7 @@ Trajectory = Float[Array, "n b ..."]
 
 
 class Chain(NamedTuple):
-  """One reverse process with its noise: what samplers.reverse takes."""
+  """A reverse process, all its noise; eps_fn treats each example alone."""
 
   eps_fn: EpsFn
   levels: Level
@@ -47,18 +38,20 @@ class Chain(NamedTuple):
 
 
 class Queries(NamedTuple):
-  """Evaluations of the network on a batch that an attack takes."""
+  """Evaluations of the network on a batch that an attack takes.
+
+  forward: evaluations.
+  backward: gradients of one by its input.
+  recomputed: evaluations made a second time, to bound the memory.
+  """
 
   forward: int
-  backward: int  # gradients of one by its input
-  recomputed: int  # made a second time, to bound the memory
+  backward: int  # gradients of one evaluation by its input
+  recomputed: int  # evaluations made a second time, to bound the memory
 
 
 def budget_at(radius: Scalars, attacked: Any, num_levels: int) -> Budget:
-  """The budget [n, b] that is `radius` at attacked levels and 0 elsewhere.
-
-  attacked is a bool mask [n] of the levels, the most noise first, or indices.
-  """
+  """`radius` at attacked levels (bool mask [n], or indices), 0 elsewhere."""
   mask = np.zeros(num_levels, bool)
   mask[np.asarray(attacked)] = True
   return jnp.where(mask[:, None], radius[None], 0.0)
@@ -74,13 +67,15 @@ def joint(
 ) -> Trajectory:
   """PGD on all attacked levels at once, through the whole process.
 
-  The gradient's memory is that of the states and of one level's activations.
+  It takes the memory of the states and of one level, for any number of draws.
 
-  The keys are of the random start. The goal is of the sample; None is the mean
-  squared distance from the unperturbed sample of the same noise, which needs
-  attack.start > 0. The gradient is a mean over draws [m, b] of the sampler's
-  keys (EOT, Athalye et al. 2018, arXiv 1707.07397); None is the chain's own: an
-  attacker who knows all noise to come, the strongest.
+  Args:
+    goal: of the sample, x_0_hat -> [b]; None is the mean squared distance from
+      the unperturbed sample of the same noise, flat at w = 0: it needs
+      attack.start > 0.
+    draws: keys of the sampler's noise, [m, b], to average each gradient over
+      (EOT, Athalye et al. 2018, arXiv 1707.07397). None is the chain's own: an
+      attacker who knows all noise to come, the strongest. Both know x_t.
   """
   draws = chain.keys[None] if draws is None else draws
   clean = None
@@ -107,7 +102,8 @@ def greedy(
   """At each attacked level in turn, what moves its clean estimate most.
 
   w_n raises |x_0_hat(x_t + sigma_n w_n) - x_0_hat(x_t)|^2 from the perturbed
-  state x_t, with no gradient through time. It needs attack.start > 0.
+  x_t, flat at w_n = 0: it needs attack.start > 0. No gradient goes through
+  time.
   """
   b, shape = len(chain.x_t), chain.x_t.shape[1:]
   denoise = samplers.denoiser(chain.eps_fn, chain.clip_x_0)
@@ -145,7 +141,7 @@ def greedy(
 
 
 def random(norm: str, chain: Chain, keys: Keys, budget: Budget) -> Trajectory:
-  """The control: a random corner for linf, a random direction for l2."""
+  """The control: a random corner (linf) or direction (l2), with no query."""
   radius = budget.ravel()
   direction = attacks.gaussian(
     _row_keys(keys, len(budget)), jnp.ones_like(radius), chain.x_t.shape[1:]
@@ -160,12 +156,9 @@ def joint_queries(
   num_draws: int = 1,
   own_goal: bool = False,
 ) -> Queries:
-  """What `joint` takes; the sample itself takes num_evaluations more.
-
-  A goal of one's own needs no unperturbed sample.
-  """
+  """What `joint` takes, besides the sample's own num_evaluations."""
   passes = attack.num_steps * num_draws * num_evaluations
-  clean = 0 if own_goal else num_draws * num_evaluations
+  clean = 0 if own_goal else num_draws * num_evaluations  # the unperturbed
   # The last level is outside of the scan.
   again = attack.num_steps * num_draws * (num_evaluations - 1)
   return Queries(clean + passes, passes, again)
@@ -174,7 +167,7 @@ def joint_queries(
 def greedy_queries(
   attack: Attack, num_evaluations: int, num_attacked: int
 ) -> Queries:
-  """What `greedy` takes; the sample itself takes num_evaluations more."""
+  """What `greedy` takes at num_attacked levels, besides the sample's own."""
   passes = num_attacked * attack.num_steps
   return Queries(num_evaluations + num_attacked + passes, passes, 0)
 
