@@ -24,8 +24,8 @@ def epoch_order(
   seed: int, epoch: int, num_examples: int
 ) -> Int32[np.ndarray, " n"]:
   """The order of the n examples in an epoch, read-only."""
-  order = np.random.default_rng([seed, epoch]).permutation(num_examples)
-  order = order.astype(np.int32)
+  generator = np.random.default_rng([seed, epoch])
+  order = generator.permutation(num_examples).astype(np.int32)
   order.setflags(write=False)
   return order
 

@@ -26,6 +26,14 @@ from tensorflow_datasets.core.download import download_manager, extractor
 from rad_jax.data import folder, images, sources
 
 _HUGGING_FACE = "huggingface:"
+_FAILURES: tuple[type[Exception], ...] = (
+  OSError,
+  ImportError,
+  AssertionError,
+  tfds.download.DownloadError,
+  download_manager.NonMatchingChecksumError,
+  extractor.ExtractError,
+)
 
 
 class PreparationError(RuntimeError):
@@ -175,14 +183,7 @@ def prepare(name: str, data_dir: str | None = None) -> None:
       mock.patch.object(shuffle, "tf", _FILES),
     ):
       builder.download_and_prepare(download_config=config)
-  except (
-    OSError,
-    ImportError,
-    AssertionError,
-    tfds.download.DownloadError,
-    download_manager.NonMatchingChecksumError,
-    extractor.ExtractError,
-  ) as error:
+  except _FAILURES as error:
     raise PreparationError(_explain(name, builder, error)) from error
   if not _format(builder):
     raise PreparationError(
@@ -191,12 +192,11 @@ def prepare(name: str, data_dir: str | None = None) -> None:
     )
 
 
-@_quiet()
-# For every set that is not prepared, TFDS looks in a bucket that is closed,
-# and leaves an empty temporary folder behind.
+# TFDS looks for sets in a bucket that is closed, and leaves a temporary folder.
 @mock.patch.object(
   tfds.core.DatasetInfo, "initialize_from_bucket", lambda _: None
 )
+@_quiet()
 def make_builder(
   name: str, data_dir: str | None = None, file_format: str | None = None
 ) -> tfds.core.DatasetBuilder:

@@ -23,13 +23,14 @@ def view(dims: int) -> np.ndarray:
 class World(NamedTuple):
   """A distribution of points in R^d whose support and moments are known."""
 
-  sample: Callable[[np.random.Generator, int], Points]
-  project: Callable[[Points], Points]
-  mean: np.ndarray
-  covariance: np.ndarray
+  sample: Callable[[np.random.Generator, int], Points]  # float32 [n, d]
+  project: Callable[[Points], Points]  # to the nearest points of the support
+  mean: np.ndarray  # float64 [d]
+  covariance: np.ndarray  # float64 [d, d]
+  # (x_t = alpha x_0 + sigma eps, alpha, sigma) -> E[x_0 | x_t], float64.
   denoise: Callable[[Points, float, float], Points]
-  modes: Points | None = None
-  mode_radius: float = np.inf
+  modes: Points | None = None  # centres [k, d] of equally likely modes
+  mode_radius: float = np.inf  # it holds all but 1e-8 of a mode's mass
 
 
 def oblique_plane() -> World:

@@ -41,11 +41,10 @@ def open_training_set(
 ) -> TrainingSet:
   """Opens, and unless loading is "stream" reads, a training set.
 
-  Synthetic sets need only seed and num_examples; image folders have a path,
-  TFDS sets a data_dir ("" is TFDS's default). Images go through `images.fit`,
-  then, unless linear_rank is 0, onto that many principal components of the set.
-  Raises NotPrepared of TFDS sets, and ValueError of an unknown or empty set or
-  split, or of more than max_unreadable unreadable images.
+  Synthetic sets have num_examples drawn by seed. Images, of the folder `path`
+  or of TFDS's data_dir ("" is its default), go through `images.fit`, then,
+  unless linear_rank is 0, onto that many principal components of the set.
+  Raises as `open_folder`, `open_source` and `reader` do.
   """
   if name in synthetic.WORLDS:
     # Apart from the streams [seed, epoch] of the data order.

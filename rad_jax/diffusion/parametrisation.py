@@ -8,12 +8,10 @@ c_eps w.
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from rad_jax.diffusion.process import Level, per_example
+from rad_jax.diffusion.process import Batch, Level, Scalars, per_example
 
-Batch = Float[Array, "b ..."]
-Scalars = Float[Array, " b"]
 Coefficients = tuple[Array, Array]
 Prediction = Callable[[Level], Coefficients]
 Weighting = Callable[[Level], Scalars]
@@ -70,11 +68,9 @@ def target(
 
 def to_eps(prediction: Prediction, level: Level, x_t: Batch, y: Batch) -> Batch:
   """eps_hat = (alpha y - c_x_0 x_t) / (alpha c_eps - sigma c_x_0), [b, ...]."""
-  c_x_0, _ = prediction(level)
-  numerator = (
-    per_example(level.alpha, x_t.ndim) * y - per_example(c_x_0, x_t.ndim) * x_t
-  )
-  return numerator / per_example(_determinant(prediction, level), x_t.ndim)
+  columns = level.alpha, prediction(level)[0], _determinant(prediction, level)
+  alpha, c_x_0, determinant = (per_example(c, x_t.ndim) for c in columns)
+  return (alpha * y - c_x_0 * x_t) / determinant
 
 
 def eps_fn(

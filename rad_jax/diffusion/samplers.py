@@ -15,9 +15,8 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from rad_jax.diffusion import process
 from rad_jax.diffusion.parametrisation import EpsFn
-from rad_jax.diffusion.process import Level
+from rad_jax.diffusion.process import Batch, Level
 
-Batch = Float[Array, "b ..."]
 Keys = Key[Array, " b"]
 
 
@@ -51,7 +50,6 @@ def ddpm(variance: str = "small") -> Update:
   """
 
   def update(denoise, step, x_t, last_x_0, z):
-    del last_x_0
     x_0_hat, _ = denoise(x_t, step.t)
     mean, small, large = process.transition(step.t, step.s, x_0_hat, x_t)
     std = jnp.sqrt({"small": small, "large": large}[variance])
@@ -67,7 +65,6 @@ def ddim(eta: float = 0.0) -> Update:
   """
 
   def update(denoise, step, x_t, last_x_0, z):
-    del last_x_0
     x_0_hat, eps_hat = denoise(x_t, step.t)
     _, posterior, _ = process.transition(step.t, step.s, x_0_hat, x_t)
     var = jnp.square(eta) * posterior
@@ -82,7 +79,6 @@ def heun() -> Update:
   """EDM's second-order step (Karras et al. 2022, Algorithm 1), any process."""
 
   def update(denoise, step, x_t, last_x_0, z):
-    del last_x_0, z
     t, s = step.t, step.s
     x_0_t, eps_t = denoise(x_t, t)
     x_0_s, eps_s = denoise(s.alpha * x_0_t + s.sigma * eps_t, s)
@@ -99,7 +95,6 @@ def dpm_solver() -> Update:
   """
 
   def update(denoise, step, x_t, last_x_0, z):
-    del z
     x_0_hat, _ = denoise(x_t, step.t)
     before, t, s = (jnp.log(level.alpha / level.sigma) for level in step[1:])
     h, h_before = s - t, t - before
@@ -198,8 +193,7 @@ def path(
   clip_x_0: float | None = None,
 ) -> Path:
   """The same process, with every state on its way. Jit-able."""
-  chain = eps_fn, levels, update, x_t, keys, clip_x_0
-  return _scan(*chain, None, Path)[1]
+  return _scan(eps_fn, levels, update, x_t, keys, clip_x_0, None, Path)[1]
 
 
 def denoiser(eps_fn: EpsFn, clip_x_0: float | None = None) -> Denoise:

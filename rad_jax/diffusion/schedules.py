@@ -32,19 +32,17 @@ def linear_alpha_bar(num_timesteps: int) -> AlphaBar:
   Dhariwal 2021, code). Raises ValueError for T <= 20, where a beta reaches 1.
   """
   scale = 1000 / num_timesteps
-  beta = np.linspace(1e-4 * scale, 0.02 * scale, num_timesteps)
   if num_timesteps <= 20:
     raise ValueError(
       f"the linear schedule needs num_timesteps > 20, got {num_timesteps}"
     )
-  return np.cumprod(1 - beta)
+  return np.cumprod(1 - np.linspace(1e-4 * scale, 0.02 * scale, num_timesteps))
 
 
 def cosine_alpha_bar(num_timesteps: int) -> AlphaBar:
   """alpha_bar of the cosine schedule (Nichol & Dhariwal 2021, Eq. 17)."""
-  offset = 0.008
   u = np.arange(num_timesteps + 1) / num_timesteps
-  f = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
+  f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
   beta = np.minimum(1 - f[1:] / f[:-1], 0.999)
   return np.cumprod(1 - beta)
 
@@ -58,15 +56,12 @@ def ddpm(alpha_bar: np.ndarray) -> Process:
   time, input_scale = np.arange(len(alpha_bar)), np.ones(len(alpha_bar))
   table = _level(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), time, input_scale)
 
-  def draw(keys):
-    t = jax.vmap(lambda k: jax.random.randint(k, (), 0, len(alpha_bar)))(keys)
-    return jax.tree.map(lambda column: column[t], table)
-
-  def grid(num_steps):
-    t = respaced_timesteps(len(alpha_bar), num_steps)
-    return jax.tree.map(lambda column: column[t], table)
-
-  return Process(draw, grid)
+  at = lambda t: jax.tree.map(lambda column: column[t], table)
+  one = lambda key: jax.random.randint(key, (), 0, len(alpha_bar))
+  return Process(
+    draw=lambda keys: at(jax.vmap(one)(keys)),
+    grid=lambda num_steps: at(respaced_timesteps(len(alpha_bar), num_steps)),
+  )
 
 
 def respaced_timesteps(
@@ -127,9 +122,7 @@ def flow(time: str = "uniform", end: float = 1e-3) -> Process:
   "logit_normal", of a unit Gaussian (Esser et al. 2024, section 3.1). It keeps
   `end`, under 1/2, from 0 and 1, where the state hides eps or x_0.
   """
-
-  def level(t, xp):
-    return Level(1 - t, t, 999 * t, xp.ones_like(t))
+  level = lambda t, xp: Level(1 - t, t, 999 * t, xp.ones_like(t))
 
   def draw(keys):
     if time == "logit_normal":

@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
-from rad_jax.diffusion.process import per_example
+from rad_jax.diffusion.process import Batch, Scalars, per_example
 
-Batch = Float[Array, "b ..."]
-Scalars = Float[Array, " b"]
 Keys = Key[Array, " b"]
 Goal = Callable[[Batch], Scalars]
 Shape = tuple[int, ...]  # of one example
@@ -79,10 +77,6 @@ def _project_linf(w, radius):
   return jnp.clip(w, -r, r)
 
 
-def _ascent_linf(gradient, radius):
-  return per_example(radius, gradient.ndim) * jnp.sign(gradient)
-
-
 def _rms(w: Batch) -> Scalars:
   return jnp.sqrt(jnp.mean(jnp.square(w), axis=tuple(range(1, w.ndim))))
 
@@ -112,7 +106,11 @@ def _ascent_l2(gradient, radius):
 
 
 BALLS = {
-  "linf": Ball(_uniform_linf, _project_linf, _ascent_linf),
+  "linf": Ball(
+    _uniform_linf,
+    _project_linf,
+    lambda gradient, r: per_example(r, gradient.ndim) * jnp.sign(gradient),
+  ),
   "l2": Ball(_uniform_l2, _project_l2, _ascent_l2),
 }
 

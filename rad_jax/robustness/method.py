@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from rad_jax.diffusion import parametrisation
 from rad_jax.diffusion import process as processes
-from rad_jax.diffusion.process import Level
+from rad_jax.diffusion.process import Level, Scalars
 from rad_jax.diffusion.schedules import Process
 from rad_jax.models.network import Network
 from rad_jax.robustness import attacks, objectives
@@ -26,7 +26,6 @@ from rad_jax.robustness.objectives import Objective
 
 # (params, x_t, level, dropout_key=None) -> eps_hat
 Predictor = Callable[..., Array]
-Scalars = Float[Array, " b"]
 
 
 def as_predictor(

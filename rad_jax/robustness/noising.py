@@ -7,13 +7,9 @@ takes y for clean data; noise-aware diffusion counts its noise into level t's.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from rad_jax.diffusion import process
-from rad_jax.diffusion.process import Level, per_example
-
-Batch = Float[Array, " b *shape"]
-Scalars = Float[Array, " b"]
+from rad_jax.diffusion.process import Batch, Level, Scalars, per_example
 
 
 class Noised(NamedTuple):

@@ -13,14 +13,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from rad_jax.diffusion.process import shifted
+from rad_jax.diffusion.process import Batch, Scalars, shifted
 from rad_jax.robustness import noising
 from rad_jax.robustness.noising import Noised
 
-Batch = Float[Array, " b *shape"]
-Scalars = Float[Array, " b"]
 EpsFn = Callable[[Batch], Batch]
 # (eps_hat, eps, w) -> the noise to predict at x_t'.
 Target = Callable[[Batch, Batch, Batch], Batch]

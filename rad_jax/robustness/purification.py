@@ -9,17 +9,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from rad_jax.diffusion import samplers
 from rad_jax.diffusion.parametrisation import EpsFn
 from rad_jax.diffusion.process import Level, unit_sigma
 from rad_jax.robustness import attacks
-from rad_jax.robustness.attacks import Attack
-
-Batch = Float[Array, "b ..."]
-Scalars = Float[Array, " b"]
-Keys = Key[Array, " b"]
+from rad_jax.robustness.attacks import Attack, Batch, Keys, Scalars
 
 
 def from_level(grid: Level, t_star: float) -> Level:

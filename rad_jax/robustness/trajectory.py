@@ -18,12 +18,9 @@ from rad_jax.diffusion import process, samplers
 from rad_jax.diffusion.parametrisation import EpsFn
 from rad_jax.diffusion.process import Level
 from rad_jax.robustness import attacks
-from rad_jax.robustness.attacks import Attack
+from rad_jax.robustness.attacks import Attack, Batch, Keys, Scalars
 from rad_jax.robustness.objectives import squared_error
 
-Batch = Float[Array, "b ..."]
-Scalars = Float[Array, " b"]
-Keys = Key[Array, " b"]
 Draws = Key[Array, "m b"]
 Budget = Float[Array, "n b"]
 Trajectory = Float[Array, "n b ..."]
