@@ -154,7 +154,7 @@ def _rows(draws: Draws, take: Callable[[Array], Array], dropout_key) -> Draws:
   # JAX's check of reuse takes a rearranged key for a used one.
   fields = *draws[:4], jax.random.clone(draws.w_keys)
   *taken, w_keys = jax.tree.map(take, fields)
-  return Draws._make((*taken, jax.random.clone(w_keys), dropout_key))
+  return Draws(*taken, jax.random.clone(w_keys), dropout_key)
 
 
 def update(
