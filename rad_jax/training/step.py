@@ -152,9 +152,10 @@ def split(draws: Draws, n: int, m: int) -> Parts:
 
 def _rows(draws: Draws, take: Callable[[Array], Array], dropout_key) -> Draws:
   # JAX's check of reuse takes a rearranged key for a used one.
-  fields = *draws[:4], jax.random.clone(draws.w_keys)
-  *taken, w_keys = jax.tree.map(take, fields)
-  return Draws(*taken, jax.random.clone(w_keys), dropout_key)
+  parts = *draws[:4], jax.random.clone(draws.w_keys)
+  level, noised, radius, lambda_t, w_keys = jax.tree.map(take, parts)
+  w_keys = jax.random.clone(w_keys)
+  return Draws(level, noised, radius, lambda_t, w_keys, dropout_key)
 
 
 def update(
