@@ -14,7 +14,7 @@ import resource
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
+from typing import Any
 
 import absl.logging
 import numpy as np
@@ -130,6 +130,17 @@ def _quiet() -> Iterator[None]:
     absl.logging.set_verbosity(verbosity)
 
 
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, stand_in: Any) -> Iterator[None]:
+  """Lends a part of TFDS a stand-in."""
+  original = getattr(owner, name)
+  setattr(owner, name, stand_in)
+  try:
+    yield
+  finally:
+    setattr(owner, name, original)
+
+
 @_quiet()
 def open_source(
   name: str, split: str, data_dir: str | None = None
@@ -179,8 +190,8 @@ def prepare(name: str, data_dir: str | None = None) -> None:
   try:
     _allow_open_files()
     with (
-      mock.patch.object(extractor, "tf", _FILES),
-      mock.patch.object(shuffle, "tf", _FILES),
+      _replaced(extractor, "tf", _FILES),
+      _replaced(shuffle, "tf", _FILES),
     ):
       builder.download_and_prepare(download_config=config)
   except _FAILURES as error:
@@ -193,9 +204,7 @@ def prepare(name: str, data_dir: str | None = None) -> None:
 
 
 # TFDS looks for sets in a bucket that is closed, and leaves a temporary folder.
-@mock.patch.object(
-  tfds.core.DatasetInfo, "initialize_from_bucket", lambda _: None
-)
+@_replaced(tfds.core.DatasetInfo, "initialize_from_bucket", lambda _: None)
 @_quiet()
 def make_builder(
   name: str, data_dir: str | None = None, file_format: str | None = None
