@@ -152,9 +152,9 @@ def split(draws: Draws, n: int, m: int) -> Parts:
 
 def _rows(draws: Draws, take: Callable[[Array], Array], dropout_key) -> Draws:
   # JAX's check of reuse takes a rearranged key for a used one.
-  fields = *draws[:4], jax.random.clone(draws.w_keys)
-  *taken, w_keys = jax.tree.map(take, fields)
-  return Draws._make((*taken, jax.random.clone(w_keys), dropout_key))
+  w_keys = jax.random.clone(take(jax.random.clone(draws.w_keys)))
+  level, noised, radius, lambda_t = jax.tree.map(take, draws[:4])
+  return Draws(level, noised, radius, lambda_t, w_keys, dropout_key)
 
 
 def update(
