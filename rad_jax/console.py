@@ -36,10 +36,8 @@ _USER_ERRORS = (
 
 def help_text(version: str, modes: Mapping[str, tuple[str, str, Any]]) -> str:
   """What --help prints; `modes`: what each does, an example, what runs it."""
-  lines = "\n".join(
-    f"  {name:13} {says:22} {example}"
-    for name, (says, example, _) in modes.items()
-  )
+  rows = ((name, says, given) for name, (says, given, _) in modes.items())
+  lines = "\n".join("  {:13} {:22} {}".format(*row) for row in rows)
   names = ", ".join(packaged_configs())
   known = textwrap.indent(textwrap.fill(names, 76), "  ")
   return f"""rad_jax {version}: robust diffusion training

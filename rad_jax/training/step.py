@@ -152,9 +152,8 @@ def split(draws: Draws, n: int, m: int) -> Parts:
 
 def _rows(draws: Draws, take: Callable[[Array], Array], dropout_key) -> Draws:
   # JAX's check of reuse takes a rearranged key for a used one.
-  parts = *draws[:4], jax.random.clone(draws.w_keys)
-  level, noised, radius, lambda_t, w_keys = jax.tree.map(take, parts)
-  w_keys = jax.random.clone(w_keys)
+  w_keys = jax.random.clone(take(jax.random.clone(draws.w_keys)))
+  level, noised, radius, lambda_t = jax.tree.map(take, draws[:4])
   return Draws(level, noised, radius, lambda_t, w_keys, dropout_key)
 
 
