@@ -27,14 +27,6 @@ from tensorflow_datasets.core.download import download_manager, extractor
 from rad_jax.data import folder, images, sources
 
 _HUGGING_FACE = "huggingface:"
-_FAILURES: tuple[type[Exception], ...] = (
-  OSError,
-  ImportError,
-  AssertionError,
-  tfds.download.DownloadError,
-  download_manager.NonMatchingChecksumError,
-  extractor.ExtractError,
-)
 
 
 class PreparationError(RuntimeError):
@@ -187,14 +179,19 @@ def prepare(name: str, data_dir: str | None = None) -> None:
     )
   builder = make_builder(name, data_dir, file_format="array_record")
   config = tfds.download.DownloadConfig(try_download_gcs=False)
+  own_files = [mock.patch.object(m, "tf", _FILES) for m in (extractor, shuffle)]
   try:
     _allow_open_files()
-    with (
-      mock.patch.object(extractor, "tf", _FILES),
-      mock.patch.object(shuffle, "tf", _FILES),
-    ):
+    with own_files[0], own_files[1]:
       builder.download_and_prepare(download_config=config)
-  except _FAILURES as error:
+  except (
+    OSError,
+    ImportError,
+    AssertionError,
+    tfds.download.DownloadError,
+    download_manager.NonMatchingChecksumError,
+    extractor.ExtractError,
+  ) as error:
     raise PreparationError(_explain(name, builder, error)) from error
   if not _format(builder):
     raise PreparationError(
