@@ -52,6 +52,7 @@ def quantisation_tables(quality: int) -> np.ndarray:
   """Of luminance and of chrominance, [2, 8, 8], as libjpeg writes them."""
   file = io.BytesIO()
   Image.new("RGB", (_SIDE, _SIDE)).save(file, "JPEG", quality=quality)
+  file.seek(0)
   tables = JpegImagePlugin.JpegImageFile(file).quantization
   return np.array([tables[0], tables[1]], np.float32).reshape(2, _SIDE, _SIDE)
 
