@@ -335,8 +335,8 @@ def test_noise_aware_training_refuses_other_kinds(kind):
     ({"kind": "jpeg", "sigma": 0.2}, "sigma=0.2: .* whole number for jpeg"),
     ({"kind": "blur", "sigma": -1.0}, "sigma=-1.0: .* at least 0"),
     ({"kind": "blur", "sigma": float("inf")}, "sigma=inf: .* at least 0"),
-    ({"severity": 6}, "severity=6: it must be one of 0, 1, 2"),
-    ({"severity": -1}, "severity=-1: it must be one of 0, 1, 2"),
+    ({"severity": 6}, "severity=6: it must be one of 0, 1, 2, 3, 4, 5"),
+    ({"severity": -1}, "severity=-1: it must be one of 0, 1, 2, 3, 4, 5"),
     (
       {"kind": "mask", "name": "oblique_plane"},
       "kind='mask': .* oblique_plane: mask needs images",

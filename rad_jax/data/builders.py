@@ -26,14 +26,6 @@ from tensorflow_datasets.core.download import download_manager, extractor
 from rad_jax.data import folder, images, sources
 
 _HUGGING_FACE = "huggingface:"
-_FAILURES: tuple[type[Exception], ...] = (
-  OSError,
-  ImportError,
-  AssertionError,
-  tfds.download.DownloadError,
-  download_manager.NonMatchingChecksumError,
-  extractor.ExtractError,
-)
 
 
 class PreparationError(RuntimeError):
@@ -194,7 +186,14 @@ def prepare(name: str, data_dir: str | None = None) -> None:
       _replaced(shuffle, "tf", _FILES),
     ):
       builder.download_and_prepare(download_config=config)
-  except _FAILURES as error:
+  except (
+    OSError,
+    ImportError,
+    AssertionError,
+    tfds.download.DownloadError,
+    download_manager.NonMatchingChecksumError,
+    extractor.ExtractError,
+  ) as error:
     raise PreparationError(_explain(name, builder, error)) from error
   if not _format(builder):
     raise PreparationError(

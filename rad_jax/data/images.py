@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+Pixels = UInt8[np.ndarray, "h w c"]
 # Pillow's name of images of 1 or 3 channels.
 PIL_MODES = {1: "L", 3: "RGB"}
 
@@ -22,15 +23,13 @@ def from_picture(picture: Image.Image, num_channels: int) -> np.ndarray:
   return pixels.reshape(picture.height, picture.width, num_channels)
 
 
-def to_picture(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
+def to_picture(image: Pixels) -> Image.Image:
   """Pillow's image of an array of 1 or 3 channels."""
   pixels = image[..., 0] if image.shape[2] == 1 else image
   return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def resize(
-  image: UInt8[np.ndarray, "h w c"], size: int
-) -> UInt8[np.ndarray, "s s c"]:
+def resize(image: Pixels, size: int) -> UInt8[np.ndarray, "s s c"]:
   """Antialiased Lanczos to `size` a side; box filters jitter at 140 to 64."""
   if image.shape[:2] == (size, size):
     return image
@@ -39,10 +38,7 @@ def resize(
 
 
 def fit(
-  image: UInt8[np.ndarray, "h w c"],
-  crop_size: int,
-  image_size: int,
-  num_channels: int,
+  image: Pixels, crop_size: int, image_size: int, num_channels: int
 ) -> UInt8[np.ndarray, "s s d"]:
   """Crops, resizes and converts an image to the model's shape.
 

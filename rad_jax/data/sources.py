@@ -11,14 +11,15 @@ import numpy as np
 import tqdm
 from jaxtyping import UInt8
 
+from rad_jax.data.images import Pixels
+
 _LOG = logging.getLogger("rad_jax")
 _NUM_THREADS = 8
 _CHUNK_SIZE = 64
 
-Image = UInt8[np.ndarray, "h w c"]
-Transform = Callable[[Image], Image]
+Transform = Callable[[Pixels], Pixels]
 # The image at an index, transformed.
-Reader = Callable[[int], Image]
+Reader = Callable[[int], Pixels]
 
 
 class ExampleError(ValueError):
@@ -31,12 +32,12 @@ class Source:
 
   label: str  # set and split, as messages name them
   records: Sequence[Any]
-  decode: Callable[[Any], Image]  # of any size, in [0, 255]
+  decode: Callable[[Any], Pixels]  # of any size, in [0, 255]
 
   def __len__(self) -> int:
     return len(self.records)
 
-  def __getitem__(self, index: int) -> Image:
+  def __getitem__(self, index: int) -> Pixels:
     if not 0 <= index < len(self):
       raise IndexError(f"{self.label}: no example {index} among {len(self)}")
     try:
@@ -70,7 +71,7 @@ def reader(
         raise ExampleError(f"{error} ({count}: data.max_unreadable)") from error
       _LOG.warning("%s; the next one takes its place (%s)", error, count)
 
-  def read_at(index: int) -> Image:
+  def read_at(index: int) -> Pixels:
     while True:
       try:
         image = source[index]
