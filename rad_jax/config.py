@@ -9,7 +9,7 @@ import functools
 import math
 import operator
 import shlex
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import ml_collections
@@ -596,17 +596,35 @@ def conflicts(
   """The fields that forbid a run of config `saved` to go on as `today`'s.
 
   Both are resolved configs as plain dicts. The batch size counts only where
-  the run is to be trained on. Each is "path: saved value -> today's value".
+  the run is to be trained on. Each is one of `differences`.
   """
   # A field that the saved run is too old to have had was at its default.
   old = flatten(default().to_dict()) | flatten(saved)
-  new = flatten(today)
+
+  def binds(path: str) -> bool:
+    if path == "train.batch_size":
+      return training
+    return path.split(".")[0] in _IDENTITY and path not in UNBOUND
+
+  return differences(old, flatten(today), binds)
+
+
+def differences(
+  old: dict[str, Any],
+  new: dict[str, Any],
+  counts: Callable[[str], bool] = lambda path: True,
+) -> list[str]:
+  """Where two flat dicts differ: each "path: old value -> new value"."""
   return [
     f"{path}: {old.get(path, 'unset')} -> {new.get(path, 'unset')}"
     for path in sorted(old.keys() | new.keys())
-    if old.get(path) != new.get(path)
-    and (
-      (path.split(".")[0] in _IDENTITY and path not in UNBOUND)
-      or (training and path == "train.batch_size")
-    )
+    if old.get(path) != new.get(path) and counts(path)
   ]
+
+
+def refuse_another(where: str, found: Iterable[str]) -> None:
+  """Raises ConfigError: `where` was made with another config, as found."""
+  raise ConfigError(
+    f"{where} with another config ({'; '.join(found)}): restore these fields,"
+    " or choose another --workdir"
+  )

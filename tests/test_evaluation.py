@@ -440,7 +440,7 @@ def test_references_of_something_else_are_refused(run, tmp_path):
   again = quality.measure(subject.open_subject(built, run))
   assert again == first
   fewer = make_run(reference=str(path), num_reference=32)
-  with pytest.raises(configs.ConfigError, match="count: 64 there, 32 here"):
+  with pytest.raises(configs.ConfigError, match="count: 64 -> 32"):
     quality.measure(subject.open_subject(fewer, run))
 
 

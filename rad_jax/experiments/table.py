@@ -98,17 +98,9 @@ def refuse_changed(entries: Sequence[Entry], workdir: pathlib.Path) -> None:
     now = one.config.to_dict()
     if not kept or kept == fingerprint(now):
       continue
-    old, new = bound(saved), bound(now)
-    differing = "; ".join(
-      f"{path}: {old[path]} -> {new.get(path, 'unset')}"
-      for path in old
-      if old[path] != new.get(path)
-    )
-    raise ConfigError(
-      f"{workdir} holds a run {one.name} of another config"
-      f" ({differing or 'its folder is gone'}): restore it, or choose another"
-      " --workdir"
-    )
+    found = saved and configs.differences(bound(saved), bound(now))
+    found = found or ["its folder is gone"]
+    configs.refuse_another(f"{workdir} holds a run {one.name}", found)
 
 
 def bound(config: dict[str, Any]) -> dict[str, Any]:

@@ -33,10 +33,7 @@ def refuse_conflicts(
   saved = files.read_json(workdir / "config.json")
   found = saved and configs.conflicts(saved, run.config, training)
   if found:
-    raise configs.ConfigError(
-      f"{workdir} holds a run with another config ({'; '.join(found)}):"
-      " restore these fields, or choose another --workdir"
-    )
+    configs.refuse_another(f"{workdir} holds a run", found)
 
 
 def newest_state(workdir: pathlib.Path, run: Run, mesh: Mesh) -> State:

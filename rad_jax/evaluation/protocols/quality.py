@@ -14,7 +14,7 @@ import numpy as np
 import scipy.special
 
 from rad_jax import files
-from rad_jax.config import ConfigError
+from rad_jax.config import ConfigError, differences
 from rad_jax.evaluation import feature_measures
 from rad_jax.evaluation.subject import Result, Subject, versions
 from rad_jax.features import extractors
@@ -120,12 +120,7 @@ def _identity(run: Run, version: str) -> dict[str, Any]:
 
 
 def _refuse_other(path: pathlib.Path, saved: dict, identity: dict) -> None:
-  differing = [
-    f"{name}: {saved.get(name)} there, {value} here"
-    for name, value in identity.items()
-    if saved.get(name) != value
-  ]
-  if differing:
+  if differing := differences(saved, identity):
     raise ConfigError(
       f"the references in {path} are of something else ({'; '.join(differing)}"
       "): choose another evaluation.reference, or remove the file"
