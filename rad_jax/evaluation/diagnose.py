@@ -3,8 +3,7 @@
 With moved = eps_theta(x_t + sigma w) - eps_theta(x_t), w in noise units:
 equivariance error is RMS(moved - w) / RMS(w), 0 for the paper's ideal;
 invariance error is RMS(moved) / RMS(w), 1 there; the Lipschitz constant is
-the largest singular value of d moved / dw at w = 0, 1 there. w is uniform in
-the run's linf ball, or the worst for the error that PGD-10 finds in it.
+the largest singular value of d moved / dw at w = 0, 1 there.
 """
 
 import math
@@ -48,19 +47,15 @@ class Errors(NamedTuple):
 class Measured(NamedTuple):
   """The measures of a batch, [b] each."""
 
-  radius: Scalars  # of w's ball, noise units
+  radius: Scalars  # of w's linf ball, noise units
   random: Errors  # at w uniform in the ball
-  least_equivariant: Errors  # at the w that PGD finds for |moved - w|^2
+  least_equivariant: Errors  # at the w that PGD-10 finds for |moved - w|^2
   most_moved: Errors  # at the w that it finds for |moved|^2
   lipschitz: Scalars
 
 
 def diagnose(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
-  """Measures the newest checkpoint; writes and returns diagnosis.json.
-
-  Its levels, from the most noise to the least, are each a `summary`. Raises
-  FloatingPointError if a measure is not finite.
-  """
+  """Measures the newest checkpoint; writes and returns diagnosis.json."""
   model, fields = sampling.newest_model(run, workdir), run.diagnose
   x_0 = subject.clean_examples(run.open_training_set(), fields.num_examples)
   size = min(run.sampling.batch_size, len(x_0))

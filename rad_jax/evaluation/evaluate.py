@@ -59,11 +59,7 @@ def evaluate(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def measure(subject: Subject) -> dict[str, Any]:
-  """Runs the protocols of evaluation.protocols; writes evaluation.json.
-
-  Returns its content. Writes training_examples.npz too: the first
-  sampling.num_samples, `clean` and, as the run saw them, `dirty`.
-  """
+  """Runs evaluation.protocols; writes and returns evaluation.json."""
   folder, result = subject.model.workdir, _header(subject)
   path = folder / "evaluation.json"
   kept = files.read_json(path)

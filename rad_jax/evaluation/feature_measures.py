@@ -18,7 +18,7 @@ _CHUNK = 1000
 
 
 class Estimate(NamedTuple):
-  """Mean and standard deviation over subsets."""
+  """Mean and std over subsets (KID's overlap: not the std of the mean)."""
 
   mean: float
   std: float
@@ -76,11 +76,7 @@ def kid(
   num_subsets: int = 100,
   seed: int = 0,
 ) -> Estimate:
-  """Kernel Inception Distance: `polynomial_mmd` over random subsets of rows.
-
-  Subsets overlap, so `std` is that of a subset, not of the mean. Raises
-  ValueError unless subset_size is in 2 .. min(n, m).
-  """
+  """Kernel Inception Distance: `polynomial_mmd` over random subsets of rows."""
   if not 2 <= subset_size <= min(len(x), len(reference)):
     raise ValueError(
       f"KID's subsets of {subset_size} rows must have 2 or more, and no more"
@@ -99,7 +95,7 @@ def inception_score(probabilities: np.ndarray, splits: int = 10) -> Estimate:
   """exp(mean KL(p(y|x), p(y))), by splits (Salimans et al. 2016, section 4).
 
   From 1, where all rows [n, classes] are alike, to the number of classes; their
-  order must have no meaning. Raises ValueError unless splits is in 1 .. n.
+  order must have no meaning.
   """
   if not 1 <= splits <= len(probabilities):
     raise ValueError(f"no {splits} splits of {len(probabilities)} rows")
@@ -120,10 +116,7 @@ def _estimate(values: list[float]) -> Estimate:
 def precision_recall(
   x: np.ndarray, reference: np.ndarray, k: int = 3
 ) -> tuple[float, float]:
-  """Improved precision and recall (Kynkaanniemi et al. 2019, 1904.06991).
-
-  The share of samples inside some ball of the reference, and the reverse.
-  """
+  """Improved precision and recall (Kynkaanniemi et al. 2019, 1904.06991)."""
   precision = np.mean(balls(x, reference, k).holding > 0)
   recall = np.mean(balls(reference, x, k).holding > 0)
   return float(precision), float(recall)
@@ -134,8 +127,7 @@ def density_coverage(
 ) -> tuple[float, float]:
   """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, Eqs. 4 and 5).
 
-  How many balls hold a sample, over k, on average: about 1 for equal laws; and
-  the share of balls that hold any sample.
+  Density, balls that hold a sample over k, is about 1 for equal laws.
   """
   found = balls(x, reference, k)
   return float(np.mean(found.holding) / k), float(np.mean(found.covered))
@@ -144,8 +136,7 @@ def density_coverage(
 def balls(x: np.ndarray, reference: np.ndarray, k: int) -> Balls:
   """Which samples x [n, d] lie in the balls round reference rows [m, d].
 
-  Each reaches to the k-th nearest other row. O(m (n + m)) distances. Raises
-  ValueError unless k is in 1 .. m - 1.
+  Each reaches to the k-th nearest other row. O(m (n + m)) distances.
   """
   if not 1 <= k < len(reference):
     raise ValueError(f"{len(reference)} rows have no {k}-th neighbours")

@@ -1,9 +1,8 @@
 """What a config's lambda and radius will do, before any training.
 
-By the closed form of robustness.shrinkage, exact for a linear network on
-Gaussian data, the equivariant target eps_hat + w (`applies`) and random w.
-An attack gives most of w to the directions in which the network is far from
-equivariant: of these it understates the shrinkage, of others it overstates it.
+By robustness.shrinkage, exact for a linear network on Gaussian data, the
+equivariant target eps_hat + w (`applies`) and random w. Under an attack the
+directions far from equivariant shrink more than it says, the others less.
 """
 
 import math
@@ -34,10 +33,9 @@ class Law(NamedTuple):
 
 
 def hint(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
-  """Evaluates the closed form for a run; writes and returns workdir/hint.json.
+  """Evaluates the closed form for a run; writes and returns hint.json.
 
-  `ratios` are samples' stds over the data's, `halving` the lambdas that leave
-  half. Sampling is DDIM's, without clipping.
+  For DDIM, unclipped. `ratios` are samples' stds over the data's.
   """
   fields, law, eta = run.objective, law_of_w(run), _eta(run)
   levels = sampling.levels(run)
@@ -119,10 +117,7 @@ def radii(run: Run, levels: Level, shape: str, beta_role: str) -> np.ndarray:
 
 
 def curves(run: Run, law: Law) -> dict[str, Any]:
-  """sigma_t [m], and readings: each radius, beta_role and lambda_t there is.
-
-  mean_shift is the mean |sigma w_i|, in state units; "constant" stands once.
-  """
+  """sigma_t [m], and for each reading r, lam_t and the mean |sigma w_i|."""
   fields, diffusion = run.objective, run.config["diffusion"]
   count = _CURVE_LEVELS
   if diffusion["process"] == "ddpm":

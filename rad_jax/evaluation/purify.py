@@ -16,11 +16,7 @@ from rad_jax.run import Run
 
 
 def purify(run: Run, workdir: pathlib.Path) -> pathlib.Path:
-  """Purifies purify.num_examples inputs; returns workdir/purified.
-
-  samples.npz has the inputs, then what became of them, as one x_0;
-  purification.json the settings, and support_rms before and after.
-  """
+  """Purifies purify.num_examples inputs; returns the folder written."""
   subject = open_subject(run, workdir)
   x = inputs(subject)
   after = purified(subject, x)
@@ -69,10 +65,7 @@ def there_and_back(
 
 
 def inputs(subject: Subject) -> np.ndarray:
-  """purify.input's, or the training examples as the run saw them; model units.
-
-  Raises ConfigError for an unreadable file or examples of another shape.
-  """
+  """purify.input's or training examples as the run saw them, in model units."""
   run, path = subject.run, subject.run.purify.input
   count = run.purify.num_examples
   if not path:

@@ -56,10 +56,7 @@ class Subject(NamedTuple):
   def over_devices(
     self, function: Callable[..., Any], *arrays: Any, axis: int = 0
   ) -> Any:
-    """function(params, *arrays [b, ...]) over all devices, as NumPy arrays.
-
-    b is any number; results have it along `axis`.
-    """
+    """function(params, *arrays [b, ...]), any b; results have it at `axis`."""
     mesh = self.model.mesh
     count = len(arrays[0])
     filled = -(-count // mesh.size) * mesh.size

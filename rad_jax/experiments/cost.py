@@ -15,11 +15,7 @@ Rows = dict[str, dict[str, float]]
 
 
 def cost(config: ConfigDict) -> Rows:
-  """Passes, FLOPs and memory of the step, and of DDPM's on the same model.
-
-  Steps are compiled, not run. Rows are "ddpm", "on" (regularised) and, if the
-  timetable has other steps, "off" and "mean" (of memory, in bytes, the larger).
-  """
+  """Passes, FLOPs and bytes of the step, compiled and not run, and DDPM's."""
   run = runs.build(config)
   rows = {
     "ddpm": _measure(configs.as_ddpm(config)),
@@ -116,10 +112,7 @@ def _memory(compiled) -> float:
 
 
 def _flops(config: ConfigDict, regularised: bool, compiled) -> float:
-  """FLOPs of a step. XLA counts a loop's body once, so none is counted here.
-
-  Cost is linear in an attack's steps, and in free replays.
-  """
+  """FLOPs of a step, from loopless steps: XLA counts a loop's body once."""
   replays = config.regulariser.free_replays
   chosen = runs.build(config).attack
   steps = chosen.num_steps if chosen else 0

@@ -26,9 +26,8 @@ def work_off(
 ) -> Iterator[list[Row]]:
   """Yields the rows of each job as it is done.
 
-  With several processes each job has its own, on one CPU thread; `work` must be
-  a module's function. Raises Interrupted on SIGTERM or Ctrl-C, with training
-  saved, and HostError if a process died.
+  With several processes each job has its own, on one CPU thread. Raises
+  Interrupted on SIGTERM or Ctrl-C, with training saved.
   """
   if processes == 1:
     yield from (work(job, workdir) for job in jobs)

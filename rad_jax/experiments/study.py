@@ -60,8 +60,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[Row]:
 def entries(config: ConfigDict) -> list[Entry]:
   """The runs of config.study; the first seed's are portrayed.
 
-  Noise-aware training is left out where no noise has a sigma; without noise it
-  is DDPM. Raises ConfigError for unknown names, or without runs.
+  Noise-aware training is left out where no noise has a sigma.
   """
   fields = config.study
   refuse_unknown(config, data=DATA, corruptions=CORRUPTIONS, methods=METHODS)

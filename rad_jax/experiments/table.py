@@ -44,10 +44,7 @@ class Entry(NamedTuple):
 
 
 def entry(name: str, base: ConfigDict, changes: Changes, **names: str) -> Entry:
-  """The run of a config with changes, by dotted path.
-
-  `names` are labels that the config cannot tell. Raises ConfigError.
-  """
+  """The run of a config changed by dotted path; `names` are further labels."""
   config = copy.deepcopy(base)
   try:
     config.update_from_flattened_dict(changes)

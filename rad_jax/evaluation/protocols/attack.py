@@ -3,10 +3,7 @@
 Every evaluation.attack_every-th level's state is moved by sigma_t w, |w| <=
 budget: `random`, on the ball's border; `greedy`, for the level's own estimate;
 `joint`, through the whole process, its noise known; `expected`, joint over two
-other draws of noise; `transfer`, joint on the network of
-evaluation.transfer_from. Curves, a row for each attack and budget: attack,
-budget, queries (the attack's forward and backward evaluations for a sample),
-moved (RMS change of a sample's elements), support_rms and frechet.
+other draws of noise; `transfer`, joint on evaluation.transfer_from's network.
 """
 
 import pathlib

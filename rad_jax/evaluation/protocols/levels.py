@@ -1,7 +1,4 @@
-"""A model against the truth, noise level by noise level.
-
-At levels of the sampler's grid; sigma_t says which, as DDPM's (1 is noise).
-"""
+"""A model against the truth by level of the sampler's grid: DDPM's sigma_t."""
 
 from collections.abc import Callable
 
@@ -17,11 +14,7 @@ from rad_jax.evaluation.subject import Result, Subject, columns
 
 
 def reconstruction(subject: Subject) -> Result:
-  """Noise clean examples up to a level and come back, without further noise.
-
-  Curves, and their means: reconstruction_rms, by element, and as PSNR for the
-  range [-1, 1]; reconstruction_support_rms.
-  """
+  """Noise clean examples up to a level and come back, without further noise."""
   x_0, grid = _clean(subject), sampling.levels(subject.run)
 
   def row(place: int) -> dict[str, float]:
@@ -41,9 +34,8 @@ def reconstruction(subject: Subject) -> Result:
 def flow(subject: Subject) -> Result:
   """The deterministic reverse flow from noise to data, states on the way.
 
-  Measures: path_length; path_straightness, the chord over it, 1 for a straight
-  line. Curves, root mean squares: state_to_centroid, |x_t - alpha m| for the
-  clean data's mean m; estimate_to_centroid, |x_0_hat - m|.
+  path_straightness, chord over path_length, is 1 for a straight line; curves
+  are RMS distances from alpha m and from m, the clean data's mean.
   """
   grid = sampling.levels(subject.run)
   path = paths(subject, grid, len(_clean(subject)))

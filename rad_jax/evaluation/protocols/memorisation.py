@@ -1,10 +1,8 @@
 """Memorisation: how near samples are to training examples, in features.
 
-nearest is the median distance to the nearest training example.
 near_duplicates is the share of samples less than a third as far from their
-nearest as from their second (Yoon et al. 2023), with _low and _high, its 95%
-interval (Wilson). With evaluation.held_out, the same of held-out examples: a
-model that generalises comes no nearer. memorisation.npz has the closest pairs.
+nearest as from their second (Yoon et al. 2023), with its 95% interval (Wilson).
+A model that generalises comes no nearer than evaluation.held_out's examples.
 """
 
 import numpy as np

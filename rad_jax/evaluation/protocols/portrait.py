@@ -1,12 +1,4 @@
-"""What a report draws of a model. No measures: arrays in portrait.npz.
-
-path [n, b, ...] holds the states of the deterministic flow at path_sigma_t,
-and then its last clean estimates. Of synthetic sets, field [m, k, 2] is the
-way -sigma eps_hat from field_points [k, 2] of the plane `synthetic.view` to
-the clean estimates, at field_sigma_t [m]; field_exact has E[eps | x_t] for
-eps_hat. Of images there are samples, plain and attacked ("joint", at the
-largest budget), and training examples: clean, dirty and purified.
-"""
+"""What a report draws of a model. No measures: arrays in portrait.npz."""
 
 import numpy as np
 
@@ -35,7 +27,7 @@ def measure(subject: Subject) -> Result:
 
 
 def flow(subject: Subject) -> dict[str, np.ndarray]:
-  """path and path_sigma_t."""
+  """path [n, b, ...]: states at path_sigma_t, then the last clean estimates."""
   grid = sampling.levels(subject.run)
   places = evenly(len(grid.sigma), min(_STATES, len(grid.sigma)))
   path = levels.paths(subject, grid, _PATHS)
@@ -46,7 +38,11 @@ def flow(subject: Subject) -> dict[str, np.ndarray]:
 
 
 def field(subject: Subject) -> dict[str, np.ndarray]:
-  """field, field_exact, field_points and field_sigma_t."""
+  """The ways -sigma eps_hat from points of a plane to the clean estimates.
+
+  field [m, k, 2] from field_points [k, 2] of `synthetic.view`, at field_sigma_t
+  [m]; field_exact has E[eps | x_t] for eps_hat.
+  """
   view = synthetic.view(subject.run.example_shape[0])
   side = np.linspace(-_FIELD_REACH, _FIELD_REACH, _FIELD_SIDE)
   points = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)

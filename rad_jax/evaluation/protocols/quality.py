@@ -79,8 +79,7 @@ def references(
 ) -> tuple[extractors.Extractor, np.ndarray, np.ndarray]:
   """The extractor, clean references [n, ...], and their features [n, k].
 
-  Features are kept in evaluation.reference, or beside the run. Raises
-  ConfigError if the file is of anything else.
+  Features are kept in evaluation.reference, or beside the run.
   """
   run = subject.run
   clean = subject.clean(run.evaluation.num_reference)

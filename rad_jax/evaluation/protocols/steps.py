@@ -1,8 +1,4 @@
-"""Few-step sampling: samples against the truth by sampler and by steps.
-
-Curves, a row for each pair: sampler, num_steps, evaluations (of the network,
-for a sample), support_rms and frechet, None where samples are not finite.
-"""
+"""Few-step sampling: samples against the truth by sampler and by steps."""
 
 import itertools
 import logging
