@@ -1,8 +1,4 @@
-"""Batches whose content is a pure function of (seed, step).
-
-Example `step * batch_size + i` of a run is looked up in its epoch's
-permutation: a resumed run sees the batches that it would have seen.
-"""
+"""Batches by (seed, step) alone: a resumed run sees what it would have seen."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -58,9 +54,8 @@ def batches(
 ) -> Iterator[Batch]:
   """The batches of steps `first_step` to `last_step - 1`, fetched ahead.
 
-  Threads fetch num_worker_threads batches at a time, in order, of which at most
-  `prefetch` wait. What `fetch` raises reaches the caller; without one, batches
-  hold "index" alone. `rows` is this process's part of the global batch.
+  What `fetch` raises reaches the caller; without one, batches hold "index"
+  alone. `rows` is this process's part of the global batch.
   """
 
   def load_batch(step: int) -> Batch:

@@ -1,8 +1,7 @@
 """TFDS sets, prepared and opened without TensorFlow.
 
 TFDS writes array_record without it if images come encoded and nothing calls
-`tf.io.gfile`: hence these builders, and stand-ins for its extractor's and
-shuffler's file functions.
+`tf.io.gfile`: hence these builders and stand-ins.
 """
 
 import contextlib
@@ -137,11 +136,7 @@ def _replaced(owner: Any, name: str, stand_in: Any) -> Iterator[None]:
 def open_source(
   name: str, split: str, data_dir: str | None = None
 ) -> sources.Source:
-  """Opens a split, or a slice such as "train[:90%]", in the files' order.
-
-  Raises NotPrepared without files of random access, and ValueError of an
-  unknown set or split, or one without uint8 images.
-  """
+  """A split, or a slice "train[:90%]", in the files' order; or NotPrepared."""
   builder = make_builder(name, data_dir)
   if not _has_random_access(builder):
     found = _format(builder)
@@ -210,10 +205,9 @@ def make_builder(
 ) -> tfds.core.DatasetBuilder:
   """The builder of a set, ours where TFDS's own needs TensorFlow.
 
-  `name` is TFDS's, such as "lsun/bedroom" or "huggingface:owner__name"; with
-  ":version" it is for reading only. None means TFDS's default data_dir, and the
-  prepared files' file_format. Raises ValueError of an unknown name, and
-  PreparationError if a builder of Hugging Face cannot be made.
+  `name` is TFDS's, else ValueError, or "huggingface:owner__name", else
+  PreparationError; with ":version" it is for reading only. None means TFDS's
+  default data_dir, and the prepared files' file_format.
   """
   if name.startswith(_HUGGING_FACE):
     return _hugging_face(name, data_dir, file_format)
@@ -265,7 +259,6 @@ def _format(builder: tfds.core.DatasetBuilder) -> str:
 
 
 def _has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
-  """Whether `tfds.data_source` can read a format of a prepared set."""
   readable = set(tfds.core.FileFormat.with_random_access())
   found = builder.is_prepared() and builder.info.available_file_formats()
   return bool(found and found & readable)

@@ -1,9 +1,8 @@
 """Corruption of the training set: which examples are dirty, and how.
 
-Both are functions of (key, i), fixed for a run on any number of devices. A kind
-is a pure function (key, x_0, strength) of one example. The strength, a Python
-number, has the kind's unit; 0 leaves x_0 alone (but for outlier). Only jpeg
-clips to [-1, 1].
+Both depend on (key, i) only, not on devices. A kind is a pure function (key,
+x_0, strength) of one example. The strength has the kind's unit; 0 leaves x_0
+alone (but for outlier). Only jpeg clips to [-1, 1].
 """
 
 import math
@@ -114,11 +113,7 @@ def corrupt(
   fraction: float,
   sigma: float,
 ) -> Float[Array, "b ..."]:
-  """The training set as it is found: a `fraction` of its examples is dirty.
-
-  Clean examples, by their index in the training set, are unchanged to the bit;
-  sigma is the strength, in the unit of the kind in CORRUPTIONS.
-  """
+  """x_0, a `fraction` at strength sigma; clean examples equal to the bit."""
   apply = lambda k, x: CORRUPTIONS[kind].apply(k, x, sigma)
   dirty = jax.vmap(apply)(_keys(key, index)[:, 1], x_0)
   flags = is_dirty(key, index, fraction)

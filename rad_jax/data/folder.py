@@ -21,11 +21,7 @@ class FolderError(ValueError):
 
 
 def open_folder(path: str, split: str, num_channels: int) -> sources.Source:
-  """Finds the images of one split; decodes none; FolderError if there are none.
-
-  A folder with images in itself is flat, and its subfolders are ignored. In
-  others each subfolder is a split, with images at any depth.
-  """
+  """Finds the images of a split, decoding none; FolderError without any."""
   root = pathlib.Path(path).expanduser()
   if not root.is_dir():
     raise FolderError(f"there is no folder {str(root)!r}")
@@ -63,7 +59,7 @@ def _decode(path: pathlib.Path, num_channels: int) -> np.ndarray:
 
 
 def _splits(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-  """The images of each split that has any."""
+  """The images of a flat folder, or else of each subfolder, at any depth."""
   if flat := _images(root.iterdir()):
     return {"train": flat}
   return {

@@ -40,11 +40,7 @@ def resize(image: Pixels, size: int) -> UInt8[np.ndarray, "s s c"]:
 def fit(
   image: Pixels, crop_size: int, image_size: int, num_channels: int
 ) -> UInt8[np.ndarray, "s s d"]:
-  """Crops, resizes and converts an image to the model's shape.
-
-  crop_size is the centred square's side, in pixels; 0 keeps the largest. Raises
-  ValueError if it exceeds the image, or channels cannot be converted.
-  """
+  """The centred square of side crop_size (0: largest), resized, converted."""
   height, width, channels = image.shape
   side = crop_size or min(height, width)
   if side > min(height, width):

@@ -1,8 +1,7 @@
 """What JPEG loses, in JAX: ITU-T T.81 (1992) with libjpeg's conventions.
 
-Planes Y, Cb and Cr (JFIF), the last two halved (4:2:0), go in blocks of 8 x 8
-through the DCT, are rounded to multiples of a table that the quality scales,
-and come back. The entropy coding, which is lossless, is left out.
+Planes Y, Cb and Cr (JFIF), the last two halved (4:2:0), have the DCT of their
+8 x 8 blocks rounded to multiples of the quality's table. No entropy coding.
 """
 
 import io

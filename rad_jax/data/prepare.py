@@ -36,10 +36,7 @@ def make_known_noise(
 def make_prepare(
   corrupt: Corruption, noise_of: Callable[[Array], Array], flip: bool
 ) -> Prepare:
-  """(batch, keys [b]) -> x_0 [b, ...], ready to train on, and sigma_c [b].
-
-  Flips come last, so that an image and its noise are flipped together.
-  """
+  """(batch, keys [b]) -> x_0 [b, ...], flipped with its noise; sigma_c [b]."""
 
   def prepare(batch, flip_keys):
     x_0 = corrupt(batch["index"], examples.to_model_range(batch["x_0"]))

@@ -53,8 +53,7 @@ def reader(
   """A function from an index to its image; safe to share among threads.
 
   An image that cannot be used is logged, and the next one takes its place, so
-  that indices, batches and corruption stay; ExampleError at more than
-  max_unreadable of them. Raises ValueError if the source is empty.
+  that indices stay; ExampleError at more than max_unreadable of them.
   """
   if not len(source):
     raise ValueError(f"{source.label} is empty")

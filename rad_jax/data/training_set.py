@@ -44,7 +44,6 @@ def open_training_set(
   Synthetic sets have num_examples drawn by seed. Images, of the folder `path`
   or of TFDS's data_dir ("" is its default), go through `images.fit`, then,
   unless linear_rank is 0, onto that many principal components of the set.
-  Raises as `open_folder`, `open_source` and `reader` do.
   """
   if name in synthetic.WORLDS:
     # Apart from the streams [seed, epoch] of the data order.

@@ -1,9 +1,7 @@
 """DINOv2's vision transformers, whose features are those of FD_DINOv2.
 
 S, B, L and g (gated MLPs) of Oquab et al. 2023 (arXiv 2304.07193), without
-registers, for inference; images and positions are resized as in their code.
-The feature is the class token after the last norm (Stein et al. 2023, arXiv
-2306.04675).
+registers. The feature is the class token (Stein et al. 2023, arXiv 2306.04675).
 """
 
 import math
@@ -19,8 +17,7 @@ from rad_jax.interop import weights
 
 SIZE = 224
 PATCH = 14
-# Added to the 16 cells of a side where positions are interpolated, against
-# rounding. Meta's code has it; Hugging Face's has none.
+# Added to the side in `interpolated` by Meta's code, not by Hugging Face's.
 POSITION_OFFSET = 0.1
 WEIGHTS_HELP = (
   "no DINOv2 weights: fetch"
@@ -116,8 +113,7 @@ def preprocessed(
 def resized(images: UInt8[Array, "b h w c"]) -> Float[Array, "b 224 224 c"]:
   """Pillow's bicubic resize (a = -1/2, antialiased), 8 bits after each axis.
 
-  Halfway between two levels, Pillow's fixed-point weights may round to the
-  other one: a pixel in a hundred at 64 x 64, else fewer.
+  Pillow rounds some ties otherwise: 1 pixel in 100 at 64 x 64, else fewer.
   """
   b, height, _, c = images.shape
   x = images.astype(jnp.float32)
@@ -226,11 +222,7 @@ def _key(state: weights.State, key: str) -> str:
 def interpolated(
   grid: Float[np.ndarray, "g g width"], side: int, offset: float
 ) -> Float[np.ndarray, "side side width"]:
-  """A grid of positions resized by PyTorch's bicubic, a = -3/4.
-
-  Not antialiased; the border is repeated. Cell i lies at (i + 1/2) g / (side +
-  offset) - 1/2, but a grid of that side is left unchanged.
-  """
+  """Positions resized by PyTorch's bicubic (a = -3/4), not antialiased."""
   cells = len(grid)
   if side == cells:
     return grid

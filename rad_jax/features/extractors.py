@@ -1,8 +1,7 @@
 """Feature extractors: what sample quality is measured in.
 
 Inception's features (FID, KID, Inception Score) and DINOv2's (FD_DINOv2) need
-weights; the others need none, and are comparable with themselves only. Networks
-are imported when they are made: a config needs only their names.
+weights; the others need none, and are comparable with themselves only.
 """
 
 import hashlib
@@ -59,8 +58,7 @@ def random_conv(shape: tuple[int, ...], seed: int = 0) -> Extractor:
   """An untrained convolutional network: NOT Inception, and no FID.
 
   Three 3x3 convolutions, normal by seed (He et al. 2015), with relu; features
-  are each layer's means over pixels, [n, 224]. Raises ValueError unless shape
-  is (height, width, channels) with sides of 4 or more.
+  are each layer's means over pixels, [n, 224].
   """
   if len(shape) != 3 or min(shape[:2]) < 4:
     raise ValueError(f"random_conv takes images of 4x4 or more, not {shape}")
@@ -92,8 +90,7 @@ def random_conv(shape: tuple[int, ...], seed: int = 0) -> Extractor:
 def inception(path: str | pathlib.Path) -> Extractor:
   """The FID Inception's pool features [n, 2048] and logits [n, 1008].
 
-  The logits leave out the last bias, as the Inception Score's own code does
-  (Salimans et al. 2016). Raises WeightsError, which says what to fetch.
+  No last bias, as in the Inception Score's own code (Salimans et al. 2016).
   """
   from rad_jax.features import inception as network
 
@@ -107,7 +104,7 @@ def inception(path: str | pathlib.Path) -> Extractor:
 
 
 def dinov2(path: str | pathlib.Path) -> Extractor:
-  """DINOv2's class token, [n, width]: 1024 for ViT-L/14. See `inception`."""
+  """DINOv2's class token, [n, width]: 1024 for ViT-L/14."""
   from rad_jax.features import dinov2 as network
 
   def apply(params: PyTree, images: Array) -> Features:
@@ -140,11 +137,7 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
 
 
 def extract_all(extractor: Extractor, images: np.ndarray) -> Features:
-  """Features of all images [n, ...], as NumPy arrays, over all devices.
-
-  One compilation: the last batch is filled up with its own rows. Products have
-  full float32 precision. Raises ValueError if there are no images.
-  """
+  """Features of all images [n, ...], as NumPy arrays, over all devices."""
   if not len(images):
     raise ValueError("no images to take features of")
   mesh = Mesh(np.array(jax.devices()), ("data",))
@@ -164,6 +157,7 @@ def extract_all(extractor: Extractor, images: np.ndarray) -> Features:
       range(0, len(images), size), desc=extractor.name, unit="batch"
     ):
       rows = images[start : start + size]
+      # The last batch is filled up with its own rows: one compilation.
       found = run(params, np.resize(rows, (size, *rows.shape[1:])))
       count = len(rows)
       parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], found))

@@ -1,9 +1,9 @@
 """Inception-v3 as the Frechet Inception Distance was defined with it.
 
 TensorFlow's graph of 2015-12-05 (Szegedy et al. 2015, arXiv 1512.00567; Heusel
-et al. 2017, arXiv 1706.08500), for inference. Keras's and torchvision's have
-other weights, another resize and 1000 classes, not 1008; and here 3x3 average
-pools leave the padding out, and the last block has a max pool.
+et al. 2017, arXiv 1706.08500). Keras's and torchvision's have other weights,
+another resize and 1000 classes, not 1008; here 3x3 average pools leave the
+padding out, and the last block has a max pool.
 """
 
 import functools

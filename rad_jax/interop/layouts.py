@@ -1,11 +1,9 @@
 """Our U-Net's parameters in the layouts of PyTorch's diffusion libraries.
 
 diffusers' UNet2DModel and improved-diffusion's UNetModel (arXiv 2102.09672)
-hold DDPM's U-Net under other names. Kernels are `[out, in, height, width]`
-there, `[height, width, in, out]` here; some dense layers are 1x1 convolutions
-there. improved-diffusion packs query, key and value as one `qkv` with outputs
-`[heads, 3, channels / heads]`. Every array of either side is used once. Their
-names and shapes tell no epsilons, paddings, embeddings or heads.
+have kernels `[out, in, height, width]`, some of 1x1 for our dense layers.
+improved-diffusion packs query, key and value as one `qkv` with outputs
+`[heads, 3, channels / heads]`. Epsilons, paddings and heads are not stored.
 """
 
 import re
@@ -17,19 +15,16 @@ from jaxtyping import PyTree
 
 from rad_jax.interop import weights
 
-# The columns of the tables below.
-_LAYOUTS = ("diffusers", "improved-diffusion")
+_LAYOUTS = ("diffusers", "improved-diffusion")  # the columns of the tables
 _DIFFUSERS, _IMPROVED = range(2)
-# Our layers outside blocks, and theirs.
-_OUTSIDE = {
+_OUTSIDE = {  # our layers outside blocks, and theirs
   "conv_in": ("conv_in", "input_blocks.0.0"),
   "time_0": ("time_embedding.linear_1", "time_embed.0"),
   "time_1": ("time_embedding.linear_2", "time_embed.2"),
   "norm_out": ("conv_norm_out", "out.0"),
   "conv_out": ("conv_out", "out.2"),
 }
-# Inside residual blocks, then inside attention.
-_INSIDE = {
+_INSIDE = {  # those of residual blocks, then of attention
   "norm_in": ("norm1", "in_layers.0"),
   "conv_in": ("conv1", "in_layers.2"),
   "time": ("time_emb_proj", "emb_layers.1"),
@@ -55,7 +50,6 @@ _OLD_NAMES = {
   "proj_attn": "to_out.0",
 }
 
-
 # Of a tensor of theirs: its shape, and our path or packed paths.
 _Tensors = dict[str, tuple[tuple[int, ...], list[str]]]
 
@@ -65,9 +59,8 @@ def from_pytorch(
 ) -> tuple[PyTree, str]:
   """Our parameters, float32 in the structure of `like`, and the layout's name.
 
-  The layout is "diffusers" or "improved-diffusion", which packs attention by
-  num_heads, and whose predicted variances, if any, are left out. Raises
-  WeightsError, naming all tensors missing, left over or of another shape.
+  num_heads unpacks improved-diffusion's attention; the variances that it may
+  predict are left out. WeightsError names all tensors that do not fit.
   """
   if "input_blocks.0.0.weight" in state:
     layout = _IMPROVED

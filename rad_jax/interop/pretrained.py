@@ -2,7 +2,6 @@
 
 A diffusers folder's config.json is compared with config.model.unet, its
 scheduler with config.diffusion; of a bare file both are the user's word.
-`fields` is a run's flattened config, lists for tuples.
 """
 
 import itertools
@@ -67,7 +66,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
   "upsample_type": ("conv",),
 }
 
-Fields = Mapping[str, Any]
+Fields = Mapping[str, Any]  # a run's flattened config, lists for tuples
 
 
 class MismatchError(ValueError):
@@ -89,8 +88,7 @@ def load(source: pathlib.Path, like: PyTree, fields: Fields) -> PyTree:
 
   `source` is a folder of a diffusers pipeline or UNet2DModel, or of
   improved-diffusion's checkpoints, or a file of either layout. Raises
-  MismatchError with all fields that differ, or if it is unclear which weights
-  are meant; WeightsError, or ValueError of JSON, if a file cannot be used.
+  MismatchError; WeightsError, or ValueError of JSON, if a file cannot be used.
   """
   name = f"config.train.init_from={str(source)!r}"
   if fields["model.name"] != "unet" or fields["diffusion.process"] != "ddpm":

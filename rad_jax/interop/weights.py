@@ -25,8 +25,7 @@ def load(
 ) -> PyTree:
   """Params, converted from a file of a state dict; no code in it is run.
 
-  PyTorch's `.pth` and `.pt` need torch, `.safetensors` does not. Raises
-  WeightsError if no file fits; `to_fetch` says what to give instead.
+  Raises WeightsError if no file fits; `to_fetch` says what to give instead.
   """
   if not str(path):
     raise WeightsError(to_fetch)
