@@ -1,8 +1,4 @@
-"""The checks of a config: each names the field, its value and what is allowed.
-
-Single fields are checked by the table in config.FIELDS; what follows there is
-about fields that must fit each other.
-"""
+"""The checks of a config: each field by config.FIELDS, then how they fit."""
 
 import functools
 import operator
@@ -23,8 +19,7 @@ def validate(
 ) -> None:
   """Raises ConfigError, which names the field, if config cannot be run.
 
-  The devices share train.batch_size, or, unless `training`,
-  sampling.batch_size.
+  The devices share train.batch_size, or sampling's unless `training`.
   """
   for path, fits, allowed in _checks(config, num_devices, training):
     if not fits:

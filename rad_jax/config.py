@@ -1,8 +1,7 @@
 """The configuration: one table of every field, its default, meaning and range.
 
-Of FIELDS are made the ConfigDict that files in configs/ override, the checks
-of single fields, --mode=show_config and docs/fields.md. Any field is
-a flag: --config.objective.lam=1.0.
+FIELDS makes the ConfigDict, the checks of single fields, --mode=show_config
+and docs/fields.md. Any field is a flag: --config.objective.lam=1.0.
 """
 
 import functools
@@ -497,11 +496,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 def show(
   config: ConfigDict, source: str, overridden: Collection[str] = ()
 ) -> str:
-  """All fields as they would be given on the command line, with their docs.
-
-  source is the name of the config file, and overridden holds the paths that
-  the command line sets.
-  """
+  """All fields as flags, with their docs and where each value comes from."""
   values, lines, section = flatten(config.to_dict()), [], ""
   for path, field in FIELDS.items():
     if path.rpartition(".")[0] != section:
@@ -553,10 +548,7 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def as_ddpm(config: ConfigDict) -> ConfigDict:
-  """A copy with DDPM's objective, and all about perturbations at its default.
-
-  What the cost of other methods is compared with: the rest is the same.
-  """
+  """A copy as plain DDPM, the rest unchanged, to compare the cost with."""
   config = ConfigDict(config.to_dict())
   for section in ("objective", "attack", "regulariser"):
     config[section].update(default()[section].to_dict())
@@ -575,9 +567,8 @@ def corruption_strength(config: ConfigDict) -> float:
   return corruptions.strength_of(chosen.kind, chosen.sigma, chosen.severity)
 
 
-# What a checkpoint is bound to: the fields that decide which parameters it
-# holds, which examples and noise it saw, and what it was trained for. How
-# fast or where the data is read from, and what is watched, is not among them.
+# What a checkpoint is bound to: the fields that decide its parameters, examples
+# and noise, and its aim; not how the data is read, or what is watched.
 _IDENTITY = set(
   "seed data diffusion model objective attack regulariser".split()
 )
@@ -595,8 +586,7 @@ def conflicts(
 ) -> list[str]:
   """The fields that forbid a run of config `saved` to go on as `today`'s.
 
-  Both are resolved configs as plain dicts. The batch size counts only where
-  the run is to be trained on. Each is one of `differences`.
+  Both are resolved. The batch size counts only where the run is trained on.
   """
   # A field that the saved run is too old to have had was at its default.
   old = flatten(default().to_dict()) | flatten(saved)

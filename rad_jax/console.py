@@ -66,10 +66,9 @@ def packaged_configs() -> dict[str, pathlib.Path]:
 
 
 def find_config(given: str) -> str:
-  """The path of a config file; one of the package's where there is no other.
+  """The path of a config file, with its ":variant", or FileNotFoundError.
 
-  A ":variant" stays behind it. "digits" and "configs/digits.py" are found from
-  any folder; FileNotFoundError if there is no such file.
+  "digits" and "configs/digits.py" name the package's where there is no other.
   """
   name, colon, variant = given.partition(":")
   path, known = pathlib.Path(name), packaged_configs()

@@ -44,10 +44,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of a file of JSON lines, none if there is no file.
-
-  A last line without its newline is left out; ValueError if another is damaged.
-  """
+  """The rows of a JSON lines file, or []; a last line cut short is left out."""
   lines = path.read_text().splitlines(keepends=True) if path.exists() else []
   try:
     return [json.loads(line) for line in lines if line.endswith("\n")]

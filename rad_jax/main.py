@@ -1,7 +1,6 @@
 """python -m rad_jax.main --config=configs/cifar10.py [--mode=...]
 
-Flags and one function a mode, which imports what it alone needs: SciPy's
-statistics and matplotlib take seconds.
+Each mode's function imports what it alone needs: matplotlib takes seconds.
 """
 
 import logging
@@ -215,8 +214,7 @@ def _print_paths(done: str, paths: Iterable[pathlib.Path]) -> None:
 
 
 Mode = Callable[[ConfigDict, pathlib.Path], None]
-# What --help says of each mode, an example of its flags, and what does it; None
-# for --mode=report, which has no config.
+# Of each mode: what --help says, an example, what does it (None: no config).
 MODES: dict[str, tuple[str, str, Mode | None]] = {
   "train": ("train, or go on", "--config.data.corruption.fraction=0.9", _train),
   "sample": ("draw samples", "--config.sampling.num_steps=50", _sample),

@@ -1,7 +1,4 @@
-"""The border: a valid config becomes one Run, built once.
-
-Everything below takes a Run, or plain arguments; none sees the ConfigDict.
-"""
+"""The border: a config becomes one Run; nothing below sees the ConfigDict."""
 
 import collections
 from collections.abc import Callable

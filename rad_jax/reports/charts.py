@@ -73,10 +73,7 @@ def _figure(
 def frontier_figure(
   clean: Sequence[Row], dirty: Sequence[Row], measure: str
 ) -> Figure:
-  """The measure of runs trained on dirty data, up, and on clean, across.
-
-  A panel for each dirty set; one point for each lambda, joined in its order.
-  """
+  """The measure on dirty data against that on clean, a point a lambda."""
   like = ("data", *_LINE, "lam")
   ours = tables.groups(clean, *like)
 

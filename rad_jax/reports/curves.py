@@ -155,10 +155,7 @@ def _radius_name(reading: dict[str, Any]) -> str:
 def protocol_pictures(
   evaluations: Mapping[Look, dict[str, Any]],
 ) -> list[Picture]:
-  """A picture of each protocol of evaluation.json, a panel for each column.
-
-  Lines are runs, or each run's series, as samplers are.
-  """
+  """A picture a protocol, a panel a column, a line a run or its series."""
   pictures = []
   of = {look: found.get("protocols", {}) for look, found in evaluations.items()}
   for name in dict.fromkeys(name for found in of.values() for name in found):
@@ -183,10 +180,7 @@ def protocol_pictures(
 def _by_series(
   runs: Mapping[Look, Columns], series: str
 ) -> Iterator[tuple[Look, Columns]]:
-  """The rows of each run for each value of the column `series`.
-
-  Where there are several runs, colour is the run and dashes are the value.
-  """
+  """Each run's rows for each value of `series`, which is told by the dashes."""
   values = itertools.chain(*(columns[series] for columns in runs.values()))
   drawn = looks.cycle(list(dict.fromkeys(values)))
   for (run, columns), own in itertools.product(runs.items(), drawn):

@@ -27,12 +27,10 @@ def write(
   across: str = "cost",
   notes: pathlib.Path | None = None,
 ) -> list[pathlib.Path]:
-  """Writes what a view shows of an experiment; returns the paths.
+  """Writes what a view shows of an experiment's rows; returns the paths.
 
-  `rows` are of the folder's rows.jsonl. Views are a table, and of a "sweep" the
-  measure against lambda, or of dirty against clean sets; of "schemes" the error
-  against `across`, "cost" or a measure; of a "demo" errors and samples; and a
-  "study", a page. Raises ValueError of another view, or as what it calls.
+  A table and figures: of a "sweep", over lambda; of "schemes", over `across`,
+  "cost" or a measure; of a "demo", errors and samples. A "study" is a page.
   """
   done = tables.finished(rows)
   if view == "study":
@@ -71,10 +69,7 @@ def write(
 
 
 def summary(rows: Sequence[Row]) -> str:
-  """The rows as a Markdown table, mean ± standard deviation over seeds.
-
-  Labels that do not vary stand above it, runs that failed below.
-  """
+  """A Markdown table over seeds; constant labels above, failed runs below."""
   varying = tables.varying(rows, _AXES)
   same = [name for name in _AXES if len(tables.distinct(rows, name)) == 1]
   common = {name: tables.distinct(rows, name)[0] for name in same}
@@ -95,10 +90,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def relative_cost(rows: Sequence[Row]) -> list[Row]:
-  """The rows with `cost`: passes over those of the data's shortest DDPM run.
-
-  Raises ValueError where a data set has no run of DDPM.
-  """
+  """The rows with `cost`: passes over those of the data's shortest DDPM run."""
   costed = []
   for (data,), peers in tables.groups(rows, "data").items():
     ddpm = [row["passes"] for row in peers if row["objective"] == "ddpm"]

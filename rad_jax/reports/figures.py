@@ -37,10 +37,7 @@ def newest_samples(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
-  """Images [n, h, w, c] in [-1, 1], side by side: uint8 [H, W], or [H, W, 3].
-
-  Gaps of a pixel around them, and places left over, are white.
-  """
+  """Images [n, h, w, c] in [-1, 1], gaps white: uint8 [H, W] or [H, W, 3]."""
   n, h, w, c = images.shape
   rows = math.ceil(n / columns)
   cells = np.full((rows * columns, h + 1, w + 1, c), 255, np.uint8)
@@ -115,10 +112,7 @@ def beside_truth(runs: Sequence[tuple[pathlib.Path, looks.Look]]) -> list[View]:
 
 
 def pair_figure(path: pathlib.Path) -> Figure | None:
-  """Samples over their nearest training examples, of a memorisation.npz.
-
-  Above each pair stands its distance. None without images.
-  """
+  """Samples over the nearest training images, and distances; None of points."""
   pairs = arrays(path)
   if not pairs or pairs["samples"].ndim != 4:
     return None

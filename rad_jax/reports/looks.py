@@ -1,7 +1,6 @@
 """How each objective is named and drawn, the same in all reports.
 
-Colours are Okabe & Ito's; markers and dashes tell lines apart in grey too. The
-noise-aware objectives have the colours of their blind counterparts.
+Colours are Okabe & Ito's; markers and dashes tell lines apart in grey too.
 """
 
 import itertools

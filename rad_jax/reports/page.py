@@ -37,10 +37,7 @@ def write(
 ) -> list[pathlib.Path]:
   """Writes folder/report.html and the files beside it; returns the paths.
 
-  `lead` is a paragraph below the title; sections stand under their headings.
-
-  Raises:
-    ValueError: two parts would be the same file, or a table is ragged.
+  Raises ValueError if two parts would be the same file, or a table is ragged.
   """
   parts = [part for section in sections.values() for part in section]
   named = [part for part in parts if not isinstance(part, str)]

@@ -71,10 +71,7 @@ def grid(
 
 
 def line_figure(panels: Sequence[Panel], legend: str | None = "") -> Figure:
-  """The panels above one legend, where lines of one label share an entry.
-
-  `legend` is its title; None for no legend.
-  """
+  """The panels above a legend of this title, each label once; None: without."""
   columns = 2 if len(panels) == 4 else min(len(panels), 3)
   width = WIDTH / max(columns, 2)
   figure, axes = grid(len(panels), columns, width, 0.55 * width + 0.95)

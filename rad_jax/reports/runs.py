@@ -1,7 +1,4 @@
-"""Runs side by side as one page, from what their folders hold.
-
-config.json is all that a run must have; what else is not there is named.
-"""
+"""Runs side by side as one page, from what their folders hold."""
 
 import json
 import pathlib
@@ -39,10 +36,7 @@ _OPTIONAL = {
 
 
 class SavedRun(NamedTuple):
-  """What the files of a run hold, arrays apart; empty where missing.
-
-  The name, also the label of its look, is unique among the runs of a page.
-  """
+  """What a run's files hold, empty where missing; its name is unique."""
 
   name: str
   folder: pathlib.Path
@@ -55,12 +49,7 @@ class SavedRun(NamedTuple):
 
 
 def read(workdirs: Sequence[pathlib.Path]) -> list[SavedRun]:
-  """The runs of the workdirs, each once.
-
-  Raises:
-    ValueError: a workdir holds no run, there are more than MOST, or a file
-      is damaged.
-  """
+  """The runs of the workdirs, each once; ValueError if none, or above MOST."""
   found: dict[pathlib.Path, pathlib.Path] = {}
   for workdir in workdirs:
     own = workdir / "config.json"
@@ -100,8 +89,7 @@ def write(
 ) -> list[pathlib.Path]:
   """Writes the report of the workdirs' runs; returns the paths.
 
-  Workdirs are of runs, or of experiments, which stand for all of their runs.
-  The folder is the first one's report/, if not given. Raises as `read`.
+  An experiment's workdir stands for all of its runs. Raises as `read`.
   """
   runs = read(workdirs)
   names = [run.name for run in runs]
@@ -175,10 +163,7 @@ def _facts_of(run: SavedRun) -> dict[str, Cell]:
 
 
 def differences(configs: Sequence[dict[str, Any]]) -> list[list[Cell]]:
-  """Where nested dicts differ: lines of "a.b" and its value in each of them.
-
-  Settings of an experiment as a whole are no difference of a run.
-  """
+  """Where configs differ: "a.b" and its values; not in sweep's and study's."""
   flat = [traverse_util.flatten_dict(config, sep=".") for config in configs]
   rows: list[list[Cell]] = []
   for path in sorted(set().union(*flat)):

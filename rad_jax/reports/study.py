@@ -33,19 +33,15 @@ Portraits: TypeAlias = dict[looks.Look, dict[str, np.ndarray]]
 
 
 class Study(NamedTuple):
-  """Rows of each (data, corruption, method) by seed, and methods' looks.
-
-  Pictures are of the dirtiest corruption; strongest is the method of
-  Robust_adv's largest lambda, "" without one.
-  """
+  """Rows of each (data, corruption, method) by seed, and methods' looks."""
 
   rows: Sequence[Row]
   cells: dict[tuple, list[Row]]
   data: list[str]
   corruptions: list[str]
   looks: dict[str, looks.Look]
-  dirtiest: str
-  strongest: str
+  dirtiest: str  # the corruption of the pictures
+  strongest: str  # the method of Robust_adv's largest lambda, or ""
 
   def values(self, data: str, corruption: str, method: str, measure: str):
     """A cell's measure over the seeds that have it, float64 [n]."""
@@ -81,7 +77,6 @@ def write(
   """Writes workdir/report; returns the paths, the page first.
 
   `notes` is a text that discusses the study, paragraphs between empty lines.
-  Raises OSError without it, ValueError where a run's files are damaged or gone.
   """
   runs = workdir / "runs"
   gone = [row["run"] for row in rows if not (runs / row["run"]).is_dir()]
@@ -123,10 +118,7 @@ def write(
 
 
 def verdict(smaller: np.ndarray, larger: np.ndarray) -> str:
-  """Whether the mean of `smaller` is below that of `larger`, "yes" or "no".
-
-  "unclear" where they are not two standard errors of the difference apart.
-  """
+  """Whether mean `smaller` is lower; "unclear" within two standard errors."""
   difference = larger.mean() - smaller.mean()
   several = [v for v in (smaller, larger) if len(v) > 1]
   variance = sum(v.var(ddof=1) / len(v) for v in several)

@@ -1,7 +1,6 @@
 """Rows of an experiment, grouped and averaged over seeds, and tables of them.
 
-A row is a flat dict: `run`, labels, `steps`, `passes`, then measures, or
-`error` where the run failed.
+A row is a dict: `run`, labels, `steps`, `passes`, then measures or `error`.
 """
 
 import csv
@@ -38,17 +37,13 @@ BETTER |= dict.fromkeys(_HIGHER.split(), "higher")
 
 
 class Table(NamedTuple):
-  """Rows of cells, the first of which names the row; None is an empty cell.
+  """Rows of cells, the first of which names the row; None is an empty cell."""
 
-  name: of its files, unique on a page.
-  best: (row, column) of cells to be bold, from 0, the head not counted.
-  """
-
-  name: str
+  name: str  # of its files, unique on a page
   head: Sequence[str]
   rows: Sequence[Sequence[Cell]]
   caption: str = ""
-  best: Collection[tuple[int, int]] = ()
+  best: Collection[tuple[int, int]] = ()  # bold (row, column), head apart
 
 
 def finished(rows: Sequence[Row]) -> list[Row]:
@@ -106,10 +101,7 @@ def mean_std(
 
 
 def best_of(found: Sequence[Any], better: str | None) -> list[int]:
-  """Places of the best values; none if all are alike, or `better` is None.
-
-  `better` is one of BETTER's; None is no value.
-  """
+  """Places of the best values by BETTER's `better`; none if all are alike."""
   known = np.array(found, float)
   costs = {"lower": known, "higher": -known, "near 1": abs(known - 1)}
   cost = costs.get(str(better), np.nan * known)

@@ -69,8 +69,7 @@ def finish(manager: ocp.CheckpointManager) -> None:
 def restore(manager: ocp.CheckpointManager, like: PyTree, sharding) -> Any:
   """The newest checkpoint that can be read, shaped as `like`.
 
-  A damaged one gives a warning; CheckpointError if none is whole. `sharding` is
-  one for all arrays, or a tree of them.
+  A damaged one gives a warning; CheckpointError if none is whole.
   """
   steps = sorted(manager.all_steps(), reverse=True)
   if not steps:

@@ -41,10 +41,7 @@ def peak_flops(device: jax.Device) -> float | None:
 
 @functools.cache
 def compiler_options() -> dict[str, str | bool]:
-  """XLA's options on this platform, for `jax.jit(compiler_options=...)`.
-
-  Without those that this XLA does not know or XLA_FLAGS already sets.
-  """
+  """This platform's XLA options; not those unknown, or set by XLA_FLAGS."""
   given, known = os.environ.get("XLA_FLAGS", ""), {}
   for name, value in _COMPILER_OPTIONS.get(jax.default_backend(), {}).items():
     if name not in given:

@@ -10,8 +10,7 @@ from rad_jax.training import passes
 from rad_jax.training.state import State
 from rad_jax.training.step import Batch
 
-# The part of a batch that is the whole training set, [n, ...]; the batch then
-# has no "x_0" of its own.
+# A batch with this part, the training set [n, ...], has no "x_0" of its own.
 WHOLE_SET = "whole_set"
 
 
@@ -27,8 +26,7 @@ def plan(
 ) -> Iterator[Dispatch]:
   """What is left of a run of num_steps after `done`, in dispatches.
 
-  They end at the multiples of `length`, at the run's end, and wherever the
-  regulariser is switched.
+  They end at multiples of `length`, and where the regulariser is switched.
   """
   while done < num_steps:
     regularised = passes.is_on(timetable, done)

@@ -1,7 +1,4 @@
-"""The processes of one run, by JAX's distributed runtime.
-
-Each loads its own rows of the batch; the first alone writes logs and metrics.
-"""
+"""The processes of one run; the first alone writes its logs and metrics."""
 
 import contextlib
 import itertools

@@ -41,13 +41,9 @@ def train(run: Run, folder: pathlib.Path) -> State:
   """Trains to train.num_steps, going on from the folder's checkpoint.
 
   The folder, made if missing, holds config.json, checkpoints/, metrics.jsonl
-  and tensorboard/. The state returned is also the newest checkpoint.
-
-  Raises:
-    ConfigError: the folder holds a run of another model, data or objective.
-    CheckpointError: no checkpoint can be read, or written.
-    NonFiniteLoss, LossSpike: the step is named; no bad checkpoint is written.
-    Interrupted: by SIGTERM or Ctrl-C, after the step was saved.
+  and tensorboard/. The state returned is also the newest checkpoint. Raises
+  ConfigError if the folder is another run's, CheckpointError, NonFiniteLoss or
+  LossSpike (no bad checkpoint is written), and Interrupted once all is saved.
   """
   folder.mkdir(parents=True, exist_ok=True)
   training_set = run.open_training_set()
@@ -263,8 +259,7 @@ def compile_step(
 ) -> Step:
   """The step, compiled ahead for these shapes: it cannot recompile later.
 
-  With train.debug it is compiled when it is called, and its state not donated:
-  JAX runs it again, an operation at a time, to find where a NaN arises.
+  Not so with train.debug, where JAX runs it again to find where a NaN arises.
   """
   started = time.perf_counter()
   of_state, debug = sharding.of_state(mesh, state), run.train.debug

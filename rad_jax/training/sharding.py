@@ -1,8 +1,7 @@
 """Where arrays live: a mesh with the axes `data` and `fsdp`.
 
-The batch is split by example over all devices. The state is replicated, and
-XLA adds the one all-reduce of the gradients; or its arrays are split over
-`fsdp`, gathered where they are used, and their gradients scattered.
+The batch is split by example over all devices. The state is replicated, or its
+arrays are split over `fsdp`; XLA adds what moves them and their gradients.
 """
 
 from collections.abc import Sequence
@@ -18,8 +17,7 @@ def device_mesh(
 ) -> Mesh:
   """All devices, or those given; each `fsdp` of them share a copy of the state.
 
-  They stand process by process, so that an example has the same place in the
-  batch, and so the same noise, on any topology.
+  Process by process: an example has the same place and noise on any topology.
   """
   devices = jax.devices() if devices is None else devices
   in_order = sorted(devices, key=lambda d: (d.process_index, d.id))

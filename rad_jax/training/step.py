@@ -46,8 +46,7 @@ def make_train_step(
     prepare: scales, corrupts and flips a batch; its keys are fresh each step.
     ramp: step -> factor of lambda_t, for warm-up.
     regularised: (n, m): the first n of every m examples are regularised.
-    micro_batches: pieces of either part of the batch, differentiated one after
-      the other, for less memory; each has a dropout mask of its own.
+    micro_batches: pieces in turn, for less memory, each with its dropout mask.
     skip_non_finite: a step whose loss or gradient is not finite changes nothing
       and has "skipped" 1. (optax.apply_if_finite forgets loss and average.)
   """
@@ -108,9 +107,8 @@ def _over_examples(terms: dict[str, Array]) -> Metrics:
 def in_pieces(differentiated: Callable[..., Any], count: int):
   """(params, parts) -> value and gradient, from `count` pieces in turn.
 
-  Piece i has the examples i, i + count, ...: each device of a sharded batch
-  keeps its own share. (optax.microbatch cuts so too, but has no pieces of two
-  sizes and no dropout keys.) `differentiated` is `mean_loss`'s gradient.
+  Piece i has the examples i, i + count, ...: each device keeps its own share.
+  (optax.microbatch has no pieces of two sizes and no dropout keys.)
   """
 
   def cut(draws: Draws) -> Draws:
@@ -132,10 +130,7 @@ def in_pieces(differentiated: Callable[..., Any], count: int):
 
 
 def split(draws: Draws, n: int, m: int) -> Parts:
-  """The first n of every m examples, and the others, each with a dropout key.
-
-  Interleaved, so that each device of a sharded batch keeps its own share.
-  """
+  """The first n of every m examples, and the rest: devices keep their own."""
   if n == m:
     return draws, None
 

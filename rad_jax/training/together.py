@@ -72,9 +72,8 @@ def train(
 ) -> State:
   """Trains all runs to the end, going on from workdir's checkpoint.
 
-  The folder is of these runs alone, in this order; their training sets are of
-  one size. The states have a leading axis of runs; one that diverged is not
-  finite there. Raises as `refuse` and checkpoints.restore.
+  The folder is of these runs alone, in this order; their sets are of one size.
+  The states have a leading axis of runs; one that diverged is not finite there.
   """
   refuse(runs)
   lams = jnp.array([run.objective.lam for run in runs])

@@ -71,8 +71,7 @@ class Meter:
 class Watch:
   """The `window`: dispatches since the last report, and what they measured.
 
-  It stays on the devices until it is checked, so that the host does not stall
-  them; of a dispatch it has the metrics of one step, or [steps] each.
+  It stays on the devices until it is checked, so that none waits for the host.
   """
 
   def __init__(

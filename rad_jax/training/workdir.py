@@ -75,9 +75,7 @@ def parameters_of_run(
 ) -> tuple[PyTree, int]:
   """Another run's newest parameters, for this run's network; and their step.
 
-  `field` of the config named the folder. `which` is "ema", "raw", or "", as the
-  other run's sampling.ema says. CheckpointError: there is no whole checkpoint;
-  ConfigError: the network or noise process is another.
+  `field` named the folder; `which` is "ema", "raw", or "": its sampling.ema.
   """
   name = f"config.{field}={str(source)!r}"
   saved = files.read_json(source / "config.json")
