@@ -1,8 +1,6 @@
-"""What a network predicts: five ways to write one denoiser.
+"""What a network predicts, y = c_x_0 x_0 + c_eps eps: coefficients by level.
 
-Every output is a mix y = c_x_0 x_0 + c_eps eps, with coefficients by level. For
-eps_hat to change by w at x_t + sigma w while x_0_hat stays, y must change by
-c_eps w.
+For eps_hat to change by w while x_0_hat stays, y must change by c_eps w.
 """
 
 from collections.abc import Callable
@@ -97,10 +95,7 @@ def eps_fn(
 
 
 def own_weight(prediction: Prediction) -> Weighting:
-  """|y_hat - y|^2 / |eps_hat - eps|^2: the plain loss on the output itself.
-
-  DDPM's simple loss for eps, EDM's for edm, flow matching's for velocity.
-  """
+  """|y_hat - y|^2 / |eps_hat - eps|^2: the plain loss on y itself."""
   return lambda level: jnp.square(_determinant(prediction, level) / level.alpha)
 
 

@@ -1,7 +1,5 @@
-"""Noise levels, and the algebra of a state x_t = alpha x_0 + sigma eps.
+"""Noise levels, and the algebra of x_t = alpha x_0 + sigma eps, any process's.
 
-DDPM has alpha = sqrt(alpha_bar_t) and sigma = sqrt(1 - alpha_bar_t), EDM alpha
-= 1, flow matching alpha = 1 - t and sigma = t; nothing here depends on which.
 Batches are [b, ...], and the fields of their level [b].
 """
 
@@ -48,8 +46,7 @@ def diffuse(level: Level, x_0: Batch, eps: Batch) -> Batch:
 def shifted(x_t: Batch, sigma: Scalars | Scalar, w: Batch) -> Batch:
   """x_t + sigma w: the state whose noise is eps + w, with x_0 unchanged.
 
-  w is in noise units: adding w itself is another method, and a harmful one. x_t
-  has no range to clip to. sigma is [b], or one for all.
+  To add w itself is another method, and harmful. x_t has no range to clip to.
   """
   return x_t + (per_example(sigma, w.ndim) if sigma.ndim else sigma) * w
 
@@ -69,11 +66,10 @@ def x_0_to_eps(level: Level, x_t: Batch, x_0: Batch) -> Batch:
 def transition(
   later: Level, earlier: Level, x_0: Array, x_t: Array
 ) -> tuple[Array, Array, Array]:
-  """q(x_s | x_t, x_0), its mean and variance, and the noise of q(x_t | x_s).
+  """Mean and variance of q(x_s | x_t, x_0), and the variance of q(x_t | x_s).
 
-  That noise is sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, DDPM's beta_t
-  between neighbours (Kingma et al. 2021, arXiv 2107.00630, appendix A; for
-  DDPM, Ho et al. 2020, Eqs. 6, 7). The levels' fields broadcast against x_t.
+  The last is DDPM's beta_t between neighbours (Kingma et al. 2021, arXiv
+  2107.00630, appendix A; Ho et al. 2020, Eqs. 6, 7). Levels broadcast to x_t.
   """
   ratio = later.alpha / earlier.alpha
   var_t, var_s = jnp.square(later.sigma), jnp.square(earlier.sigma)

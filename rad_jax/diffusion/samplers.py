@@ -1,9 +1,8 @@
 """Samplers over a noise predictor eps_fn(x_t, level): updates x_t -> x_s.
 
-Along any process the deterministic flow is dx = d(alpha) x_0_hat + d(sigma)
-eps_hat, and its Euler step alpha_s x_0_hat + sigma_s eps_hat is DDIM's, EDM's
-and flow matching's. Example i draws its noise from its own key alone, whatever
-its batch and the number of devices.
+The Euler step of dx = d(alpha) x_0_hat + d(sigma) eps_hat, to alpha_s x_0_hat +
+sigma_s eps_hat, is DDIM's, EDM's and flow matching's. Example i draws its noise
+from its own key alone, whatever its batch and the number of devices.
 """
 
 from collections.abc import Callable
@@ -38,8 +37,7 @@ class Path(NamedTuple):
 
 # (x_t, level with scalar fields) -> (x_0_hat, eps_hat)
 Denoise = Callable[[Array, Level], tuple[Array, Array]]
-# (denoise, step, x_t, x_0_hat of the step before, unit noise) ->
-# (x_s, x_0_hat at t)
+# (denoise, step, x_t, the last x_0_hat, unit noise) -> (x_s, x_0_hat at t)
 Update = Callable[[Denoise, Step, Array, Array, Array], tuple[Array, Array]]
 
 
@@ -59,10 +57,7 @@ def ddpm(variance: str = "small") -> Update:
 
 
 def ddim(eta: float = 0.0) -> Update:
-  """DDIM (Song et al. 2020, Eqs. 12 and 16), at any spacing, eta in [0, 1].
-
-  0 is Euler's step; 1 is `ddpm("small")`, also in value given the same noise.
-  """
+  """DDIM (Song et al. 2020, Eqs. 12, 16); at eta = 1 it is `ddpm("small")`."""
 
   def update(denoise, step, x_t, last_x_0, z):
     x_0_hat, eps_hat = denoise(x_t, step.t)
@@ -89,10 +84,7 @@ def heun() -> Update:
 
 
 def dpm_solver() -> Update:
-  """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2).
-
-  The last two x_0_hat are extrapolated, linearly in ln(alpha / sigma).
-  """
+  """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2)."""
 
   def update(denoise, step, x_t, last_x_0, z):
     x_0_hat, _ = denoise(x_t, step.t)
@@ -135,8 +127,7 @@ def sample(
 ) -> Batch:
   """Samples `index` of a root key, the same in any batch. Jit-able.
 
-  levels are a process's grid, and shape is one sample's. Clean estimates are
-  kept within +-clip_x_0, in data units (1 for images in [-1, 1]).
+  shape is one sample's. Clean estimates stay within +-clip_x_0, in data units.
   """
   keys = sample_keys(key, index)
   x_t = noise(levels, keys, shape)
@@ -165,9 +156,8 @@ def reverse(
 ) -> Batch:
   """Carries x_t, states at levels[0], down to the data, in one scan. Jit-able.
 
-  The state at level n is x_t + sigma_n w[n], w in noise units, before all that
-  the step does. With remat, a backward pass computes the steps anew: it needs
-  the memory of the states, not of all activations.
+  Step n starts from x_t + sigma_n w[n], w in noise units. With remat, only the
+  states stay in memory: a backward pass computes the steps anew.
 
   Examples:
     An equivariant estimate, such as that of data at one point, undoes w:

@@ -1,8 +1,7 @@
 """Noise processes: which levels a run trains on, and which a sampler visits.
 
-DDPM's are a table over timesteps 0 .. T-1, least noise first (the literature's
-t = 1 .. T minus one); EDM's and flow matching's are continuous. Tables are
-float64, cast last: cumulated in float32, 1 - alpha_bar_0 is off by 1.7e-4.
+DDPM's timesteps are 0 .. T-1, the literature's minus one. Tables are float64,
+cast last: cumulated in float32, 1 - alpha_bar_0 is off by 1.7e-4.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,8 +27,7 @@ class Process(NamedTuple):
 def linear_alpha_bar(num_timesteps: int) -> AlphaBar:
   """alpha_bar of betas linear from 1e-4 to 0.02 (Ho et al. 2020, section 4).
 
-  Both scale with 1000 / T: any T reaches the same final noise (Nichol &
-  Dhariwal 2021, code). Raises ValueError for T <= 20, where a beta reaches 1.
+  Both scale with 1000 / T (Nichol & Dhariwal 2021, code): same end at any T.
   """
   scale = 1000 / num_timesteps
   if num_timesteps <= 20:
@@ -67,10 +65,7 @@ def ddpm(alpha_bar: np.ndarray) -> Process:
 def respaced_timesteps(
   num_timesteps: int, num_steps: int
 ) -> Int[np.ndarray, " n"]:
-  """num_steps timesteps, evenly spaced from T-1 down to 0; one alone is T-1.
-
-  Our choice; DDIM's code has a fixed stride. Raises ValueError outside 1 .. T.
-  """
+  """Evenly from T-1 down to 0: our choice; DDIM's code has a fixed stride."""
   if not 1 <= num_steps <= num_timesteps:
     raise ValueError(
       f"sampling takes 1 to {num_timesteps} steps, got {num_steps}"
@@ -91,8 +86,7 @@ def edm(
   """EDM: alpha = 1, ln sigma normal in training (Karras et al. 2022, table 1).
 
   A sampler's levels are even in sigma^(1 / rho). The network's input is scaled
-  to unit variance by c_in, for data of standard deviation sigma_data; its time
-  is c_noise = ln(sigma) / 4, brought to the range of DDPM's, 0 to 999.
+  by c_in; its time is c_noise = ln(sigma) / 4, brought to DDPM's 0 to 999.
   """
 
   def level(sigma, xp):
@@ -118,9 +112,8 @@ def edm(
 def flow(time: str = "uniform", end: float = 1e-3) -> Process:
   """Flow matching's straight path: alpha = 1 - t, sigma = t (Liu et al. 2022).
 
-  Noise is at t = 1; some texts reverse the path. In training t is "uniform" or
-  "logit_normal", of a unit Gaussian (Esser et al. 2024, section 3.1). It keeps
-  `end`, under 1/2, from 0 and 1, where the state hides eps or x_0.
+  Some texts reverse t. It is "uniform" or "logit_normal" (Esser et al. 2024,
+  section 3.1), and keeps `end` from 0 and 1, where x_t hides eps or x_0.
   """
   level = lambda t, xp: Level(1 - t, t, 999 * t, xp.ones_like(t))
 
@@ -147,10 +140,7 @@ PROCESSES: dict[str, Callable[[Mapping[str, Any]], Process]] = {
 
 
 def stopped(levels: Level, sigma: float) -> Level:
-  """The levels of a grid where sigma_t / alpha_t >= sigma; ValueError if none.
-
-  The end is all that a model of data this noisy can know (Daras et al. 2024).
-  """
+  """Levels of sigma_t / alpha_t >= the data's sigma (Daras et al. 2024)."""
   keep = np.asarray(levels.sigma / levels.alpha) >= sigma
   if not keep.any():
     raise ValueError(f"no noise level of the sampler reaches sigma {sigma}")

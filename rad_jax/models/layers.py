@@ -13,8 +13,7 @@ def sines_first(
 ) -> Float[Array, "b features"]:
   """Embeds t as [sin(t f_i), cos(t f_i)], f_i = 10000^(-2i / (features - 2)).
 
-  As DDPM's code does (arXiv 2006.11239). Raises ValueError if features is odd
-  or below 4.
+  As DDPM's code does (arXiv 2006.11239).
   """
   if features < 4 or features % 2:
     raise ValueError(
@@ -56,8 +55,7 @@ def default_groups(channels: int) -> int:
 class GroupNorm(nn.Module):
   """flax.linen.GroupNorm (arXiv 1803.08494), float32 inside, in two passes.
 
-  Sums run over pixels first, then over a group's channels, as XLA finds no fast
-  loop over both at once.
+  First over pixels, then channels: XLA finds no fast loop over both at once.
   """
 
   num_groups: int  # a divisor of the channels; 0: their `default_groups`

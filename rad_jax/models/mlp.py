@@ -38,9 +38,8 @@ def mlp(
 ) -> network.Network:
   """An MLP on flattened x_t whose every hidden layer also sees the time.
 
-  h_k = silu(W_k h_{k-1} + b_k + V_k e(t)), with e(t) one silu layer on the
-  embedding of `time_features`, even and at least 4. The last layer starts at 0;
-  it and all parameters are float32, whatever the `dtype`.
+  h_k = silu(W_k h_{k-1} + b_k + V_k e(t)), with e(t) one silu layer on sines.
+  The last layer starts at 0; it and all parameters are float32.
   """
   return network.from_module(
     _Mlp(width, depth, time_features, jnp.dtype(dtype))

@@ -1,8 +1,4 @@
-"""The one interface between networks and the rest: two pure functions.
-
-A network predicts the noise, eps_hat = eps_theta(x_t, t), of the state x_t =
-sqrt(alpha_bar_t) x_0 + sigma_t eps (DDPM, arXiv 2006.11239, Eq. 11).
-"""
+"""The one interface between networks and the rest: two pure functions."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,8 +1,7 @@
 """The U-Net of DDPM (Ho et al. 2020, arXiv 2006.11239, appendix B), NHWC.
 
-As in the authors' code, kernels are drawn by uniform variance scaling over the
-average fan, and the last layers of all residual branches, of attention and of
-the network start at zero: an untrained network returns 0.
+As in the authors' code, the last layers of all residual branches, of attention
+and of the network start at zero: an untrained network returns 0.
 """
 
 import functools

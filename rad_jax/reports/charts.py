@@ -133,10 +133,10 @@ def error_figure(rows: Sequence[Row], corruptions: Sequence[Any]) -> Figure:
       lines.append(_line(points, style))
     shown.append(panels.Panel(data, "", lines, "error (RMS)", y_scale="linear"))
   figure = panels.line_figure(shown)
-  names = [name or "" for name in corruptions]
+  named = {n: name for n, name in enumerate(corruptions) if name}
   for axis in figure.axes:
-    axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
-    for place in range(1, len(names)):
+    axis.set_xticks([*named], [*named.values()], rotation=40, ha="right")
+    for place in range(1, len(corruptions)):
       axis.axvline(place - 0.5, color="0.9", linewidth=1, zorder=0)
   return figure
 

@@ -1,9 +1,7 @@
-"""Attacks: perturbations w, in noise units, that raise a goal.
+"""Attacks: perturbations w, in noise units, that raise a goal w -> [b].
 
-A goal, w [b, ...] -> [b], can be a function whose best w is known; example i's
-may depend on w_i alone. The radius r [b] bounds each |w_i| ("linf"), or rms(w),
-which is |w|_2 / sqrt(d) for d elements ("l2"). So r has one meaning at any d,
-and the corners of the linf ball lie on the l2 ball.
+The radius r [b] bounds each |w_i| ("linf"), or rms(w) = |w|_2 / sqrt(d) ("l2"):
+one meaning at any d. An example's goal may depend on its own w alone.
 """
 
 import math
@@ -59,10 +57,7 @@ class Ball(NamedTuple):
 
 
 def gaussian(keys: Keys, radius: Scalars, shape: Shape) -> Batch:
-  """w [b, *shape], Gaussian of standard deviation `radius`, not bounded by it.
-
-  DDPM-IP's is gamma = 0.1 (Ning et al. 2023, arXiv 2301.11706).
-  """
+  """Gaussian w of std `radius`, 0.1 in DDPM-IP (Ning et al. 2023)."""
   draw = lambda key: jax.random.normal(key, shape)
   return per_example(radius, 1 + len(shape)) * jax.vmap(draw)(keys)
 
@@ -135,9 +130,8 @@ def climb(
 ) -> Batch:
   """attack.num_steps steps from w_0 up the gradient w -> [b, ...].
 
-  With momentum, a step goes up g <- mu g + grad / mean|grad| of each example,
-  from g = 0. (MI-FGSM divides by the sum; the directions are the same.) No
-  gradient goes through the result.
+  With momentum, up g <- mu g + grad / mean|grad| of each example (MI-FGSM's sum
+  has the same directions). No gradient goes through the result.
   """
   w_0, radius = jax.lax.stop_gradient((w_0, radius))
 
@@ -178,10 +172,7 @@ def ascend(attack: Attack, goal: Goal, w_0: Batch, radius: Scalars) -> Batch:
 def maximise(
   attack: Attack, goal: Goal, keys: Keys, radius: Scalars, shape: Shape
 ) -> Batch:
-  """The perturbation w [b, *shape] of an attack: its start and its steps.
-
-  w_i depends on key i alone. Without steps the goal is not called.
-  """
+  """An attack's w [b, *shape], start and steps; w_i depends on key i alone."""
   return ascend(attack, goal, start(attack, keys, radius, shape), radius)
 
 
@@ -198,10 +189,7 @@ def by_name(name: str) -> Callable[..., Batch]:
 def mean_gradient(
   value: Callable[[Array, Any], Scalars], draws: Any
 ) -> Callable[[Array], Array]:
-  """w -> the mean over draws of d value / dw, in the memory of one draw.
-
-  Example i's value is of its own w alone; draws is a pytree of arrays [m, ...].
-  """
+  """w -> the mean of d value / dw over draws [m, ...], in the memory of one."""
   count = len(jax.tree.leaves(draws)[0])
 
   def gradient(w):

@@ -1,9 +1,7 @@
 """The paper's algorithm on a batch: draw, attack, the loss of each example.
 
-  weight (clean |eps_hat - eps|^2 + lambda_t |eps_theta(x_t') - target|^2)
-
-is the objective of "Why Adversarially Train Diffusion Models?" (Briglia et al.,
-arXiv 2505.21742), or of another line of objectives.OBJECTIVES.
+The paper is "Why Adversarially Train Diffusion Models?" (Briglia et al., arXiv
+2505.21742); its objective is one line of objectives.OBJECTIVES.
 """
 
 from collections.abc import Callable
@@ -32,9 +30,7 @@ def as_predictor(
   network: Network | Callable[..., Array],
   prediction: parametrisation.Prediction = parametrisation.eps,
 ) -> Predictor:
-  """A network, whose output is a `prediction`, as a noise predictor.
-
-  A function (params, x_t, t [b]) -> output, or a Network: it gets dropout keys.
+  """A Network, or any (params, x_t, t [b]) -> `prediction`, predicting noise.
 
   Examples:
     Any function will do, here one that estimates x_0 by 0:
@@ -109,8 +105,7 @@ def draw(
 ) -> Draws:
   """Level, noise and keys of each example, from (key, its place) alone.
 
-  x_0 is in model units, sigma_c its known noise (robustness.noising), and ramp,
-  in [0, 1], a factor of lambda_t.
+  sigma_c is the known noise of x_0, in its units; ramp is a factor of lambda_t.
   """
   b, shape = x_0.shape[0], x_0.shape[1:]
   # The fourth is no longer used; with five, all draws stay what they were.
@@ -148,9 +143,8 @@ def losses(
 ) -> tuple[Scalars, dict[str, Scalars]]:
   """The weighted loss of each example [b], and its terms.
 
-  The terms, [b]: "dsm", "regulariser", "w_linf" (max |w_i|). All passes share a
-  dropout mask. The attack stands inside the differentiated loss to share its
-  clean pass: XLA would not merge a U-Net's two, and a step cost 9, not 8.
+  All passes share a dropout mask. The attack stands inside the differentiated
+  loss to share its clean pass: XLA would not merge a U-Net's two.
   """
   level, dropout_key = draws.level, draws.dropout_key
   eps_fn = lambda x_t: method.predictor(params, x_t, level, dropout_key)
@@ -169,9 +163,8 @@ def compare_attacks(
 ) -> dict[str, Float[Array, ""]]:
   """How much more a strong attack finds than the method's own, from one start.
 
-  "goal_attack" and "goal_pgd" are the goal's means over elements and examples;
-  their ratio "pgd_gain" grows if the network evades its training attack, before
-  samples show it. "regulariser_pgd" is the perturbed branch's loss at strong w.
+  "pgd_gain", a ratio of mean goals, grows if the network evades its own attack,
+  before samples show it; "regulariser_pgd" is the residual at the strong w.
   """
   level, dropout_key = draws.level, draws.dropout_key
   eps_fn = lambda x_t: method.predictor(params, x_t, level, dropout_key)

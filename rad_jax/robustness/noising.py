@@ -1,8 +1,4 @@
-"""From training examples to noised ones: blind to their corruption, or not.
-
-An example is y = x_0 + sigma_c n, of known sigma_c, 0 if clean. Plain diffusion
-takes y for clean data; noise-aware diffusion counts its noise into level t's.
-"""
+"""Noising of examples y = x_0 + sigma_c n, of known sigma_c, 0 if clean."""
 
 from typing import NamedTuple
 
@@ -32,14 +28,12 @@ def aware(y: Batch, sigma_c: Scalars, level: Level, z: Batch) -> Noised:
 
   Of the level's variance, kappa = 1 - (alpha sigma_c / sigma)^2 is new:
 
-      x_t = alpha y + sigma sqrt(kappa) z,  eps = z / sqrt(kappa),
-      weight = kappa^2,
+      x_t = alpha y + sigma sqrt(kappa) z,  eps = z / sqrt(kappa).
 
-  for unit Gaussian z. As E[z / sqrt(kappa) | x_t] = E[eps | x_t], eps all noise
-  on x_0, the optimum is the clean data's. In noise units this is the loss
-  |kappa x_0_hat + (1 - kappa) x_t / alpha - y|^2 of Daras et al. 2024 ("Ambient
-  Tweedie", arXiv 2404.10177, Theorem 4.1). Below its own noise, kappa <= 0, an
-  example says nothing: x_t is that of `blind`, the weight 0.
+  As E[z / sqrt(kappa) | x_t] = E[eps | x_t], eps all noise on x_0, the optimum
+  is the clean data's. With weight kappa^2 this is the loss |kappa x_0_hat +
+  (1 - kappa) x_t / alpha - y|^2 of Daras et al. 2024 (arXiv 2404.10177, Theorem
+  4.1) in noise units. Below its own noise, kappa <= 0, an example has weight 0.
 
   Examples:
     Examples with noise of 0.2 teach less at sigma 0.5, and nothing at 0.1:

@@ -1,11 +1,8 @@
 """Training objectives: what the network is asked to do around x_t.
 
-In noise units, and with x_t' = x_t + sigma w, a line of OBJECTIVES minimises
+With x_t' = x_t + sigma w, and |.|^2 a mean over elements, as in DDPM's code:
 
   clean |eps_hat - eps|^2 + lambda_t |eps_theta(x_t') - target|^2.
-
-|.|^2 is the mean over an example's elements, as in DDPM's code: against the sum
-it scales loss and gradient alike, and lambda keeps its meaning.
 """
 
 from collections.abc import Callable
@@ -84,8 +81,7 @@ def loss(
 ) -> tuple[Scalars, dict[str, Scalars]]:
   """The objective's value for each example, in noise units, and its terms.
 
-  eps_fn is x_t -> eps_hat; w is None without a target. The terms, [b], are
-  "dsm" and "regulariser". The paper's gradient goes through the target.
+  w is None without a target. The paper's gradient goes through the target.
 
   Examples:
     The perfect denoiser of one point is equivariant: its robust loss is 0.

@@ -1,7 +1,6 @@
 """Purification: noise an input up to t*, and let the model remove the noise.
 
-DiffPure (Nie et al. 2022, arXiv 2205.07460): what an adversary added drowns in
-the noise. `eot_attack` on a loss that calls `purify` is an adaptive attack.
+What an adversary added drowns (DiffPure, Nie et al. 2022, arXiv 2205.07460).
 """
 
 from collections.abc import Callable
@@ -41,8 +40,7 @@ def purify(
 ) -> Batch:
   """x_t = alpha x + sigma eps at levels[0], then the reverse process. Jit-able.
 
-  x is in data units, and levels are `from_level`'s; for the rest see
-  `samplers.reverse`. DiffPure's update is `samplers.ddpm()`.
+  levels are `from_level`'s, x in data units; DiffPure has `samplers.ddpm()`.
   """
   x_t = levels.alpha[0] * x + samplers.noise(levels, keys, x.shape[1:])
   return samplers.reverse(
@@ -60,13 +58,12 @@ def eot_attack(
   low: float = -1.0,
   high: float = 1.0,
 ) -> Batch:
-  """PGD on inputs of a randomised loss: expectation over transformation.
+  """PGD on inputs of a randomised loss, such as one that calls `purify`.
 
   Each step climbs the mean gradient over num_draws new draws (EOT, Athalye et
   al. 2018, arXiv 1707.07397), in the memory of one. x and radius are in data
-  units; x stays in [low, high] and, with attack.project, in the ball. Example
-  i's loss may depend on x_i and key i alone; measure the result by other keys.
-  Jit-able, without gradient. Raises ValueError if there is momentum.
+  units. Example i's loss may depend on x_i and key i alone; measure the result
+  by other keys. Jit-able, without gradient.
   """
   if attack.momentum:
     raise ValueError(f"no momentum here, got {attack.momentum}")

@@ -1,8 +1,7 @@
 """The perturbation's radius r(t), and the regulariser's weight lambda_t.
 
-|w_i| <= r(t), in noise units. Sources disagree on its shape, so each reading
-has a name (docs/radius.md). sigma_t is DDPM's sigma / sqrt(alpha^2 + sigma^2),
-in (0, 1), for every process: a radius follows the signal-to-noise ratio alone.
+|w_i| <= r(t), in noise units; docs/radius.md compares the sources' shapes. For
+every process sigma_t is DDPM's, sigma / sqrt(alpha^2 + sigma^2), in (0, 1).
 """
 
 import jax
@@ -37,11 +36,10 @@ def radius(
   multiplicative: bool = False,
   in_state_units: bool = False,
 ) -> Scalars:
-  """r = shape(t) + beta, or beta shape(t); for shape "constant", r = beta.
+  """r = shape(t) + beta; multiplicative, beta shape(t); "constant", beta.
 
-  sigma_max is the process's largest sigma_t, within 1e-4 of 1, and omega at
-  least 1. multiplicative makes beta a factor. in_state_units bounds |sigma_t w|
-  by r, not |w|: the radius in noise units is then r / sigma_t.
+  sigma_max is the process's largest sigma_t, and omega at least 1.
+  in_state_units bounds |sigma_t w| by r, not |w|.
 
   Examples:
     >>> sigma_t = jnp.array([0.1, 0.5, 0.9])

@@ -4,13 +4,11 @@ For data of variance q2 along a direction, independent w of standard deviation
 rho there, and a linear eps_hat = c x_t, the objective
 
   E (c x_t - eps)^2 + lambda_t E (c sigma w - w)^2
-    = c^2 (alpha^2 q2 + sigma^2) - 2 c sigma + 1
-      + lambda_t rho^2 (c sigma - 1)^2
 
 is least at c = sigma / (alpha^2 q2 / (1 + lambda_t rho^2) + sigma^2), the plain
 optimum for variance q2 / (1 + lambda_t rho^2). A level shrinks all directions
-alike; sampling does not, as each is decided at the levels where its signal and
-the noise are of one size. If data is not Gaussian, this is a hint and no bound.
+alike; sampling decides each at the levels where the noise is of its size. If
+data is not Gaussian, this is a hint and no bound.
 """
 
 import math
@@ -32,12 +30,11 @@ def effective_variance(q2, lam_t, rho):
 
 
 def std_of_w(radius, law: str):
-  """Standard deviation of w's elements, noise units; ValueError for other laws.
+  """Standard deviation of w's elements, in noise units, by the law of w.
 
-  It is r / sqrt(3) for "uniform" in the linf ball, r for "gaussian" and
-  "corner" (sign steps mostly end at corners), and a direction's too if w
-  prefers none. At "corner" it bounds the rms over directions, for either norm;
-  all of w in one of d directions has r sqrt(d) there, 0 across.
+  It is a direction's too if w prefers none; all of w in one of d directions has
+  r sqrt(d) there. "corner", where sign steps mostly end, bounds the rms over
+  directions, for either norm.
   """
   return _law(law)[0] * np.asarray(radius, np.float64)
 
@@ -57,9 +54,8 @@ def sampled_variance(
 ) -> float:
   """The variance along a direction of DDIM's samples by the linear optimum.
 
-  q2 is the data's, in data units squared. A step multiplies x_t, at first of
-  standard deviation sigma[0], by a number and adds noise of known variance.
-  Nothing is clipped. lam_t and rho are [n] or numbers, levels fall.
+  q2 is the data's, in data units squared; lam_t and rho are [n] or numbers.
+  Levels fall, and nothing is clipped.
   """
   alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
   learnt = effective_variance(q2, lam_t, rho)
@@ -89,7 +85,6 @@ def lambda_for(
   """The lambda that leaves target_ratio of a direction's standard deviation.
 
   unit_lam_t is lambda_t at lambda = 1; the rest is as for `sampled_variance`.
-  Raises ValueError if no lambda in [0, largest] does it.
   """
 
   def excess(lam: float) -> float:

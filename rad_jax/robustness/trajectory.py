@@ -1,9 +1,8 @@
 """Attacks on sampling: perturbations w of the reverse process's own states.
 
-Before the step from level n the state is x_t + sigma_n w[n], in noise units,
-each w[n] of an example in its own ball, of radius budget [n, b]; at 0, w is
-exactly 0. `samplers.reverse(*chain, w=w)` then samples; for transfer, attack a
-chain with another eps_fn. All can be jitted, and w has no gradient.
+Step n starts from x_t + sigma_n w[n], each w[n] of an example in its own ball,
+in noise units, of radius budget [n, b]. `samplers.reverse(*chain, w=w)` then
+samples, also from another eps_fn. All can be jitted, and w has no gradient.
 """
 
 from collections.abc import Callable
@@ -38,12 +37,7 @@ class Chain(NamedTuple):
 
 
 class Queries(NamedTuple):
-  """Evaluations of the network on a batch that an attack takes.
-
-  forward: evaluations.
-  backward: gradients of one by its input.
-  recomputed: evaluations made a second time, to bound the memory.
-  """
+  """Evaluations of the network on a batch that an attack takes."""
 
   forward: int
   backward: int  # gradients of one evaluation by its input
@@ -67,15 +61,11 @@ def joint(
 ) -> Trajectory:
   """PGD on all attacked levels at once, through the whole process.
 
-  It takes the memory of the states and of one level, for any number of draws.
-
-  Args:
-    goal: of the sample, x_0_hat -> [b]; None is the mean squared distance from
-      the unperturbed sample of the same noise, flat at w = 0: it needs
-      attack.start > 0.
-    draws: keys of the sampler's noise, [m, b], to average each gradient over
-      (EOT, Athalye et al. 2018, arXiv 1707.07397). None is the chain's own: an
-      attacker who knows all noise to come, the strongest. Both know x_t.
+  The default goal is the squared distance from the unperturbed sample, flat at
+  w = 0: it needs attack.start > 0. Gradients are means over draws, keys of the
+  sampler's noise (EOT, Athalye et al. 2018, arXiv 1707.07397), by default the
+  chain's own: the strongest attacker knows all noise to come. For any number of
+  draws it takes the memory of the states and of one level.
   """
   draws = chain.keys[None] if draws is None else draws
   clean = None
