@@ -4,6 +4,8 @@ Every evaluation.attack_every-th level's state is moved by sigma_t w, |w| <=
 budget: `random`, on the ball's border; `greedy`, for the level's own estimate;
 `joint`, through the whole process, its noise known; `expected`, joint over two
 other draws of noise; `transfer`, joint on evaluation.transfer_from's network.
+Curves: attack, budget, queries (evaluations of the attacked network a sample),
+moved (rms of an element's change), support_rms, frechet.
 """
 
 import pathlib

@@ -1,4 +1,7 @@
-"""Few-step sampling: samples against the truth by sampler and by steps."""
+"""Few-step sampling: samples against the truth by sampler and by steps.
+
+Curves: sampler, num_steps, evaluations (of the network), support_rms, frechet.
+"""
 
 import itertools
 import logging
