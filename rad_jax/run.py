@@ -88,7 +88,8 @@ def build(config: ConfigDict) -> Run:
   """The run of a valid config (checks.validate)."""
   keys = Keys(*jax.random.split(jax.random.key(config.seed), 4))
   chosen = _attack(config)
-  method = _method(config, chosen)
+  network = _network(config)
+  method = _method(config, network, chosen)
   timetable = passes.Timetable(
     first_step=round(config.regulariser.start * config.train.num_steps),
     every=config.regulariser.every_steps,
@@ -98,7 +99,6 @@ def build(config: ConfigDict) -> Run:
     rate.learning_rate, rate.warmup_steps, rate.decay, config.train.num_steps
   )
   optimizer = _optimizer(config, learning_rate)
-  network = _network(config)
   shape = training_set.example_shape(
     config.data.name, config.data.image_size, config.data.num_channels
   )
@@ -140,7 +140,9 @@ def build(config: ConfigDict) -> Run:
     initial_state=lambda: states.initial_state(
       network, optimizer, shape, *jax.tree.map(jax.random.clone, keys[:2])
     ),
-    train_step=_train_step(config, method, optimizer, make_batch, timetable),
+    train_step=_train_step(
+      config, method, chosen, optimizer, make_batch, timetable
+    ),
     monitor=step.make_monitor(method, make_batch, strong),
     **{name: collections.namedtuple(name, v)(**v) for name, v in sections},
   )
@@ -166,7 +168,9 @@ def _attack(config: ConfigDict) -> attacks.Attack | None:
   return attacks.ATTACKS[name]._replace(norm=chosen.norm, **numbers)
 
 
-def _method(config: ConfigDict, attack: attacks.Attack | None) -> Method:
+def _method(
+  config: ConfigDict, network: Network, attack: attacks.Attack | None
+) -> Method:
   """config.objective and config.attack, on the config's process."""
   chosen, diffusion = config.objective, config.diffusion
   process = schedules.PROCESSES[diffusion.process](diffusion)
@@ -174,11 +178,10 @@ def _method(config: ConfigDict, attack: attacks.Attack | None) -> Method:
   prediction = parametrisation.predictions(diffusion.sigma_data)[
     diffusion.prediction
   ]
-  predictor = lambda dtype: as_predictor(_network(config, dtype), prediction)
   noisiest = processes.unit_sigma(process.grid(1))[0]
   return Method(
     objective=objective,
-    predictor=predictor(""),
+    predictor=as_predictor(network, prediction),
     process=process,
     radius=partial(
       radius.radius,
@@ -197,7 +200,11 @@ def _method(config: ConfigDict, attack: attacks.Attack | None) -> Method:
       else attacks.by_name(config.attack.name or objective.attack)
     ),
     goal=config.attack.goal,
-    attacked=predictor(config.attack.dtype) if config.attack.dtype else None,
+    attacked=(
+      as_predictor(_network(config, config.attack.dtype), prediction)
+      if config.attack.dtype
+      else None
+    ),
     stop_gradient=chosen.stop_gradient,
   )
 
@@ -218,6 +225,7 @@ def _optimizer(
 def _train_step(
   config: ConfigDict,
   method: Method,
+  attack: attacks.Attack | None,
   optimizer: optax.GradientTransformation,
   make_batch: prepare.Prepare,
   timetable: passes.Timetable,
@@ -245,7 +253,6 @@ def _train_step(
       plain = without_regulariser(method)
       return step.make_train_step(plain, micro_batches=pieces, **common)
     if fields.free_replays > 1:
-      attack = _attack(config)
       assert attack  # checks.validate
       return replays.make_replay_step(method, attack, fields.free_replays, **on)
     return step.make_train_step(method, micro_batches=pieces, **on)

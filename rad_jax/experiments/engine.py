@@ -74,7 +74,7 @@ def run_alone(job: pool.Job, workdir: pathlib.Path) -> list[Row]:
   try:
     loop.train(run, folder)
   except (watch.NonFiniteLoss, watch.LossSpike) as error:
-    return [_record(one) | {"error": str(error)}]
+    return [_record(one, run) | {"error": str(error)}]
   seconds = training_seconds(folder, run.train.batch_size)
   return [_measured(one, subject.open_subject(run, folder), seconds=seconds)]
 
@@ -105,21 +105,22 @@ def run_group(group: pool.Job, workdir: pathlib.Path) -> list[Row]:
 
 def _measured(one: Entry, trained: subject.Subject, **seconds: float) -> Row:
   """The row of a trained run, after sampling and evaluation."""
+  row = _record(one, trained.run)
   try:
     sampling.save_samples(trained.model)
     measures = evaluate.measure(trained)["measures"]
   except sampling.NonFiniteSamples as error:
-    return _record(one) | {"error": str(error)}
-  return _record(one) | seconds | measures
+    return row | {"error": str(error)}
+  return row | seconds | measures
 
 
-def _record(one: Entry) -> Row:
+def _record(one: Entry, run: Run) -> Row:
   return {
     "run": one.name,
     **one.labels,
-    "config": table.fingerprint(one.config.to_dict()),
-    "steps": one.config.train.num_steps,
-    "passes": _total_passes(one.config),
+    "config": table.fingerprint(run.config),
+    "steps": run.train.num_steps,
+    "passes": _total_passes(run),
   }
 
 
@@ -143,8 +144,7 @@ def matched(
   """
   if match == "steps":
     return entries
-  step_passes = lambda config: _total_passes(config) / config.train.num_steps
-  step_cost = timed(workdir) if match == "seconds" else step_passes
+  step_cost = timed(workdir) if match == "seconds" else _step_passes
   found = []
   for one in entries:
     config = copy.deepcopy(one.config)
@@ -155,8 +155,11 @@ def matched(
   return found
 
 
-def _total_passes(config: ConfigDict) -> float:
-  run = runs.build(config)
+def _step_passes(config: ConfigDict) -> float:
+  return _total_passes(runs.build(config)) / config.train.num_steps
+
+
+def _total_passes(run: Run) -> float:
   return passes.total_passes(
     run.timetable, run.train.num_steps, run.step_passes
   )
