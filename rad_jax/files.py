@@ -1,5 +1,6 @@
 """Small files of a run: written whole or not at all, read with clear errors."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -50,3 +51,9 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
   except ValueError as error:
     raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def digest(tree: Any) -> str:
+  """Twelve characters of a hash of what JSON can hold, in any order of keys."""
+  text = json.dumps(tree, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]

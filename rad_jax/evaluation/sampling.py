@@ -5,7 +5,6 @@ The key is a hash of the parameters and of all else that samples depend on.
 """
 
 import hashlib
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -140,7 +139,7 @@ def draw(
     "num_steps": num_steps or run.sampling.num_steps,
     "num_samples": None,
   }
-  key = _key([model.digest, run.config["seed"], settings])
+  key = files.digest([model.digest, run.config["seed"], settings])
   folder = model.samples_folder / key
   draw_batch = over_devices(sampler(run, name, num_steps), model.mesh)
   batches = []
@@ -181,8 +180,3 @@ def save_samples(model: Model) -> pathlib.Path:
 
 def _save(path: pathlib.Path, x_0: np.ndarray) -> None:
   files.write(path, lambda file: np.save(file, x_0))
-
-
-def _key(identity: Any) -> str:
-  text = json.dumps(identity, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:12]

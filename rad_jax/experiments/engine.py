@@ -83,7 +83,7 @@ def run_group(group: pool.Job, workdir: pathlib.Path) -> list[Row]:
   """Trains a group in groups/, then samples and evaluates each of its runs."""
   built = [runs.build(one.config) for one in group]
   named = zip(group, built, strict=True)
-  identity = table.digest(
+  identity = files.digest(
     [(one.name, table.fingerprint(run.config)) for one, run in named]
   )
   sets = together.training_sets(built)
@@ -180,7 +180,7 @@ def timed(workdir: pathlib.Path) -> Callable[[ConfigDict], float]:
       del fields[axis]
     objective = config.objective.name
     corrupted = config.data.corruption.fraction > 0
-    name = f"{objective}-{table.digest([objective, corrupted, fields])}"
+    name = f"{objective}-{files.digest([objective, corrupted, fields])}"
     if name not in known:
       _LOG.info("timing the step of %s", name)
       known[name] = step_seconds(config)

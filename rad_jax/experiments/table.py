@@ -6,7 +6,6 @@ config is a fingerprint; seconds, of training, are absent for groups.
 """
 
 import copy
-import hashlib
 import json
 import os
 import pathlib
@@ -110,11 +109,5 @@ def bound(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(config: dict[str, Any]) -> str:
-  """`digest` of what is bound of a resolved config."""
-  return digest(bound(config))
-
-
-def digest(tree: Any) -> str:
-  """Twelve characters of a hash of what JSON can hold."""
-  text = json.dumps(tree, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
+  """`files.digest` of what is bound of a resolved config."""
+  return files.digest(bound(config))

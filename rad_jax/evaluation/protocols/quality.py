@@ -5,7 +5,6 @@ al. 2023), and otherwise `feature_frechet`, comparable with itself only.
 precision_low and _high are the bootstrap's 95% interval over samples.
 """
 
-import hashlib
 import json
 import pathlib
 from typing import Any
@@ -85,7 +84,7 @@ def references(
   clean = subject.clean(run.evaluation.num_reference)
   extractor = make_extractor(run, clean)
   identity = _identity(run, extractor.version)
-  digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+  digest = files.digest(identity)
   path = pathlib.Path(
     run.evaluation.reference
     or subject.model.workdir / "references" / f"{digest}.npz"
