@@ -6,30 +6,16 @@ import subprocess
 import sys
 
 import numpy as np
+import tiny
 
 from rad_jax.config import ConfigDict
 from rad_jax.console import INTERRUPTED  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-FIELDS = {
-  "train.num_steps": 60,
-  "train.batch_size": 16,
-  "train.log_every_steps": 20,
-  "checkpoint.every_steps": 5,
-  "checkpoint.keep": 3,
-  "data.num_examples": 64,
-  "data.corruption.fraction": 0.9,
-  "model.mlp.width": 8,
-  "model.mlp.depth": 1,
-  "diffusion.num_timesteps": 50,
-  "optimizer.warmup_steps": 2,
-  "sampling.num_steps": 4,
-}
-
 
 def command(workdir: pathlib.Path, *flags: str, **fields: object) -> list[str]:
-  changes = FIELDS | {k.replace("__", "."): v for k, v in fields.items()}
+  changes = tiny.PLANE | {k.replace("__", "."): v for k, v in fields.items()}
   return [
     sys.executable,
     "-m",
@@ -84,16 +70,6 @@ def poisoned(monkeypatch, step: int, factor: float) -> None:
       yield batch
 
   monkeypatch.setattr(loop, "training_batches", batches)
-
-
-def config_of(**fields: object) -> ConfigDict:
-  from configs import oblique_plane
-
-  config = oblique_plane.get_config()
-  config.update_from_flattened_dict(
-    FIELDS | {k.replace("__", "."): v for k, v in fields.items()}
-  )
-  return config
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> None:

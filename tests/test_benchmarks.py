@@ -104,6 +104,7 @@ def test_settings_are_configs(name, dtype):
   assert settings.load(name, "ddpm", dtype, 12).train.batch_size == 12
 
 
+@pytest.mark.slow
 def test_one_command_one_table_and_json(tmp_path):
   out = tmp_path / "rows.json"
   done = subprocess.run(
@@ -128,6 +129,7 @@ def test_one_command_one_table_and_json(tmp_path):
   assert table.markdown(found["machine"], found["rows"]) in done.stdout
 
 
+@pytest.mark.slow
 def test_peer_has_our_parameters_and_our_loss():
   """PyTorch's, where it is installed, of the same network and batch size."""
   torch = pytest.importorskip("torch")

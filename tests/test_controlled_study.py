@@ -123,6 +123,7 @@ def done(tmp_path_factory):
   return config, workdir, study.run(config, workdir)
 
 
+@pytest.mark.slow
 def test_study_runs_whole(done):
   _, workdir, rows = done
   assert len(rows) == 2 * 2
@@ -137,6 +138,7 @@ def test_study_runs_whole(done):
     assert evaluation["objective"] == row["objective"]
 
 
+@pytest.mark.slow
 def test_portrait_begins_in_noise_and_ends_in_samples(done):
   _, workdir, _ = done
   folder = workdir / "runs" / "oblique_plane-clean-ddpm-seed0"
@@ -160,6 +162,7 @@ def test_portrait_begins_in_noise_and_ends_in_samples(done):
     assert not np.array_equal(saved["purified"], saved["dirty"])
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(done, monkeypatch):
   config, workdir, rows = done
   monkeypatch.setattr(engine, "run_group", lambda job, workdir: pytest.fail())
@@ -176,6 +179,7 @@ def written(done):
   return experiment.write(rows, workdir, "study")
 
 
+@pytest.mark.slow
 def test_report_has_its_files(written):
   names = {path.name for path in written}
   for name in (
@@ -192,6 +196,7 @@ def test_report_has_its_files(written):
   assert "oblique_plane-support_psnr_db.md" not in names
 
 
+@pytest.mark.slow
 def test_notes_stand_in_the_report(done, tmp_path):
   _, workdir, rows = done
   notes = tmp_path / "notes.txt"
@@ -202,12 +207,14 @@ def test_notes_stand_in_the_report(done, tmp_path):
   assert "Second &lt;b&gt;." in text
 
 
+@pytest.mark.slow
 def test_report_in_a_browser(written, tmp_path):
   page = written[0]
   pictures = [path for path in page.parent.iterdir() if path.suffix == ".png"]
   assert_whole_and_fetches_nothing({page: len(pictures)}, tmp_path / "profile")
 
 
+@pytest.mark.slow
 def test_runs_whose_folders_are_gone_are_named(done, tmp_path):
   _, _, rows = done
   with pytest.raises(ValueError, match="lacks 4 of 4 runs.*rows.jsonl"):

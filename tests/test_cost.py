@@ -48,6 +48,7 @@ def step_flops(objective: str) -> float:
   return flops(runs.build(config).train_step(True), state, batch)
 
 
+@pytest.mark.slow
 def test_cost_of_the_objectives():
   """Random 6F and FGSM 8F against DDPM's 3F: 2 and 2.67 in passes."""
   config = shallow_config("ddpm")

@@ -10,8 +10,8 @@ import faulty
 import jax
 import numpy as np
 import pytest
+import tiny
 
-from rad_jax import checks
 from rad_jax import config as configs
 from rad_jax import run as runs
 from rad_jax.data import batches
@@ -65,7 +65,7 @@ def test_plan_has_every_step_once_and_keeps_to_the_beat(
 @pytest.fixture(scope="module")
 def one_by_one(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("one_by_one")
-  config = faulty.config_of(attack__monitor_every_steps=8, **FIELDS)
+  config = tiny.plane(attack__monitor_every_steps=8, **FIELDS)
   return loop.train(runs.build(config), workdir), workdir
 
 
@@ -74,7 +74,7 @@ def test_run_does_not_depend_on_its_dispatches(
   one_by_one, length, loading, tmp_path
 ):
   state, workdir = one_by_one
-  config = faulty.config_of(
+  config = tiny.plane(
     train__steps_per_dispatch=length,
     data__loading=loading,
     attack__monitor_every_steps=0 if length > 1 else 8,
@@ -98,12 +98,10 @@ def test_run_does_not_depend_on_its_dispatches(
 
 def test_switched_regulariser_and_the_set_on_the_device(tmp_path):
   fields = FIELDS | dict(regulariser__start=0.5, objective__lam=3.0)
-  alone = loop.train(runs.build(faulty.config_of(**fields)), tmp_path / "alone")
+  alone = loop.train(runs.build(tiny.plane(**fields)), tmp_path / "alone")
   together = loop.train(
     runs.build(
-      faulty.config_of(
-        train__steps_per_dispatch=4, data__loading="device", **fields
-      )
+      tiny.plane(train__steps_per_dispatch=4, data__loading="device", **fields)
     ),
     tmp_path / "together",
   )
@@ -123,9 +121,9 @@ def test_interrupted_run_finds_back_to_the_beat(
     lambda: contextlib.nullcontext(lambda: next(answers)),
   )
   with pytest.raises(loop.Interrupted, match="step 3 of 20"):
-    loop.train(runs.build(faulty.config_of(**FIELDS)), tmp_path)
+    loop.train(runs.build(tiny.plane(**FIELDS)), tmp_path)
   monkeypatch.undo()
-  config = faulty.config_of(train__steps_per_dispatch=4, **FIELDS)
+  config = tiny.plane(train__steps_per_dispatch=4, **FIELDS)
   assert_close(loop.train(runs.build(config), tmp_path), state)
   assert [row["step"] for row in metrics.read(tmp_path)] == [3, 8, 16, 20]
 
@@ -141,7 +139,7 @@ def test_monitor_watches_the_first_step_of_a_dispatch(tmp_path, monkeypatch):
     )
     return {"pgd_gain": 1.0 * batch["x_0"].shape[0]}
 
-  config = faulty.config_of(
+  config = tiny.plane(
     train__steps_per_dispatch=4,
     data__loading="device",
     attack__monitor_every_steps=8,
@@ -159,18 +157,19 @@ def test_monitor_watches_the_first_step_of_a_dispatch(tmp_path, monkeypatch):
 
 def test_bad_step_is_named_within_its_dispatch(tmp_path, monkeypatch):
   faulty.poisoned(monkeypatch, 6, np.nan)
-  config = faulty.config_of(train__steps_per_dispatch=4, **FIELDS)
+  config = tiny.plane(train__steps_per_dispatch=4, **FIELDS)
   with pytest.raises(watch.NonFiniteLoss, match="at step 6; no checkpoint"):
     loop.train(runs.build(config), tmp_path)
 
 
+@pytest.mark.slow
 def test_program_and_set_stay_on_the_devices():
   """Of 4 devices each has all examples, and its share of the indices."""
   code = """
-import jax, sys, faulty
+import jax, tiny
 from rad_jax import run as runs
 from rad_jax.training import dispatch, loop, sharding
-config = faulty.config_of(data__loading="device", train__steps_per_dispatch=4)
+config = tiny.plane(data__loading="device", train__steps_per_dispatch=4)
 mesh, run = sharding.device_mesh(), runs.build(config)
 batch = next(
   loop.dispatched_batches(run, run.open_training_set(), 0, mesh)
@@ -214,9 +213,8 @@ print(int(state.step), metrics["loss"].shape, "all-gather" in program.as_text())
   ],
 )
 def test_what_a_dispatch_cannot_be(fields, message):
-  config = faulty.config_of(**FIELDS | fields)
   with pytest.raises(configs.ConfigError, match=message):
-    checks.validate(config)
+    tiny.plane(**FIELDS | fields)
 
 
 def test_seconds_of_a_step_are_of_one_step(monkeypatch):
@@ -234,5 +232,5 @@ def test_seconds_of_a_step_are_of_one_step(monkeypatch):
   clock = types.SimpleNamespace(perf_counter=lambda: now[0])
   monkeypatch.setattr(engine, "time", clock)
   monkeypatch.setattr(loop, "compile_step", compile_step)
-  config = faulty.config_of(train__steps_per_dispatch=8, **FIELDS)
+  config = tiny.plane(train__steps_per_dispatch=8, **FIELDS)
   assert engine.step_seconds(config) == 0.25

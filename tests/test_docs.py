@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -34,6 +35,7 @@ def test_code_runs():
   assert found["samples"].shape == (64, 3)
 
 
+@pytest.mark.slow
 def test_demo_runs(tmp_path):
   """Whole, but for the length of its runs: table and figures are there."""
   command = [sys.executable, "-m", "rad_jax.main", "--mode=demo"]

@@ -13,6 +13,7 @@ import faulty
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from rad_jax import run as runs
 from rad_jax.training import (
@@ -27,7 +28,7 @@ from rad_jax.training import (
 
 
 def state_of(workdir, config=None):
-  run = runs.build(config or faulty.config_of())
+  run = runs.build(config or tiny.plane())
   like = jax.eval_shape(run.initial_state)
   with checkpoints.open_manager(workdir) as manager:
     return checkpoints.restore(
@@ -53,7 +54,7 @@ def assert_same(a, b):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("unbroken")
-  return loop.train(runs.build(faulty.config_of()), workdir), workdir
+  return loop.train(runs.build(tiny.plane()), workdir), workdir
 
 
 @pytest.fixture
@@ -71,6 +72,7 @@ def wait_for(what, timeout=120.0):
     time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_the_step_and_says_how_to_go_on(number, tmp_path):
   long = {"train__num_steps": 10**6, "checkpoint__every_steps": 10**5}
@@ -126,9 +128,10 @@ def saved_steps(workdir):
   return steps_in(workdir) if (workdir / "checkpoints").exists() else [0]
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_moments_ends_in_the_same_bits(tmp_path, monkeypatch):
   """SIGKILL, from start-up on; a checkpoint every third step."""
-  config = faulty.config_of(train__num_steps=450, checkpoint__every_steps=3)
+  config = tiny.plane(train__num_steps=450, checkpoint__every_steps=3)
   expected = loop.train(runs.build(config), tmp_path / "unbroken")
   workdir, rng, reached = tmp_path / "broken", random.Random(0), [0]
   # A server that has imported all: its children start in no time, and load
@@ -179,7 +182,7 @@ def test_older_whole_checkpoint_is_taken(damage, copied, unbroken, caplog):
   assert steps_in(copied) == [50, 55, 60]
   damage(largest(copied / "checkpoints" / "60"))
   caplog.set_level("WARNING", logger="rad_jax")
-  state = loop.train(runs.build(faulty.config_of()), copied)
+  state = loop.train(runs.build(tiny.plane()), copied)
   assert re.search(r"60 cannot be read \(.*step 55 is taken", caplog.text)
   assert_same(state, unbroken[0])
   assert steps_in(copied) == [50, 55, 60]
@@ -197,13 +200,14 @@ def test_all_checkpoints_are_damaged(copied):
   for step in steps_in(copied):
     truncate(largest(copied / "checkpoints" / str(step)))
   with pytest.raises(checkpoints.CheckpointError) as error:
-    loop.train(runs.build(faulty.config_of()), copied)
+    loop.train(runs.build(tiny.plane()), copied)
   assert "/60 cannot be read" in str(error.value)
   assert "nor can the 2 older" in str(error.value)
   assert "\n" not in str(error.value)
   assert steps_in(copied) == [50, 55, 60]
 
 
+@pytest.mark.slow
 def test_full_disk_ends_the_run_and_keeps_what_is_there(tmp_path):
   """Files of more than 16 KB cannot be written, as on a full disk."""
   fields = {"model__mlp__width": 128}
@@ -228,7 +232,7 @@ def test_checkpoint_of_another_structure_is_refused(copied):
   """As one of an older version: nothing is guessed."""
   path = copied / "config.json"
   saved = json.loads(path.read_text())
-  config = faulty.config_of(**{"model.mlp.depth": 2})
+  config = tiny.plane(**{"model.mlp.depth": 2})
   saved["model"]["mlp"]["depth"] = 2
   path.write_text(json.dumps(saved))
   with pytest.raises(checkpoints.CheckpointError, match="nor can the 2 older"):
@@ -241,7 +245,7 @@ def test_checkpoint_of_another_structure_is_refused(copied):
 
 def test_bad_step_is_passed_over(monkeypatch, tmp_path):
   faulty.poisoned(monkeypatch, 7, np.nan)
-  config = faulty.config_of(
+  config = tiny.plane(
     train__num_steps=10,
     train__max_skipped=1,
     checkpoint__every_steps=1,
@@ -274,7 +278,7 @@ def test_too_many_bad_steps_stop_the_run(monkeypatch, tmp_path):
     "learning_rate_schedule",
     lambda *_: lambda step: np.float32(1e30),
   )
-  config = faulty.config_of(train__max_skipped=3)
+  config = tiny.plane(train__max_skipped=3)
   with pytest.raises(watch.NonFiniteLoss, match="after 3 others were skipped"):
     loop.train(runs.build(config), tmp_path)
 
@@ -282,7 +286,7 @@ def test_too_many_bad_steps_stop_the_run(monkeypatch, tmp_path):
 def test_spike_takes_the_run_back_past_its_data(monkeypatch, tmp_path, caplog):
   faulty.poisoned(monkeypatch, 9, 1e6)
   caplog.set_level("WARNING", logger="rad_jax")
-  config = faulty.config_of(
+  config = tiny.plane(
     train__num_steps=12,
     train__log_every_steps=1,
     train__rollback_above=50.0,
@@ -308,7 +312,7 @@ def test_spike_takes_the_run_back_past_its_data(monkeypatch, tmp_path, caplog):
 
 def test_spike_without_a_checkpoint_stops(monkeypatch, tmp_path):
   faulty.poisoned(monkeypatch, 5, 1e6)
-  config = faulty.config_of(
+  config = tiny.plane(
     train__log_every_steps=1,
     train__rollback_above=50.0,
     checkpoint__every_steps=50,
@@ -320,14 +324,14 @@ def test_spike_without_a_checkpoint_stops(monkeypatch, tmp_path):
 def test_debug_mode_raises_where_the_nan_arises(monkeypatch, tmp_path):
   faulty.poisoned(monkeypatch, 3, np.nan)
   with pytest.raises(FloatingPointError, match="nan"):
-    loop.train(runs.build(faulty.config_of(train__debug=True)), tmp_path)
+    loop.train(runs.build(tiny.plane(train__debug=True)), tmp_path)
 
 
 # ---- What is seen of a run ----
 
 
 def test_steps_are_traced_for_the_profiler(tmp_path):
-  config = faulty.config_of(train__num_steps=6, train__profile_steps=(2, 3))
+  config = tiny.plane(train__num_steps=6, train__profile_steps=(2, 3))
   loop.train(runs.build(config), tmp_path)
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
@@ -349,9 +353,7 @@ def test_weights_and_biases_gets_every_row(monkeypatch, tmp_path):
 
   monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
   for num_steps in (20, 40):
-    config = faulty.config_of(
-      train__num_steps=num_steps, train__wandb_project="dirt"
-    )
+    config = tiny.plane(train__num_steps=num_steps, train__wandb_project="dirt")
     loop.train(runs.build(config), tmp_path)
   assert [step for step, _ in logged] == [20, 40]
   assert logged[1][1].keys() == metrics.read(tmp_path)[1].keys() - {"step"}
@@ -365,6 +367,4 @@ def test_weights_and_biases_is_not_installed(monkeypatch, tmp_path):
 
   monkeypatch.setitem(sys.modules, "wandb", None)
   with pytest.raises(ValueError, match="pip install wandb"):
-    loop.train(
-      runs.build(faulty.config_of(train__wandb_project="dirt")), tmp_path
-    )
+    loop.train(runs.build(tiny.plane(train__wandb_project="dirt")), tmp_path)

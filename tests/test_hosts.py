@@ -63,6 +63,7 @@ def losses(workdir):
 # ---- Together ----
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_one_goes_on(tmp_path):
   """Two processes of two devices; SIGTERM to one; one process of one device."""
   processes = start_two(tmp_path, train__num_steps=10**6)
@@ -83,6 +84,7 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path):
   assert f"1 device(s) in 1 process(es), step {step} of" in text
 
 
+@pytest.mark.slow
 def test_death_of_one_ends_the_other(tmp_path):
   processes = start_two(tmp_path, train__num_steps=10**6)
   wait_for_rows(tmp_path)
@@ -94,6 +96,7 @@ def test_death_of_one_ends_the_other(tmp_path):
   assert "another task died" in printed[0], printed[0]
 
 
+@pytest.mark.slow
 def test_error_of_one_ends_the_other(tmp_path):
   """As where a folder is missing on one host."""
   port = free_port()
@@ -113,6 +116,7 @@ def test_error_of_one_ends_the_other(tmp_path):
   assert codes[0] not in (0, faulty.INTERRUPTED)
 
 
+@pytest.mark.slow
 def test_only_training_is_spread_over_processes(tmp_path):
   codes, printed = finished(start_two(tmp_path, "--mode=sample"))
   assert 1 in codes
@@ -129,7 +133,7 @@ import jax
 import numpy as np
 import optax
 
-import faulty
+import tiny
 from rad_jax import run as runs
 from rad_jax.training import hosts, loop, sharding, step
 from rad_jax.training.state import initial_state
@@ -137,7 +141,7 @@ from rad_jax.training.state import initial_state
 name, fsdp, micro_batches, port, count, index = sys.argv[1:]
 if int(count) > 1:
   hosts.connect(f"localhost:{port}", int(count), int(index))
-config = faulty.config_of(
+config = tiny.plane(
   train__fsdp=int(fsdp),
   train__micro_batches=int(micro_batches),
   data__corruption__fraction=0.5,
@@ -205,6 +209,7 @@ def on_one_device(tmp_path_factory):
   return step_on(tmp_path_factory.mktemp("one"), "one", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "topology",
   [
@@ -246,6 +251,7 @@ def test_half_of_an_address_is_refused(given, message):
     hosts.connect(*given)
 
 
+@pytest.mark.slow
 def test_the_others_do_not_come(tmp_path):
   code, printed = faulty.run(
     faulty.command(
@@ -260,6 +266,7 @@ def test_the_others_do_not_come(tmp_path):
   assert "in 3 s: start all processes" in printed
 
 
+@pytest.mark.slow
 def test_slurm_script_starts_processes_that_find_each_other(tmp_path):
   """`srun` is a stand-in that starts two with SLURM's variables."""
   bin_folder = tmp_path / "bin"
@@ -314,6 +321,7 @@ def launch(script, *arguments, **environment):
   )
 
 
+@pytest.mark.slow
 def test_many_processes_of_one_machine(tmp_path):
   arguments = faulty.command(tmp_path, "--heartbeat_s=10")[3:]
   done = launch(
@@ -408,6 +416,7 @@ def test_job_set_is_whole():
   assert spec["parallelism"] * per_host == chips
 
 
+@pytest.mark.slow
 def test_address_is_no_workdir(tmp_path):
   code, printed = faulty.run(
     faulty.command(pathlib.Path("x"), "--workdir=gs://bucket/run")

@@ -802,6 +802,7 @@ def test_own_runs_weights_are_chosen(tmp_path):
     assert_same(started.ema_params, params)
 
 
+@pytest.mark.slow
 def test_fine_tuning_and_export_from_the_command_line(tmp_path):
   """Import, train one step, export, import: two commands."""
   pictures = tmp_path / "pictures"

@@ -105,6 +105,7 @@ def test_compiled_programs_are_kept_for_later_processes(monkeypatch, tmp_path):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
+@pytest.mark.slow
 def test_world_from_training_to_evaluation(tmp_path):
   """Four commands in four processes."""
   run = tmp_path / "run"
@@ -169,6 +170,7 @@ def test_world_under_edm(tmp_path, run):
   assert_one_clear_line(code, stderr, "diffusion.process: edm -> flow")
 
 
+@pytest.mark.slow
 def test_images_from_tfds(tmp_path, run):
   prepare_cifar10_like(tmp_path / "data")
   args = [
@@ -193,6 +195,7 @@ def test_images_from_tfds(tmp_path, run):
     assert picture.size[0] == picture.size[1] >= 4 * 33
 
 
+@pytest.mark.slow
 def test_digits_from_preparation_to_evaluation(tmp_path, run):
   args = [
     DIGITS,
@@ -270,6 +273,7 @@ def test_default_workdir(monkeypatch, config, folder):
 # ---- Errors ----
 
 
+@pytest.mark.slow
 def test_misspelt_field():
   process = command(PLANE, "--config.train.num_stps=3")
   assert_one_clear_line(
@@ -280,6 +284,7 @@ def test_misspelt_field():
   )
 
 
+@pytest.mark.slow
 def test_batch_that_the_devices_cannot_share(tmp_path):
   process = command(
     PLANE,
@@ -469,6 +474,7 @@ def test_example_of_a_mode_is_a_command(mode, monkeypatch):
     assert main.flags.FLAGS.mode == mode
 
 
+@pytest.mark.slow
 def test_shown_config_is_that_of_the_command():
   done = command(DIGITS, "--mode=show_config", "--config.seed=7")
   assert done.returncode == 0, done.stderr

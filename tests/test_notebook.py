@@ -91,6 +91,7 @@ def test_functions_alone(notebook):
   assert called & WRITERS == set()
 
 
+@pytest.mark.slow
 def test_runs(notebook, tmp_path, monkeypatch):
   """All of it, but for the length of training and the number of samples."""
   for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):

@@ -323,6 +323,7 @@ def demo_config(tmp_path):
   return config
 
 
+@pytest.mark.slow
 def test_digits_experiment_from_end_to_end(tmp_path):
   config = demo_config(tmp_path)
   rows = purified_digits.run(config, tmp_path)

@@ -526,6 +526,7 @@ def test_runs_of_the_same_folder_name_are_told_apart(twins, tmp_path):
 # In a browser.
 
 
+@pytest.mark.slow
 def test_in_a_browser(report, tmp_path):
   """Everything is there, nothing is fetched, and it fits wide and narrow."""
   wide = Table("wide", ["x" * 30] * 12, [["y" * 30] * 12], "A wide table.")

@@ -59,6 +59,7 @@ def output_of(code: str, **environment: str) -> str:
   return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name, passes",
   [("ddpm", 1), ("robust_ran", 2), ("robust_adv", 2), ("micro_batches", 2)],
@@ -75,6 +76,7 @@ def test_gradient_is_all_reduced_for_each_pass_that_it_goes_through(
   assert passes <= calls <= passes + 3
 
 
+@pytest.mark.slow
 def test_attack_adds_no_collective(counted):
   """FGSM costs two passes more than a random w, and no word between chips."""
   assert counted["found"]["robust_adv"] == counted["found"]["robust_ran"]
@@ -93,6 +95,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_a_tpu_joins_the_gradients_of_both_passes():
   """XLA's compiler for TPU v5e, without one: one all-reduce, whatever is run.
 

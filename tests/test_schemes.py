@@ -128,6 +128,7 @@ def test_unknown_names_are_refused(tmp_path):
   assert set(SETS) < set(study.DATA)
 
 
+@pytest.mark.slow
 def test_a_table_from_end_to_end(monkeypatch, tmp_path):
   made = {
     "on": {"train.init_from": "DDPM", "regulariser.warmup_steps": 5},

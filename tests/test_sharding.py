@@ -150,11 +150,13 @@ def found():
   return json.loads(process.stdout)
 
 
+@pytest.mark.slow
 def test_batch_is_split_and_state_is_replicated(found):
   assert found["rows"] == [[8], [2, 2, 2, 2]]
   assert found["copies"] == [[1], [4]]
 
 
+@pytest.mark.slow
 def test_loss_and_update_do_not_depend_on_the_devices(found):
   one, four = found["metrics"]
   assert one["w_linf"] > 0.03
@@ -163,6 +165,7 @@ def test_loss_and_update_do_not_depend_on_the_devices(found):
   assert found["params"] < 1e-5
 
 
+@pytest.mark.slow
 def test_samples_depend_on_their_index_alone(found):
   assert found["samples"] < 1e-5
   assert found["spread"] > 0.1

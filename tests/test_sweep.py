@@ -309,6 +309,7 @@ def test_whole_sweep(swept):
   assert len({row["support_rms"] for row in rows}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_signal_ends_all_processes(number, tmp_path):
   """SIGTERM saves what is in training, as well."""
@@ -354,6 +355,7 @@ def test_signal_ends_a_job_outside_training(tmp_path):
   assert log.read_text() == "asked to stop\n"
 
 
+@pytest.mark.slow
 def test_process_that_dies_is_told(tmp_path):
   with pytest.raises(hosts.HostError, match=r"a process died.*log\.txt"):
     jobs = [[run] for run in small_grid()]
@@ -443,6 +445,7 @@ def test_other_errors_stop_the_sweep(tmp_path, monkeypatch):
   assert table.read(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_processes_measure_the_same(swept, tmp_path, capfd):
   _, rows = swept
   found = engine.run_all(small_grid()[::2], tmp_path, processes=2)

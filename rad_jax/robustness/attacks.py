@@ -96,7 +96,8 @@ def _ascent_l2(gradient, radius):
   axes = tuple(range(1, gradient.ndim))
   largest = jnp.maximum(jnp.max(jnp.abs(gradient), axis=axes), _TINY)
   scaled = gradient / per_example(largest, gradient.ndim)
-  scale = radius / jnp.maximum(_rms(scaled), _TINY)
+  # The rms is now 1 / sqrt(d) at least, or 0: radius / _TINY would overflow.
+  scale = radius / jnp.maximum(_rms(scaled), 1e-9)
   return per_example(scale, gradient.ndim) * scaled
 
 
