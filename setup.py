@@ -60,6 +60,7 @@ setuptools.setup(
     "dev": [
       "beartype>=0.20",
       "equinox>=0.13",
+      "hypothesis>=6.130",
       "ipykernel>=6.29",
       "lmdb>=1.4",
       "mypy>=1.15",

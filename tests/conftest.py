@@ -8,6 +8,7 @@ Tests and runs share what they compiled; `pytest --cache-clear` forgets it.
 
 import os
 import pathlib
+import shlex
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -44,7 +45,7 @@ jax.config.update("jax_debug_key_reuse", True)
 
 @pytest.fixture
 def optimised():
-  """XLA's optimisations, as users have them."""
+  """XLA's optimisations, as users have them, fused loops apart."""
   jax.config.update("jax_disable_most_optimizations", False)
   yield
   jax.config.update("jax_disable_most_optimizations", True)
@@ -73,3 +74,13 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
   rank = {name: i for i, name in enumerate(LONGEST)}
   items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def pytest_terminal_summary(terminalreporter):
+  """Of each failure the line that runs it again, whatever its marks."""
+  for report in (
+    *terminalreporter.getreports("failed"),
+    *terminalreporter.getreports("error"),
+  ):
+    test = shlex.quote(report.nodeid)
+    terminalreporter.write_line(f'.venv/bin/python -m pytest -m "" {test}')
