@@ -31,6 +31,7 @@ setuptools.setup(
     "array_record>=0.8",
     "chex>=0.1.90",
     "etils>=1.9",
+    "filelock>=3.20",
     "flax>=0.10.4",
     "grain>=0.2.10",
     # TFDS imports it while it prepares a set, and does not ask for it.

@@ -17,7 +17,7 @@ from absl import flags
 from absl import logging as absl_logging
 
 from rad_jax.data import builders
-from rad_jax.training import checkpoints, hosts, loop
+from rad_jax.training import checkpoints, hosts, loop, workdir
 
 # The exit code of a run that was asked to stop and can go on: EX_TEMPFAIL.
 INTERRUPTED = 75
@@ -30,6 +30,7 @@ _USER_ERRORS = (
   FloatingPointError,
   checkpoints.CheckpointError,
   hosts.HostError,
+  workdir.InUse,
   builders.PreparationError,
 )
 

@@ -78,3 +78,14 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.training import loop
 
   loop.train(run.build(config), workdir)
+
+
+def hold(workdir: pathlib.Path, ready) -> None:
+  """Has the folder until it is killed."""
+  import time
+
+  from rad_jax.training import workdir as folders
+
+  with folders.held(workdir):
+    ready.set()
+    time.sleep(600)

@@ -25,6 +25,7 @@ from rad_jax.training import (
   sharding,
   watch,
 )
+from rad_jax.training import workdir as folders
 
 
 def state_of(workdir, config=None):
@@ -77,8 +78,7 @@ def wait_for(what, timeout=120.0):
 def test_signal_saves_the_step_and_says_how_to_go_on(number, tmp_path):
   long = {"train__num_steps": 10**6, "checkpoint__every_steps": 10**5}
   process = faulty.start(faulty.command(tmp_path, **long))
-  rows = tmp_path / "metrics.jsonl"
-  wait_for(lambda: rows.exists() and rows.stat().st_size)
+  wait_for(lambda: metrics.read(tmp_path))
   process.send_signal(number)
   printed, _ = process.communicate(timeout=60)
   assert process.returncode == faulty.INTERRUPTED, printed
@@ -156,6 +156,27 @@ def test_killed_at_twenty_moments_ends_in_the_same_bits(tmp_path, monkeypatch):
   assert_same(state_of(workdir, config), expected)
   steps = [row["step"] for row in metrics.read(workdir)]
   assert steps == sorted(set(steps))
+
+
+# ---- Two at once ----
+
+
+def test_a_folder_is_trained_in_by_one_process(copied, unbroken):
+  """The lock is gone with the process that had it, killed though it be."""
+  context = multiprocessing.get_context("forkserver")
+  ready = context.Event()
+  holder = context.Process(target=faulty.hold, args=(copied, ready))
+  holder.start()
+  assert ready.wait(60)
+  before = (copied / "metrics.jsonl").read_bytes()
+  config = tiny.plane(train__num_steps=70)
+  with pytest.raises(folders.InUse, match=f"process {holder.pid} on .* trains"):
+    loop.train(runs.build(config), copied)
+  assert (copied / "metrics.jsonl").read_bytes() == before
+  holder.kill()
+  holder.join()
+  assert_same(loop.train(runs.build(tiny.plane()), copied), unbroken[0])
+  assert not (copied / "holder.json").exists()
 
 
 # ---- Damaged state ----

@@ -38,13 +38,15 @@ def run_all(
   are trained together, with 0 each alone. Raises as `table.refuse_changed`.
   """
   table.refuse_changed(entries, workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
   done = {row["run"] for row in table.read(workdir)}
   missing = [one for one in entries if one.name not in done]
   jobs = groups(missing, group_size) if group_size else [[e] for e in missing]
   work = run_group if group_size else run_alone
   first = len(entries) - len(missing)
-  with tqdm(total=len(entries), initial=first, unit="run") as bar:
+  with (
+    folders.held(workdir),
+    tqdm(total=len(entries), initial=first, unit="run") as bar,
+  ):
     for job_rows in pool.work_off(jobs, work, workdir, processes):
       for row in job_rows:
         table.append(row, workdir)

@@ -6,8 +6,6 @@ config is a fingerprint; seconds, of training, are absent for groups.
 """
 
 import copy
-import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -72,17 +70,13 @@ def ignores(objective: str, fraction: float | int = 1) -> set[str]:
 
 
 def read(workdir: pathlib.Path) -> list[Row]:
-  """The rows of workdir, oldest first, without a torn last line."""
+  """The rows of workdir, oldest first; a run whose row is damaged has none."""
   return files.read_rows(workdir / "rows.jsonl")
 
 
 def append(row: Row, workdir: pathlib.Path) -> None:
-  """Writes a whole line at once, in place of a torn one."""
-  path = workdir / "rows.jsonl"
-  if path.exists():
-    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-  with path.open("a") as file:
-    file.write(json.dumps(row) + "\n")
+  """Adds a row to those of workdir."""
+  files.append_row(workdir / "rows.jsonl", row)
 
 
 def refuse_changed(entries: Sequence[Entry], workdir: pathlib.Path) -> None:

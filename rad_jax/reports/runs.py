@@ -69,7 +69,7 @@ def read(workdirs: Sequence[pathlib.Path]) -> list[SavedRun]:
   objectives = [config["objective"]["name"] for config, *_ in trees]
   drawn = looks.of_runs(objectives, _names(folders))
   return [
-    SavedRun(k.label, f, k, files.read_rows(f / "metrics.jsonl"), *trees_of)
+    SavedRun(k.label, f, k, files.read_log(f / "metrics.jsonl"), *trees_of)
     for f, k, trees_of in zip(folders, drawn, trees, strict=True)
   ]
 

@@ -42,15 +42,18 @@ def train(run: Run, folder: pathlib.Path) -> State:
 
   The folder, made if missing, holds config.json, checkpoints/, metrics.jsonl
   and tensorboard/. The state returned is also the newest checkpoint. Raises
-  ConfigError if the folder is another run's, CheckpointError, NonFiniteLoss or
-  LossSpike (no bad checkpoint is written), and Interrupted once all is saved.
+  ConfigError if the folder is another run's, InUse if another process has it,
+  CheckpointError, NonFiniteLoss or LossSpike (no bad checkpoint is written),
+  and Interrupted once all is saved.
   """
-  folder.mkdir(parents=True, exist_ok=True)
-  training_set = run.open_training_set()
   mesh = sharding.device_mesh(run.train.fsdp)
-  with checkpoints.open_manager(
-    folder, run.checkpoint.keep, run.checkpoint.keep_every_steps
-  ) as manager:
+  with (
+    workdir.held(folder),
+    checkpoints.open_manager(
+      folder, run.checkpoint.keep, run.checkpoint.keep_every_steps
+    ) as manager,
+  ):
+    training_set = run.open_training_set()
     workdir.claim(folder, run, resuming=manager.latest_step() is not None)
     state = resume_or_start(run, manager, mesh)
     first_step = int(state.step)

@@ -1,7 +1,6 @@
 """Writers of metrics: JSON lines, TensorBoard and Weights & Biases."""
 
 import contextlib
-import json
 import pathlib
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,8 +21,9 @@ def writer(
 ) -> Iterator[Writer]:
   """Yields write(step, {name: value}), which appends to all logs of workdir.
 
-  What an interrupted run wrote past first_step is dropped, so each step stands
-  there once. Only the first process writes. ValueError: wandb is missing.
+  metrics.jsonl is only ever added to; what an interrupted run wrote there past
+  first_step counts no more (files.read_log). Only the first process writes.
+  ValueError: wandb is missing.
   """
   if not hosts.is_first():
     yield lambda step, values: None
@@ -31,10 +31,9 @@ def writer(
   import tensorboardX  # It imports PyTorch, where there is one: seconds.
 
   path = workdir / "metrics.jsonl"
-  kept = [row for row in files.read_rows(path) if row["step"] <= first_step]
-  files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+  if path.exists():
+    files.append_row(path, {"step": first_step})
   with contextlib.ExitStack() as stack:
-    lines = stack.enter_context(path.open("a"))
     board = tensorboardX.SummaryWriter(
       str(workdir / "tensorboard"), purge_step=first_step + 1
     )
@@ -44,8 +43,7 @@ def writer(
     )
 
     def write(step: int, values: dict[str, float]) -> None:
-      lines.write(json.dumps({"step": step, **values}) + "\n")
-      lines.flush()
+      files.append_row(path, {"step": step, **values})
       for name, value in values.items():
         board.add_scalar(name, value, step)
       if remote:
@@ -77,4 +75,4 @@ def _wandb(workdir: pathlib.Path, project: str, config: dict[str, Any] | None):
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """The rows of metrics.jsonl, oldest first."""
-  return files.read_rows(workdir / "metrics.jsonl")
+  return files.read_log(workdir / "metrics.jsonl")

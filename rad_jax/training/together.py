@@ -21,6 +21,7 @@ from rad_jax.data import batches
 from rad_jax.data.training_set import TrainingSet
 from rad_jax.run import Run
 from rad_jax.training import checkpoints, passes, sharding
+from rad_jax.training import workdir as workdirs
 from rad_jax.training.state import State
 from rad_jax.training.step import make_train_step
 
@@ -78,7 +79,10 @@ def train(
   refuse(runs)
   lams = jnp.array([run.objective.lam for run in runs])
   num_steps, every = runs[0].train.num_steps, runs[0].checkpoint.every_steps
-  with checkpoints.open_manager(workdir) as manager:
+  with (
+    workdirs.held(workdir),
+    checkpoints.open_manager(workdir) as manager,
+  ):
     start = lambda: _stacked([run.initial_state() for run in runs])
     if manager.latest_step() is None:
       states = jax.jit(start)()

@@ -1,8 +1,13 @@
 """A run's folder: whose it is, and what of another run's can be taken."""
 
+import contextlib
 import logging
+import os
 import pathlib
+import socket
+from collections.abc import Iterator
 
+import filelock
 import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -16,6 +21,42 @@ from rad_jax.training import checkpoints, hosts, sharding
 from rad_jax.training.state import State
 
 _LOG = logging.getLogger("rad_jax")
+
+
+class InUse(RuntimeError):
+  """Another process trains in the folder."""
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path) -> Iterator[None]:
+  """Within its `with`, no other process trains in the folder; else InUse.
+
+  The system lets go of the lock when the process ends, in whatever way. File
+  systems without locks (some FUSE mounts, NFS 3 without its lock service) have
+  a file in its place; one that a dead process of another host left there must
+  be removed by hand.
+  """
+  if not hosts.is_first():
+    yield
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  lock, holder = filelock.FileLock(workdir / "lock"), workdir / "holder.json"
+  try:
+    acquired = lock.acquire(blocking=False)
+  except filelock.Timeout as error:
+    by = files.read_json(holder)
+    raise InUse(
+      f"process {by.get('process', '?')} on {by.get('host', '?')} trains in"
+      f" {workdir}: wait until it ends, or choose another --workdir"
+    ) from error
+  with acquired:
+    files.write_json(
+      holder, {"process": os.getpid(), "host": socket.gethostname()}
+    )
+    try:
+      yield
+    finally:
+      holder.unlink(missing_ok=True)
 
 
 def claim(workdir: pathlib.Path, run: Run, resuming: bool) -> None:
