@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import pathlib
 import random
 import re
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import tiny
 
+from rad_jax import config as configs
 from rad_jax import run as runs
 from rad_jax.training import (
   checkpoints,
@@ -196,12 +198,28 @@ def flip_a_bit(path):
   path.write_bytes(found)
 
 
-@pytest.mark.parametrize(
-  "damage", [truncate, flip_a_bit, lambda path: path.unlink()]
-)
+def empty(folder):
+  shutil.rmtree(folder)
+  folder.mkdir()
+
+
+DAMAGES = {
+  "half of an array": lambda folder: truncate(largest(folder)),
+  "a bit of an array": lambda folder: flip_a_bit(largest(folder)),
+  "an array is gone": lambda folder: largest(folder).unlink(),
+  "all is gone": empty,
+  "the state is gone": lambda folder: shutil.rmtree(folder / "state"),
+  "nothing about it": lambda folder: shutil.rmtree(folder / "about"),
+  "another digest": lambda folder: (folder / "about/metadata").write_text(
+    '{"digest": "0"}'
+  ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_older_whole_checkpoint_is_taken(damage, copied, unbroken, caplog):
   assert steps_in(copied) == [50, 55, 60]
-  damage(largest(copied / "checkpoints" / "60"))
+  DAMAGES[damage](copied / "checkpoints" / "60")
   caplog.set_level("WARNING", logger="rad_jax")
   state = loop.train(runs.build(tiny.plane()), copied)
   assert re.search(r"60 cannot be read \(.*step 55 is taken", caplog.text)
@@ -209,6 +227,43 @@ def test_older_whole_checkpoint_is_taken(damage, copied, unbroken, caplog):
   assert steps_in(copied) == [50, 55, 60]
   assert (copied / "checkpoints" / "60.damaged").is_dir()  # nothing is lost
   assert_same(state_of(copied), unbroken[0])
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, pathlib.Path.unlink])
+def test_files_that_orbax_keeps_for_itself_stop_nothing(
+  damage, copied, unbroken
+):
+  """Of all checkpoints, while the arrays are whole."""
+  for step in steps_in(copied):
+    damage(copied / "checkpoints" / str(step) / "_CHECKPOINT_METADATA")
+  config = tiny.plane(train__num_steps=65)
+  assert int(loop.train(runs.build(config), copied).step) == 65
+  assert steps_in(copied) == [55, 60, 65]
+
+
+def test_digest_sees_the_order_the_names_and_the_types():
+  tree = {"a": np.arange(4, dtype=np.float32), "b": np.zeros(2, np.int32)}
+  swapped = tree | {"a": tree["a"][[1, 0, 2, 3]]}
+  renamed = {"a": tree["a"], "c": tree["b"]}
+  typed = tree | {"b": np.zeros(2, np.float32)}
+  folded = tree | {"a": tree["a"].reshape(2, 2)}
+  trees = (tree, swapped, renamed, typed, folded)
+  assert len({checkpoints.digest(found) for found in trees}) == 5
+  assert checkpoints.digest(dict(tree)) == checkpoints.digest(tree)
+
+
+@pytest.mark.parametrize("how", ["no config.json", "another's checkpoints"])
+def test_checkpoint_says_itself_whose_it_is(how, copied, unbroken, tmp_path):
+  other = tiny.plane(seed=1)
+  if how == "no config.json":
+    (copied / "config.json").unlink()
+  else:
+    (tmp_path / "other").mkdir()
+    shutil.move(copied / "checkpoints", tmp_path / "other/checkpoints")
+    copied = tmp_path / "other"
+  with pytest.raises(configs.ConfigError, match=r"\(seed: 0 -> 1\)"):
+    loop.train(runs.build(other), copied)
+  assert steps_in(copied) == [50, 55, 60]
 
 
 def test_sampling_leaves_a_damaged_checkpoint_where_it_is(copied):
@@ -287,10 +342,8 @@ def test_bad_step_is_passed_over(monkeypatch, tmp_path):
 
 def restored_at(workdir, config, step):
   like = jax.eval_shape(runs.build(config).initial_state)
-  with checkpoints.open_manager(workdir) as manager:
-    return manager.restore(
-      step, args=checkpoints.ocp.args.StandardRestore(like)
-    )
+  with checkpoints.ocp.StandardCheckpointer() as reader:
+    return reader.restore(workdir / "checkpoints" / str(step) / "state", like)
 
 
 def test_too_many_bad_steps_stop_the_run(monkeypatch, tmp_path):

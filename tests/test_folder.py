@@ -10,6 +10,7 @@ from PIL import Image
 from rad_jax import checks
 from rad_jax import config as configs
 from rad_jax.data import builders, folder, sources, synthetic, training_set
+from rad_jax.training import workdir
 
 
 def _pixels(seed, shape=(8, 8, 3)):
@@ -179,6 +180,30 @@ def test_images_of_all_sizes_are_fitted(tmp_path, loading):
   fetched = opened.fetch(np.array([2, 1, 0], np.int32))
   assert fetched.shape == (3, 8, 8, 3) and fetched.dtype == np.uint8
   np.testing.assert_array_equal(fetched[2], first)
+
+
+def test_an_added_or_another_picture_makes_another_set(tmp_path):
+  for name in ("a.png", "b.png"):
+    _write(tmp_path / "here" / name, len(name))
+  opened = lambda where: _open(_config(tmp_path / where)).identity
+  before = opened("here")
+  (tmp_path / "here").rename(tmp_path / "moved")
+  assert opened("moved") == before
+  _write(tmp_path / "moved/b.png", 9, (20, 20, 3))
+  changed = opened("moved")
+  (tmp_path / "moved/b.png").rename(tmp_path / "moved/c.png")
+  renamed = opened("moved")
+  _write(tmp_path / "moved/d.png")
+  assert opened("moved")["num_examples"] == 3
+  files = [found["files"] for found in (before, changed, renamed)]
+  assert len({*files, opened("moved")["files"]}) == 4
+  saved, today = (
+    {"config": configs.default().to_dict(), "data": found}
+    for found in (before, opened("moved"))
+  )
+  workdir.refuse_other(tmp_path, saved, saved)
+  with pytest.raises(configs.ConfigError, match="num_examples: 2 -> 3"):
+    workdir.refuse_other(tmp_path, saved, today)
 
 
 def test_a_crop_beyond_an_image_is_named(tmp_path):

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 from PIL import Image, ImageOps
 
+from rad_jax import files
 from rad_jax.data import images, sources
 
 NAME = "image_folder"
@@ -40,6 +41,17 @@ def open_folder(path: str, split: str, num_channels: int) -> sources.Source:
     f"folder {str(root)!r}, split {split!r}",
     splits[split],
     partial(_decode, num_channels=num_channels),
+  )
+
+
+def digest(path: str, source: sources.Source) -> str:
+  """A hash of the names, below `path`, and the sizes of its images."""
+  root = pathlib.Path(path).expanduser()
+  return files.digest(
+    [
+      (image.relative_to(root).as_posix(), image.stat().st_size)
+      for image in source.records
+    ]
   )
 
 

@@ -1,6 +1,6 @@
 """Opens the clean training set, whatever kind of source it comes from."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,12 @@ class TrainingSet(NamedTuple):
   fetch: batches.Fetch  # uint8 images, or float32 in model units
   num_examples: int
   x_0: np.ndarray | None = None  # all [n, ...]; None if read when needed
+  files: str = ""  # a hash of the names and sizes of a folder's images
+
+  @property
+  def identity(self) -> dict[str, Any]:
+    """What tells it from another set, as JSON has it."""
+    return {"num_examples": self.num_examples, "files": self.files}
 
 
 def open_training_set(
@@ -49,19 +55,21 @@ def open_training_set(
     # Apart from the streams [seed, epoch] of the data order.
     generator = np.random.default_rng([seed, 0, 1])
     return _in_memory(synthetic.WORLDS[name]().sample(generator, num_examples))
+  files = ""
   if name == folder.NAME:
     source = folder.open_folder(path, split, num_channels)
+    files = folder.digest(path, source)
   else:
     source = builders.open_source(name, split, data_dir or None)
   fit = lambda image: images.fit(image, crop_size, image_size, num_channels)
   read_at = sources.reader(source, fit, max_unreadable)
   if loading == "stream":
-    return TrainingSet(batches.fetch_from(read_at), len(source))
+    return TrainingSet(batches.fetch_from(read_at), len(source), files=files)
   x_0 = sources.load(source, read_at)
   if linear_rank:
     x_0 = examples.to_model_range(x_0)
     x_0 = subspace.project(subspace.fit(x_0, linear_rank), x_0)
-  return _in_memory(x_0)
+  return _in_memory(x_0)._replace(files=files)
 
 
 def example_shape(

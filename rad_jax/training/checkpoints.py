@@ -1,19 +1,25 @@
-"""Checkpoints: orbax's manager, asynchronous, holding the state alone."""
+"""Checkpoints: the state, and what it is of, by orbax's asynchronous manager.
+
+N/state holds the arrays; N/about holds JSON: a digest of the arrays, without
+which they are not taken, and what the caller says of their run.
+"""
 
 import contextlib
+import hashlib
+import json
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree
 
 _LOG = logging.getLogger("rad_jax")
-_CHECKSUM = "checksum"
 
 
 class CheckpointError(RuntimeError):
@@ -37,6 +43,8 @@ def open_manager(
     max_to_keep=keep,
     keep_period=keep_every_steps or None,
     enable_async_checkpointing=True,
+    # Else a damaged file of any checkpoint would keep the others from us.
+    lightweight_initialize=True,
   )
   folder = pathlib.Path(workdir).absolute() / "checkpoints"
   manager = ocp.CheckpointManager(folder, options=options)
@@ -50,13 +58,23 @@ def open_manager(
     manager.close()
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: PyTree) -> None:
-  """Starts to save a copy; WriteError may be of the checkpoint before."""
+def save(
+  manager: ocp.CheckpointManager,
+  step: int,
+  state: PyTree,
+  about: Mapping[str, Any] | None = None,
+) -> None:
+  """Starts to save a copy; WriteError may be of the checkpoint before.
+
+  `about` is what JSON can hold, for `read_about`.
+  """
+  found = {"digest": digest(state), **(about or {})}
   with _writing(manager):
     manager.save(
       step,
-      args=ocp.args.StandardSave(state),
-      custom_metadata={_CHECKSUM: int(checksum(state))},
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(found)
+      ),
     )
 
 
@@ -80,13 +98,14 @@ def restore(manager: ocp.CheckpointManager, like: PyTree, sharding) -> Any:
   abstract = jax.tree.map(placed, like, sharding)
   damaged: list[str] = []
   for step in steps:
+    path = manager.directory / str(step)
     try:
-      found = manager.restore(step, args=ocp.args.StandardRestore(abstract))
-      saved = (manager.metadata(step).custom_metadata or {}).get(_CHECKSUM)
-      if saved not in (None, int(checksum(found))):
-        raise ValueError("its checksum is not that of the values")
+      with ocp.StandardCheckpointer() as reader:
+        found = reader.restore(path / "state", abstract)
+      if read_about(manager, step)["digest"] != digest(found):
+        raise ValueError("its digest is not that of the values")
     except Exception as error:  # orbax and tensorstore raise many kinds
-      path, cause = manager.directory / str(step), error
+      cause = error
       damaged.append(f"checkpoint {path} cannot be read ({_first_line(error)})")
       continue
     for line in damaged:
@@ -96,6 +115,12 @@ def restore(manager: ocp.CheckpointManager, like: PyTree, sharding) -> Any:
   raise CheckpointError(
     f"{damaged[0]}{others}: bring back a copy, or train in another --workdir"
   ) from cause
+
+
+def read_about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+  """What a checkpoint was saved with beside its state."""
+  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    return reader.restore(manager.directory / str(step) / "about")
 
 
 def set_aside_after(
@@ -117,17 +142,43 @@ def set_aside_after(
   manager.reload()
 
 
+def digest(state: PyTree) -> str:
+  """A hash over the names, shapes, types and bits of all leaves."""
+  leaves = jax.tree.leaves_with_path(state)
+  sums = np.asarray(_sums([leaf for _, leaf in leaves])).tolist()
+  described = [
+    (jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), found)
+    for (path, leaf), found in zip(leaves, sums, strict=True)
+  ]
+  return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
 @jax.jit
-def checksum(state: PyTree) -> Array:
-  """The sum of all bits' words, modulo 2^32: no format would see a bit flip."""
-  total = jnp.uint32(0)
-  for leaf in jax.tree.leaves(state):
+def _sums(leaves: list[Array]) -> Array:
+  """[n, 4]: of each leaf four sums modulo 2^32 of its words, mixed.
+
+  Computed where the leaves are. Each word is mixed with its place, so that two
+  that are swapped are seen too.
+  """
+
+  def of(leaf: Array) -> Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       leaf = jax.random.key_data(leaf)
-    words = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(leaf, words)
-    total += jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
-  return total
+    words = jnp.dtype(f"uint{8 * min(leaf.dtype.itemsize, 4)}")
+    bits = jax.lax.bitcast_convert_type(leaf, words).astype(jnp.uint32)
+    place = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
+    seeds = (0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F)
+    mixed = (_mix(bits ^ _mix(place + jnp.uint32(seed))) for seed in seeds)
+    return jnp.stack([jnp.sum(x, dtype=jnp.uint32) for x in mixed])
+
+  return jnp.stack([of(leaf) for leaf in leaves])
+
+
+def _mix(x: Array) -> Array:
+  """MurmurHash3's last step (Appleby 2011): each bit of x moves all others."""
+  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+    x = (x ^ (x >> shift)) * jnp.uint32(factor)
+  return x ^ (x >> 16)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -62,6 +63,10 @@ def train(run: Run, folder: pathlib.Path) -> State:
       f" parameters, {jax.device_count()} device(s) in {jax.process_count()}"
       f" process(es), step {first_step} of {run.train.num_steps}"
     )
+    about = {"config": run.config, "data": training_set.identity}
+    if manager.latest_step() is not None:
+      found = checkpoints.read_about(manager, first_step)
+      workdir.refuse_other(folder, found, about)
     if first_step >= run.train.num_steps:
       return state
     fed = dispatched_batches(run, training_set, first_step, mesh)
@@ -75,7 +80,7 @@ def train(run: Run, folder: pathlib.Path) -> State:
       if run.train.debug:
         checked.enter_context(jax.debug_nans(True))
         checked.enter_context(jax.debug_key_reuse(True))
-      return run_steps(run, state, fed, mesh, manager, write, asked)
+      return run_steps(run, state, fed, mesh, manager, about, write, asked)
 
 
 def training_batches(
@@ -130,6 +135,7 @@ def run_steps(
   fed: Iterator[Batch],
   mesh: Mesh,
   manager,
+  about: dict[str, Any],
   write: metrics.Writer,
   asked: Callable[[], bool],
 ) -> State:
@@ -170,7 +176,7 @@ def run_steps(
         if not watched.is_well(report=ending):
           state = roll_back(run, state, mesh, manager, watched)
         with meter.timing("checkpoint"):
-          checkpoints.save(manager, done, state)
+          checkpoints.save(manager, done, state, about)
       if ending and done < last_step:
         checkpoints.finish(manager)
         raise Interrupted(

@@ -6,6 +6,7 @@ import os
 import pathlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import filelock
 import jax
@@ -75,6 +76,17 @@ def refuse_conflicts(
   found = saved and configs.conflicts(saved, run.config, training)
   if found:
     configs.refuse_another(f"{workdir} holds a run", found)
+
+
+def refuse_other(
+  workdir: pathlib.Path, saved: dict[str, Any], today: dict[str, Any]
+) -> None:
+  """Raises ConfigError if a checkpoint is `saved` of another run or data."""
+  found = configs.conflicts(saved["config"], today["config"])
+  names = {f"its data's {name}": saved["data"][name] for name in saved["data"]}
+  now = {f"its data's {name}": today["data"][name] for name in today["data"]}
+  if found := found + configs.differences(names, now):
+    configs.refuse_another(f"{workdir} holds a checkpoint, made", found)
 
 
 def newest_state(workdir: pathlib.Path, run: Run, mesh: Mesh) -> State:
