@@ -50,8 +50,8 @@ def finished(processes):
 
 
 def wait_for_rows(workdir):
-  rows, end = workdir / "metrics.jsonl", time.monotonic() + 120
-  while not (rows.exists() and rows.stat().st_size):
+  end = time.monotonic() + 120
+  while not metrics.read(workdir):
     assert time.monotonic() < end
     time.sleep(0.05)
 
@@ -114,6 +114,37 @@ def test_error_of_one_ends_the_other(tmp_path):
   assert codes[1] == 1
   assert "rad_jax: error: config.seed=-1" in printed[1]
   assert codes[0] not in (0, faulty.INTERRUPTED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "field, told",
+  [
+    ("--config.seed=1", "seed: 0 -> 1"),
+    ("--config.train.num_steps=61", "train.num_steps: 60 -> 61"),
+    ("--config.data.num_examples=65", "data.num_examples: 64 -> 65"),
+  ],
+)
+def test_processes_of_other_flags_are_refused(field, told, tmp_path):
+  port = free_port()
+  common = (f"--coordinator=localhost:{port}", "--num_processes=2")
+  processes = [
+    faulty.start(
+      faulty.command(
+        tmp_path, *common, f"--process_id={i}", "--heartbeat_s=10", *other
+      ),
+      **TWO,
+    )
+    for i, other in enumerate([(), (field,)])
+  ]
+  codes, printed = finished(processes)
+  assert codes == [1, 1], printed
+  for text in printed:
+    assert "process 1 was not started as process 0 was" in text
+    assert "Traceback" not in text
+  assert told in printed[1]
+  assert not list((tmp_path / "checkpoints").iterdir())
+  assert not (tmp_path / "config.json").exists()
 
 
 @pytest.mark.slow

@@ -2,15 +2,20 @@
 
 import contextlib
 import itertools
+import json
 import logging
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
+
+from rad_jax import config as configs
 
 _LOG = logging.getLogger("rad_jax")
 
@@ -94,6 +99,29 @@ def introduce() -> None:
 def is_first() -> bool:
   """Whether this process writes what the run writes once."""
   return jax.process_index() == 0
+
+
+def refuse_differing(mine: Mapping[str, Any]) -> None:
+  """Raises HostError on all processes if one has other fields than the first.
+
+  `mine` is a flat dict of what JSON can hold. All processes must call it.
+  """
+  if jax.process_count() == 1:
+    return
+  text = json.dumps(mine, sort_keys=True).encode()
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+  own = np.frombuffer(text.ljust(size)[:size], np.uint8)
+  first = json.loads(bytes(multihost_utils.broadcast_one_to_all(own)))
+  found = configs.differences(first, json.loads(text))
+  differing = multihost_utils.process_allgather(np.array(bool(found)))
+  if not differing.any():
+    return
+  others = ", ".join(map(str, np.flatnonzero(differing)))
+  told = f": {'; '.join(found)}" if found else ""
+  raise HostError(
+    f"process {others} was not started as process 0 was{told}. Give all"
+    " processes the same command, code and data"
+  )
 
 
 @contextlib.contextmanager

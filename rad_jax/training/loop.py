@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from rad_jax import config as configs
 from rad_jax.data import batches
 from rad_jax.data.training_set import TrainingSet
 from rad_jax.run import Run
@@ -30,6 +31,7 @@ from rad_jax.training import (
 from rad_jax.training.state import State, num_parameters
 from rad_jax.training.step import Batch, Step
 from rad_jax.training.watch import Meter, Watch
+from rad_jax.version import __version__
 
 _LOG = logging.getLogger("rad_jax")
 
@@ -55,6 +57,8 @@ def train(run: Run, folder: pathlib.Path) -> State:
     ) as manager,
   ):
     training_set = run.open_training_set()
+    about = {"config": run.config, "data": training_set.identity}
+    hosts.refuse_differing(_told(about))
     workdir.claim(folder, run, resuming=manager.latest_step() is not None)
     state = resume_or_start(run, manager, mesh)
     first_step = int(state.step)
@@ -63,7 +67,6 @@ def train(run: Run, folder: pathlib.Path) -> State:
       f" parameters, {jax.device_count()} device(s) in {jax.process_count()}"
       f" process(es), step {first_step} of {run.train.num_steps}"
     )
-    about = {"config": run.config, "data": training_set.identity}
     if manager.latest_step() is not None:
       found = checkpoints.read_about(manager, first_step)
       workdir.refuse_other(folder, found, about)
@@ -81,6 +84,14 @@ def train(run: Run, folder: pathlib.Path) -> State:
         checked.enter_context(jax.debug_nans(True))
         checked.enter_context(jax.debug_key_reuse(True))
       return run_steps(run, state, fed, mesh, manager, about, write, asked)
+
+
+def _told(about: dict[str, Any]) -> dict[str, Any]:
+  """What must be the same on all hosts of a run, by name."""
+  fields = configs.flatten(about["config"])
+  of_a_host = ("data.data_dir", "data.num_threads")
+  same = {name: x for name, x in fields.items() if name not in of_a_host}
+  return same | about["data"] | {"the version of rad_jax": __version__}
 
 
 def training_batches(
