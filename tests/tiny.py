@@ -6,6 +6,8 @@ its number, its log and its checkpoints, costs no compilation.
 
 import importlib
 
+import jax
+
 from rad_jax import checks
 from rad_jax.config import ConfigDict
 
@@ -40,5 +42,5 @@ def plane(**fields: object) -> ConfigDict:
   config.update_from_flattened_dict(
     PLANE | {path.replace("__", "."): value for path, value in fields.items()}
   )
-  checks.validate(config)
+  checks.validate(config, jax.device_count())
   return config
