@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from built import compiled_once  # noqa: F401
 
 from rad_jax import checks
 from rad_jax import config as configs
@@ -74,49 +75,39 @@ def assert_same_to_the_bit(a: State, b: State):
 
 
 @pytest.fixture(scope="module")
-def jitted():
-  """The tiny run's step, which may be traced once, and its first batch."""
-  run = built.run(tiny_config())
-  step = run.train_step(True)
-  chex.clear_trace_counter()
-
-  @chex.assert_max_traces(n=1)
-  def counted_step(state, batch):
-    return step(state, batch)
-
-  (batch,) = loop.training_batches(
-    built.run(tiny_config(train__num_steps=1)),
-    run.open_training_set(),
-    0,
-    slice(None),
-  )
+def compiled():
+  """The tiny run's step as the loop has it, and what it starts from."""
+  run, mesh = built.run(tiny_config()), loop.sharding.device_mesh()
+  batch = next(loop.dispatched_batches(run, run.open_training_set(), 0, mesh))
   initial = jax.jit(run.initial_state)
-  return jax.jit(counted_step, donate_argnums=0), initial, batch
+  return loop.compile_step(run, initial(), batch, mesh), initial, batch
 
 
-def test_step_is_traced_once(jitted):
-  step, initial, batch = jitted
+def test_state_keeps_its_types_and_the_step_its_one_program(compiled):
+  _, initial, batch = compiled
+  step = built.run(tiny_config()).train_step(True)
+  once, _ = jax.eval_shape(step, jax.eval_shape(initial), batch)
+  twice, _ = jax.eval_shape(step, once, batch)
+  types = lambda state: [(x, x.weak_type) for x in jax.tree.leaves(state)]
+  assert types(once) == types(twice) == types(jax.eval_shape(initial))
+
+
+def test_step_counts_itself_and_donates_the_state(compiled):
+  step, initial, batch = compiled
   state = initial()
   for done in range(1, 4):
+    before = state
     state, _ = step(state, batch)
     assert int(state.step) == done
+    for old, new in zip(
+      jax.tree.leaves(before), jax.tree.leaves(state), strict=True
+    ):
+      assert old.is_deleted()
+      assert not new.is_deleted()
 
 
-def test_loop_donates_the_state(jitted):
-  _, initial, batch = jitted
-  before, mesh = initial(), loop.sharding.device_mesh()
-  batch = loop.sharding.place(batch, loop.sharding.by_example(mesh))
-  step = loop.compile_step(built.run(tiny_config()), before, batch, mesh)
-  after, _ = step(before, batch)
-  for old, new in zip(
-    jax.tree.leaves(before), jax.tree.leaves(after), strict=True
-  ):
-    assert old.is_deleted()
-    assert not new.is_deleted()
-
-
-def test_loss_falls_on_one_batch(jitted):
-  step, initial, batch = jitted
+def test_loss_falls_on_one_batch(compiled):
+  step, initial, batch = compiled
   state, losses = initial(), []
   for _ in range(200):
     state, measured = step(state, batch)
@@ -125,16 +116,14 @@ def test_loss_falls_on_one_batch(jitted):
   assert np.mean(losses[-50:]) < 0.75 * np.mean(losses[:20])
 
 
-def test_key_and_structure_do_not_change(jitted):
-  step, initial, batch = jitted
+def test_key_and_structure_do_not_change(compiled):
+  step, initial, batch = compiled
   state, _ = step(initial(), batch)
   before = initial()
   np.testing.assert_array_equal(
     jax.random.key_data(state.key), jax.random.key_data(before.key)
   )
-  assert [x.dtype for x in jax.tree.leaves(state)] == (
-    [x.dtype for x in jax.tree.leaves(before)]
-  )
+  assert jax.tree.structure(state) == jax.tree.structure(before)
 
 
 # A network whose algebra fits in a line: eps_hat = x_t @ A + c t.
@@ -603,9 +592,9 @@ def test_metrics_are_json_rows_and_tensorboard_events(straight):
   assert b"train/loss" in events.read_bytes()
 
 
-def test_row_is_the_mean_of_its_window(straight, jitted):
+def test_row_is_the_mean_of_its_window(straight, compiled):
   """Row 3 against three steps taken by hand."""
-  step, initial, _ = jitted
+  step, initial, _ = compiled
   state, losses = initial(), []
   for batch in loop.training_batches(
     runs.build(tiny_config(train__num_steps=3)),
