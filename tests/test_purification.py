@@ -220,11 +220,11 @@ def _wide(x_t, level):
 
 @pytest.mark.parametrize("update", ["ddim", "ddpm"])
 def test_gradients_are_the_same_with_remat(update):
+  levels = jax.tree.map(jnp.asarray, _levels())
   x, keys = _normal(1, (4, 1)), _keys(2, 4)
 
   def gradient(remat, eps_fn):
     def loss(x):
-      levels = jax.tree.map(jnp.asarray, _levels())
       purified = purification.purify(
         eps_fn, levels, UPDATES[update], x, keys, remat=remat
       )
