@@ -64,6 +64,7 @@ def wide_config(**fields):
   """Robust_adv's, on clean data: draws are slow to compile."""
   own = {
     "data__corruption__fraction": 0.0,
+    "objective__lam": 0.3,  # as DDPM has it beside this: one step's config
     "model__mlp__width": 512,
     "model__mlp__depth": 2,
     "train__num_steps": 100,
