@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from begun import begin
 
 from rad_jax import config as configs
 from rad_jax import run as runs
@@ -22,7 +23,6 @@ from rad_jax.evaluation import diagnose
 from rad_jax.reports import curves
 from rad_jax.robustness import noising
 from rad_jax.training import checkpoints
-from rad_jax.training import workdir as folders
 
 SHAPE = (2, 4)
 # Sigmas other than 1: a shift of w, not sigma w, is found out.
@@ -205,19 +205,6 @@ def _run(**fields):
   return runs.build(tiny.plane(**(own | fields)))
 
 
-def _begin(run, workdir):
-  """A run's folder with a checkpoint; the average is not the parameters."""
-  state = jax.jit(run.initial_state)()
-  draw = np.random.default_rng(0).normal
-  moved = lambda x: (x + 0.1 * draw(size=x.shape)).astype(np.float32)
-  params, ema_params = (jax.tree.map(moved, state.params) for _ in range(2))
-  state = state._replace(params=params, ema_params=ema_params)
-  folders.claim(workdir, run, resuming=False)
-  with checkpoints.open_manager(workdir) as manager:
-    checkpoints.save(manager, 20, state._replace(step=np.int32(20)))
-  return ema_params
-
-
 class Begun(NamedTuple):
   """A run, its diagnosis, and how to measure it by hand."""
 
@@ -233,7 +220,7 @@ class Begun(NamedTuple):
 def begun(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
   run, traced, measure = _run(), [], diagnose.measure
-  ema_params = _begin(run, workdir)
+  ema_params = begin(run, workdir).ema_params
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(
       diagnose, "measure", lambda *args: traced.append(1) or measure(*args)
@@ -320,7 +307,7 @@ def test_one_compile_serves_all_levels(begun):
 )
 def test_a_model_of_any_process_and_objective_is_diagnosed(fields, tmp_path):
   run = _run(**fields)
-  _begin(run, tmp_path)
+  begin(run, tmp_path)
   result = diagnose.diagnose(run, tmp_path)
   assert result["process"] == run.config["diffusion"]["process"]
   told = [level["invariance_random"] is not None for level in result["levels"]]
