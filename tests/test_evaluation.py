@@ -233,7 +233,7 @@ def exact(run):
 
   config = make_config("three_gaussians")
   config.sampling.num_steps = 100
-  config.evaluation.update(num_levels=6, num_level_examples=200)
+  config.evaluation.update(num_levels=4, num_level_examples=200)
   built = _with_predictor(runs.build(config), predict)
   model = sampling.newest_model(make_run(), run)._replace(run=built)
   training_set = built.open_training_set()
@@ -342,21 +342,27 @@ def attacked(run, tmp_path_factory):
   return subject.open_subject(built, run)
 
 
-def test_attacks_are_stronger_the_more_they_know(attacked):
+def moved_by_kind(found):
+  """(attack, budget) -> moved."""
+  kinds = zip(found["attack"], found["budget"], strict=True)
+  return dict(zip(kinds, found["moved"], strict=True))
+
+
+ATTACKS = ["random", "greedy", "expected", "joint", "transfer"]
+
+
+def test_table_of_attacks(attacked, monkeypatch):
+  """Every kind at every budget, beside the samples of no attack."""
+  shift = {kind: n for n, kind in enumerate([None, *ATTACKS])}
+
+  def sampler(subject, kind):
+    signs = np.array([1.0, -1.0, 1.0])
+    return lambda budget: np.ones((16, 3)) + shift[kind] * budget * signs
+
+  monkeypatch.setattr(attack, "sampler", sampler)
   found = attack.measure(attacked).curves
-  moved = dict(
-    zip(
-      zip(found["attack"], found["budget"], strict=True),
-      found["moved"],
-      strict=True,
-    )
-  )
-  kinds = ["random", "greedy", "expected", "joint", "transfer"]
-  assert [moved[kind, 0.0] for kind in kinds] == [0.0] * 5
-  assert moved["random", 0.3] < moved["expected", 0.3]
-  assert moved["expected", 0.3] <= moved["joint", 0.3] * 1.02
-  # It moves this run, by what was made for another.
-  assert 0 < moved["transfer", 0.3] < moved["joint", 0.3]
+  expected = {(k, b): shift[k] * b for k in ATTACKS for b in (0.0, 0.3)}
+  assert moved_by_kind(found) == pytest.approx(expected)
   queries = dict(zip(found["attack"], found["queries"], strict=True))
   # 4 levels, 3 steps forward and backward, and the sample to move from.
   assert queries["joint"] == 4 + 3 * 4 * 2
@@ -364,6 +370,27 @@ def test_attacks_are_stronger_the_more_they_know(attacked):
   assert queries["transfer"] == queries["random"] == 0
 
 
+def test_transfer_moves_the_run_by_what_was_made_for_another(attacked):
+  plain, joint, transfer, random = (
+    attack.sampler(attacked, kind)
+    for kind in (None, "joint", "transfer", "random")
+  )
+  still = plain(0.0)
+  np.testing.assert_array_equal(transfer(0.0), still)
+  moved = lambda x_0: np.sqrt(np.mean(np.square(x_0 - still)))
+  assert 0 < moved(transfer(0.3)) < moved(joint(0.3))
+  assert 0 < moved(random(0.3)) < moved(joint(0.3))
+
+
+@pytest.mark.slow
+def test_attacks_are_stronger_the_more_they_know(attacked):
+  moved = moved_by_kind(attack.measure(attacked).curves)
+  assert [moved[kind, 0.0] for kind in ATTACKS] == [0.0] * 5
+  assert moved["random", 0.3] < moved["expected", 0.3]
+  assert moved["expected", 0.3] <= moved["joint", 0.3] * 1.02
+
+
+@pytest.mark.slow
 def test_transfer_from_the_network_itself_is_the_joint_attack(
   attacked, monkeypatch
 ):
