@@ -1,15 +1,13 @@
 """The configuration: its files, its checks, and what binds a run."""
 
 import json
-import os
 import pathlib
 import re
+import runpy
 import shlex
-import subprocess
-import sys
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -17,9 +15,14 @@ from ml_collections import config_flags
 from rad_jax import checks
 from rad_jax import config as configs
 from rad_jax import run as runs
+from rad_jax.training import step
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
+UNETS = {
+  *("celeba64", "cifar10", "cifar10_edm", "cifar10_finetune"),
+  *("imagenet64", "lsun_bedroom"),
+}
 nan, inf = float("nan"), float("inf")
 
 
@@ -67,22 +70,47 @@ class TestFiles:
     assert configs.conflicts(saved, config.to_dict()) == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_smoke_is_small_and_its_step_fits_its_data(path):
-  config = load(f"{path}:smoke")
-  assert config.train.num_steps <= 20
-  state = jax.eval_shape(runs.build(config).initial_state)
-  assert sum(x.size for x in jax.tree.leaves(state.params)) < 1e5
+def shapes(run):
+  """Of the first state and of a batch as stored."""
+  size = run.train.batch_size
+  dtype = np.float32 if run.is_synthetic else np.uint8
   batch = {
-    "x_0": jnp.zeros(
-      (config.train.batch_size, *runs.build(config).example_shape),
-      jnp.float32 if configs.is_synthetic(config) else jnp.uint8,
-    ),
-    "index": jnp.zeros((config.train.batch_size,), jnp.int32),
+    "x_0": jax.ShapeDtypeStruct((size, *run.example_shape), dtype),
+    "index": jax.ShapeDtypeStruct((size,), np.int32),
   }
-  after, metrics = jax.eval_shape(
-    runs.build(config).train_step(True), state, batch
-  )
+  return jax.eval_shape(run.initial_state), batch
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_smoke_is_small_and_its_network_fits_its_data(path):
+  run = runs.build(load(f"{path}:smoke"))
+  assert run.train.num_steps <= 20
+  state, batch = shapes(run)
+  assert sum(x.size for x in jax.tree.leaves(state.params)) < 1e5
+
+  def estimate(state, batch):
+    draws = step.draw_batch(run.method, state, batch, run.prepare)
+    return run.method.predictor(state.params, draws.noised.x_t, draws.level)
+
+  found = jax.eval_shape(estimate, state, batch)
+  assert (found.shape, found.dtype) == (batch["x_0"].shape, np.float32)
+
+
+# The steps of other U-Nets take seconds to trace.
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(
+      path.stem,
+      marks=[pytest.mark.slow] * (path.stem in UNETS - {"lsun_bedroom"}),
+    )
+    for path in FILES
+  ],
+)
+def test_smoke_s_step_keeps_the_types_of_the_state(name):
+  run = runs.build(load(f"{ROOT / 'configs' / name}.py:smoke"))
+  state, batch = shapes(run)
+  after, metrics = jax.eval_shape(run.train_step(True), state, batch)
   assert [x.dtype for x in jax.tree.leaves(after)] == (
     [x.dtype for x in jax.tree.leaves(state)]
   )
@@ -594,15 +622,8 @@ def test_origin_of_a_value():
 
 
 def test_page_of_fields_is_that_of_the_table():
-  made = subprocess.run(
-    [sys.executable, "-c", "import fields; print(fields.page(), end='')"],
-    cwd=ROOT / "docs" / "assets",
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=True,
-  ).stdout
-  assert (ROOT / "docs" / "fields.md").read_text() == made, (
+  page = runpy.run_path(str(ROOT / "docs" / "assets" / "fields.py"))["page"]
+  assert (ROOT / "docs" / "fields.md").read_text() == page(), (
     "run: python docs/assets/fields.py"
   )
 

@@ -1,5 +1,6 @@
 """Corruptions of images: closed forms, then Pillow's JPEG and SciPy's blur."""
 
+import functools
 import io
 
 import jax
@@ -32,14 +33,39 @@ def _smooth(height, width, channels, seed=0):
   return np.rint(255 * (x - x.min()) / np.ptp(x)).astype(np.uint8)
 
 
+@functools.cache
 def _images(n, shape=(16, 12, 3)):
   stack = np.stack([_smooth(*shape, seed=i) for i in range(n)])
-  return jnp.asarray(examples.to_model_range(stack))
+  return examples.to_model_range(stack)
 
 
-def _apply(kind, x_0, strength, seed=0):
-  apply = corruptions.CORRUPTIONS[kind].apply
-  return np.asarray(apply(_key(seed), x_0, strength))
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _applied(kind, x_0, strength):
+  return corruptions.CORRUPTIONS[kind].apply(_key(), x_0, strength)
+
+
+def _apply(kind, x_0, strength):
+  x_0 = np.asarray(x_0, np.float32)
+  return np.asarray(_applied(kind, x_0, strength))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _corrupted(index, x_0, kind, fraction, strengths):
+  make = functools.partial(prepare.make_corruption, _key(), kind, fraction)
+  return [make(strength)(index, x_0) for strength in strengths]
+
+
+def _corrupt(x_0, kind, fraction, *strengths, index=None):
+  """The training set's examples of an index, all by default, by strength."""
+  index = np.arange(len(x_0)) if index is None else np.asarray(index)
+  x_0 = np.asarray(x_0, np.float32)
+  return jax.device_get(_corrupted(index, x_0, kind, fraction, strengths))
+
+
+def _weak_and_strong(kind, x_0, index=None):
+  """At the least and the greatest severity."""
+  ladder = corruptions.CORRUPTIONS[kind].severities
+  return _corrupt(x_0, kind, 1.0, ladder[0], ladder[-1], index=index)
 
 
 # All kinds.
@@ -52,32 +78,26 @@ def test_strength_zero_is_none(kind):
   np.testing.assert_array_equal(_apply(kind, x_0, 0.0), x_0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(16, 12, 3), (9, 9, 1)])
+@pytest.mark.parametrize(
+  "kind, shape",
+  [(kind, (16, 12, 3)) for kind in KINDS]
+  + [(kind, (9, 9, 1)) for kind in ("blur", "jpeg", "mask")],
+)
 def test_runs_inside_jit_and_belongs_to_the_example(kind, shape):
-  x_0, index = _images(6, shape), jnp.arange(6)
-  strength = MODERATE[kind]
-
-  @jax.jit
-  def corrupt(index, x_0):
-    return corruptions.corrupt(_key(), index, x_0, kind, 1.0, strength)
-
-  whole = corrupt(index, x_0)
+  x_0 = _images(6, shape)
+  _, whole = _weak_and_strong(kind, x_0)
   assert whole.shape == x_0.shape and whole.dtype == x_0.dtype
   assert np.all(np.isfinite(whole))
-  moved = jnp.asarray([4, 1, 0, 0, 5, 2])
-  np.testing.assert_array_equal(corrupt(moved, x_0[moved]), whole[moved])
+  moved = np.array([4, 1, 0, 0, 5, 2])
+  _, found = _weak_and_strong(kind, x_0[moved], index=moved)
+  np.testing.assert_array_equal(found, whole[moved])
 
 
 @pytest.mark.parametrize("kind", RANDOM)
 def test_examples_are_hit_each_in_its_own_way(kind):
-  x_0 = jnp.full((40, 8, 8, 1), 0.3)
-  dirty = corruptions.corrupt(
-    _key(), jnp.arange(40), x_0, kind, 1.0, MODERATE[kind]
-  )
-  # The square of half the area has 9 places, each pair of others is apart.
-  distinct = len(np.unique(np.asarray(dirty), axis=0))
-  assert distinct >= (8 if kind == "mask" else 38)
+  _, dirty = _weak_and_strong(kind, np.full((6, 16, 12, 3), 0.3))
+  # The rectangle has 30 places: two of six may share one.
+  assert len(np.unique(dirty, axis=0)) >= (5 if kind == "mask" else 6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,13 +105,9 @@ def test_severities_rise(kind):
   _, ladder, strongest, _ = corruptions.CORRUPTIONS[kind]
   assert len(ladder) == 5 and list(ladder) == sorted(set(ladder))
   assert 0 < ladder[0] and ladder[-1] <= strongest
-  x_0 = _images(16, (24, 24, 3))
-  index = jnp.arange(16)
-  dirty = [
-    corruptions.corrupt(_key(), index, x_0, kind, 1.0, s) for s in ladder
-  ]
-  distance = [np.mean((x - x_0) ** 2) for x in dirty]
-  assert distance[0] > 0 and np.all(np.diff(distance) > 0)
+  x_0 = _images(6)
+  weak, strong = (np.mean((x - x_0) ** 2) for x in _weak_and_strong(kind, x_0))
+  assert 0 < weak < strong
 
 
 def test_strength_is_sigma_or_a_severity():
@@ -104,7 +120,7 @@ def test_strength_is_sigma_or_a_severity():
 
 
 def test_salt_and_pepper_hits_its_share_half_and_half():
-  x_0 = jnp.full((200, 200, 3), 0.3)
+  x_0 = np.full((200, 200, 3), 0.3)
   dirty = _apply("salt_and_pepper", x_0, 0.2)
   assert set(np.unique(dirty)) == {-1.0, np.float32(0.3), 1.0}
   # 120,000 elements: four standard errors are 0.0035 at most.
@@ -113,7 +129,7 @@ def test_salt_and_pepper_hits_its_share_half_and_half():
 
 
 def test_salt_and_pepper_hits_channels_one_by_one():
-  hit = _apply("salt_and_pepper", jnp.zeros((200, 200, 2)), 0.5) != 0
+  hit = _apply("salt_and_pepper", np.zeros((200, 200, 2)), 0.5) != 0
   # Independent: both with probability 1/4; four standard errors are 0.009.
   assert np.mean(hit.all(axis=2)) == pytest.approx(0.25, abs=0.009)
 
@@ -125,7 +141,7 @@ def test_salt_and_pepper_hits_channels_one_by_one():
   "share, sides", [(0.25, (6, 10)), (1.0, (12, 20)), (1e-9, (1, 1))]
 )
 def test_mask_is_a_rectangle_of_zeros(share, sides):
-  x_0 = jnp.full((12, 20, 3), 0.3)
+  x_0 = np.full((12, 20, 3), 0.3, np.float32)
   dirty = _apply("mask", x_0, share)
   rows, columns, _ = np.nonzero(dirty == 0)
   top, left = rows.min(), columns.min()
@@ -136,9 +152,8 @@ def test_mask_is_a_rectangle_of_zeros(share, sides):
 
 
 def test_mask_lies_anywhere_inside():
-  x_0 = jnp.ones((400, 4, 6, 1))
-  dirty = corruptions.corrupt(_key(), jnp.arange(400), x_0, "mask", 1.0, 1 / 4)
-  corners = np.array([np.argwhere(x == 0)[0, :2] for x in np.asarray(dirty)])
+  (dirty,) = _corrupt(np.ones((400, 4, 6, 1)), "mask", 1.0, 1 / 4)
+  corners = np.array([np.argwhere(x == 0)[0, :2] for x in dirty])
   places, counts = np.unique(corners, axis=0, return_counts=True)
   # 2 x 3 pixels have 3 x 4 places in 4 x 6, 33 each: 11 within four errors.
   assert len(places) == 12
@@ -163,7 +178,7 @@ _round_trip = jax.jit(jpeg.round_trip, static_argnums=1)
 
 
 def _ours(image, quality):
-  x = jnp.asarray(examples.to_model_range(image))
+  x = examples.to_model_range(image)
   return examples.to_uint8(np.asarray(_round_trip(x, quality)))
 
 
@@ -174,9 +189,16 @@ def test_quantisation_tables_are_libjpegs(quality):
     np.testing.assert_array_equal(ours.ravel(), tables[place])
 
 
-@pytest.mark.parametrize("quality", [85, 25])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("sides", [(32, 32), (31, 45), (9, 17)])
+@pytest.mark.parametrize(
+  "sides, channels, quality",
+  [
+    ((32, 32), 3, 85),
+    ((31, 45), 3, 25),
+    ((9, 17), 3, 85),
+    ((9, 17), 1, 25),
+    ((32, 32), 1, 85),
+  ],
+)
 def test_jpeg_is_pillows(sides, channels, quality):
   image = _smooth(*sides, channels)
   theirs = _pillow(image, quality)[0].astype(float)
@@ -212,17 +234,15 @@ def test_jpeg_clips_and_needs_an_image():
   dirty = _apply("jpeg", x_0, 10.0)
   assert np.abs(dirty).max() <= 1
   np.testing.assert_array_equal(
-    dirty, _apply("jpeg", jnp.clip(x_0, -1, 1), 10.0)
+    dirty, _apply("jpeg", np.clip(x_0, -1, 1), 10.0)
   )
   with pytest.raises(ValueError, match=r"JPEG holds .*not \(8, 8, 2\)"):
-    _apply("jpeg", jnp.zeros((8, 8, 2)), 10.0)
+    _apply("jpeg", np.zeros((8, 8, 2)), 10.0)
 
 
 def test_jpeg_strength_is_the_quality_lost():
   x_0 = _images(1)[0]
-  np.testing.assert_array_equal(
-    _apply("jpeg", x_0, 30.0), jpeg.round_trip(x_0, 70)
-  )
+  np.testing.assert_array_equal(_apply("jpeg", x_0, 30.0), _round_trip(x_0, 70))
 
 
 # Blur.
@@ -238,7 +258,8 @@ def test_blur_is_scipys(std):
 
 
 def test_blur_spreads_a_point_by_its_variance_and_keeps_the_mean():
-  x_0 = jnp.zeros((41, 41, 1)).at[20, 20].set(1.0)
+  x_0 = np.zeros((41, 41, 1))
+  x_0[20, 20] = 1.0
   spot = _apply("blur", x_0, 3.0)[..., 0]
   place = np.arange(41) - 20
   for axis in (0, 1):
@@ -273,36 +294,37 @@ def _config(name="cifar10", objective="robust_adv", **fields):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_severity_stands_for_its_strength(kind):
-  x_0, index = _images(8), jnp.arange(8)
+  ladder = corruptions.CORRUPTIONS[kind].severities
 
-  def dirty(**fields):
+  def strength(**fields):
     config = _config(kind=kind, fraction=0.5, **fields)
     checks.validate(config)
-    corrupt = prepare.make_corruption(_key(), *_strength(config))
-    return np.asarray(corrupt(index, x_0))
+    assert configs.corruption_strength(config) == _strength(config)[2]
+    return _strength(config)
 
-  ladder = corruptions.CORRUPTIONS[kind].severities
-  by_severity = dirty(severity=4)
-  np.testing.assert_array_equal(by_severity, dirty(sigma=ladder[3]))
-  assert np.any(by_severity != dirty(severity=5))
+  assert strength(severity=4) == strength(sigma=ladder[3])
+  assert strength(severity=4) != strength(severity=5)
   # A sigma that is not looked at need not suit the kind.
-  np.testing.assert_array_equal(by_severity, dirty(severity=4, sigma=1.5))
+  assert strength(severity=4) == strength(severity=4, sigma=1.5)
 
 
 def test_severity_zero_is_as_before():
-  x_0, index = _images(8), jnp.arange(8)
+  x_0, index = _images(6), np.arange(6)
   config = _config(fraction=0.5, sigma=0.3)
-  flags, noise = jax.vmap(
-    lambda i: jax.random.split(jax.random.fold_in(_key(), i)), out_axes=1
-  )(index)
-  dirty = x_0 + 0.3 * jax.vmap(lambda k: jax.random.normal(k, (16, 12, 3)))(
-    noise
-  )
-  hit = jax.vmap(jax.random.uniform)(flags) < 0.5
-  np.testing.assert_array_equal(
-    prepare.make_corruption(_key(), *_strength(config))(index, x_0),
-    jnp.where(hit[:, None, None, None], dirty, x_0),
-  )
+
+  @jax.jit
+  @jax.vmap
+  def before(index, x_0):
+    flag, noise = jax.random.split(jax.random.fold_in(_key(), index))
+    hit = jax.random.uniform(flag) < 0.5
+    dirty = x_0 + 0.3 * jax.random.normal(noise, x_0.shape)
+    return hit, jnp.where(hit, dirty, x_0)
+
+  hit, expected = jax.device_get(before(index, x_0))
+  assert 0 < hit.sum() < 6
+  (found,) = _corrupt(x_0, *_strength(config))
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+  np.testing.assert_array_equal(found[~hit], x_0[~hit])
 
 
 def test_noise_aware_training_is_told_the_strength():
@@ -317,6 +339,14 @@ def test_noise_aware_training_is_told_the_strength():
     checks.validate(config)
   config.sampling.stop_sigma = 0.12
   checks.validate(config)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_gaussian_noise_is_known(kind):
+  noise_of = prepare.make_known_noise(_key(), kind, 1.0, 0.3)
+  known = np.float32(0.3 if kind == "gaussian" else 0)
+  found = jax.jit(noise_of)(np.arange(8))
+  np.testing.assert_array_equal(found, np.full(8, known))
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"gaussian"}))
@@ -370,7 +400,5 @@ def test_points_take_salt_and_pepper():
   config.data.name, config.model.name = "oblique_plane", "mlp"
   config.data.corruption.update(kind="salt_and_pepper", fraction=1.0)
   checks.validate(config)
-  x_0 = jnp.full((500, 3), 0.3)
-  corrupt = prepare.make_corruption(_key(), *_strength(config))
-  dirty = corrupt(jnp.arange(500), x_0)
+  (dirty,) = _corrupt(np.full((500, 3), 0.3), *_strength(config))
   assert np.mean(np.abs(dirty) == 1) == pytest.approx(0.2, abs=0.05)

@@ -4,11 +4,16 @@ The linear networks are eps = A x / sigma + c, so that A is the Jacobian by w.
 """
 
 import json
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
+from begun import begin
 
 from rad_jax import config as configs
 from rad_jax import run as runs
@@ -17,47 +22,54 @@ from rad_jax.diffusion.process import per_example
 from rad_jax.evaluation import diagnose
 from rad_jax.reports import curves
 from rad_jax.robustness import noising
-from rad_jax.training import checkpoints, loop
+from rad_jax.training import checkpoints
 
 SHAPE = (2, 4)
 # Sigmas other than 1: a shift of w, not sigma w, is found out.
 EDM = schedules.edm()
 
 
-def _noised(b=64, seed=0):
-  level = EDM.draw(jax.random.split(jax.random.key(seed), b))
-  x_0 = jax.random.normal(jax.random.key(seed + 1), (b, *SHAPE))
-  z = jax.random.normal(jax.random.key(seed + 2), (b, *SHAPE))
-  return noising.blind(x_0, jnp.zeros(b), level, z)
+@jax.jit
+def _noised():
+  keys = jax.random.split(jax.random.key(0), 66)
+  x_0, z = jax.random.normal(keys[0], (2, 64, *SHAPE))
+  return noising.blind(x_0, jnp.zeros(64), EDM.draw(keys[2:]), z)
 
 
-def _linear(noised, gains, c=0.3):
-  """eps = gains * x / sigma + c; gains broadcasts against an example."""
-  gains = jnp.broadcast_to(jnp.asarray(gains, jnp.float32), SHAPE)
+def _linear(noised, matrix, kink=0.0):
+  """eps = matrix @ x / sigma + 0.3, and kink * max(w[0] - 0.2, 0)."""
 
   def eps_fn(x_t):
-    sigma = per_example(noised.sigma, x_t.ndim)
-    return gains[None] * x_t / sigma + c
+    scaled = (x_t / per_example(noised.sigma, x_t.ndim)).reshape(len(x_t), -1)
+    still = noised.x_t.reshape(scaled.shape) / noised.sigma[:, None]
+    bump = kink * jnp.maximum(scaled[:, :1] - still[:, :1] - 0.2, 0)
+    return (scaled @ matrix.T + 0.3 + bump).reshape(x_t.shape)
 
   return eps_fn
 
 
-def _measure(noised, eps_fn, iterations=10, radius=0.5):
-  b = len(noised.sigma)
-  keys = jax.random.split(jax.random.key(9), b)
-  return diagnose.measure(eps_fn, noised, keys, jnp.full(b, radius), iterations)
+@jax.jit
+def _measured(noised, matrix, kink):
+  keys = jax.random.split(jax.random.key(9), 64)
+  eps_fn = _linear(noised, matrix, kink)
+  return diagnose.measure(eps_fn, noised, keys, jnp.full(64, 0.5), 10)
+
+
+def _measure(matrix, kink=0.0):
+  """Of such a network, by a matrix [8, 8]."""
+  found = _measured(_noised(), np.asarray(matrix, np.float32), kink)
+  return jax.device_get(found)
 
 
 def _ratio(error, w):
-  return float(jnp.sqrt(jnp.mean(error) / jnp.mean(w)))
+  return float(np.sqrt(np.mean(error) / np.mean(w)))
 
 
 @pytest.mark.parametrize("k", [-0.5, 0.0, 0.4, 1.0, 1.7])
 def test_a_scaled_identity_has_errors_k_less_1_and_k(k):
   # Bugs: no w in the equivariance error, no eps_hat, sigma left out, RMS(w)
   # squared. c falls out of all.
-  noised = _noised()
-  found = _measure(noised, _linear(noised, k))
+  found = _measure(k * np.eye(8))
   for errors in (found.random, found.least_equivariant):
     assert _ratio(errors.equivariance, errors.w) == pytest.approx(
       abs(k - 1), abs=1e-4
@@ -70,9 +82,8 @@ def test_a_scaled_identity_has_errors_k_less_1_and_k(k):
 
 
 def test_lipschitz_is_the_largest_gain_and_a_random_w_sees_the_rms():
-  noised = _noised()
-  gains = np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, -3.0]])
-  found = _measure(noised, _linear(noised, gains))
+  gains = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, -3.0])
+  found = _measure(np.diag(gains))
   np.testing.assert_allclose(found.lipschitz, 3.0, rtol=1e-4)
   random = found.random
   assert _ratio(random.invariance, random.w) == pytest.approx(
@@ -86,56 +97,40 @@ def test_lipschitz_is_the_largest_gain_and_a_random_w_sees_the_rms():
 def test_lipschitz_of_a_skew_network_is_its_singular_value():
   # A nilpotent Jacobian has no eigenvalue but 0; jvp in the place of vjp, or
   # one of them alone, ends at 0.
-  noised = _noised()
-
-  def eps_fn(x_t):
-    flat = x_t.reshape(len(x_t), -1) / noised.sigma[:, None]
-    moved = jnp.zeros_like(flat).at[:, 1].set(5 * flat[:, 0])
-    return moved.reshape(x_t.shape)
-
-  np.testing.assert_allclose(
-    diagnose.lipschitz(
-      eps_fn, noised, jax.random.split(jax.random.key(0), 64), 5
-    ),
-    5.0,
-    rtol=1e-5,
-  )
+  matrix = np.zeros((8, 8))
+  matrix[1, 0] = 5
+  np.testing.assert_allclose(_measure(matrix).lipschitz, 5.0, rtol=1e-5)
 
 
 def test_lipschitz_agrees_with_the_jacobians_of_a_curved_network():
-  noised = _noised(b=8)
-  weights = jax.random.normal(jax.random.key(4), (8, 8))
+  noised = jax.tree.map(lambda x: x[:8], _noised())
+  weights = np.random.default_rng(4).normal(0, 0.3, (8, 8))
+  weights = weights.astype(np.float32)
 
-  def one(x, sigma):
-    return jnp.tanh(weights @ (x.reshape(-1) / sigma)).reshape(x.shape)
+  @jax.jit
+  def estimates(noised, keys):
+    eps_fn = lambda x_t: jnp.tanh(_linear(noised, weights)(x_t))
+    return [
+      diagnose.lipschitz(eps_fn, noised, jax.random.clone(keys), iterations)
+      for iterations in (0, 1, 5, 200)
+    ]
 
-  eps_fn = lambda x_t: jax.vmap(one)(x_t, noised.sigma)
-  jacobian = lambda x, sigma: sigma * jax.jacobian(one)(x, sigma).reshape(8, 8)
-  exact = jnp.linalg.norm(
-    jax.vmap(jacobian)(noised.x_t, noised.sigma), ord=2, axis=(1, 2)
+  *few, many = jax.device_get(
+    estimates(noised, jax.random.split(jax.random.key(5), 8))
   )
-  keys = jax.random.split(jax.random.key(5), 8)
-  many = diagnose.lipschitz(eps_fn, noised, keys, 200)
+  u = np.asarray(noised.x_t).reshape(8, 8) / noised.sigma[:, None]
+  slope = 1 - np.tanh(u @ weights.T + 0.3) ** 2
+  exact = np.linalg.norm(slope[:, :, None] * weights, ord=2, axis=(1, 2))
   np.testing.assert_allclose(many, exact, rtol=1e-3)
   # From below, and closer with each iteration.
-  few = [
-    diagnose.lipschitz(eps_fn, noised, jax.random.clone(keys), n)
-    for n in (0, 1, 5)
-  ]
   for less, more in zip(few, [*few[1:], many], strict=True):
-    assert np.all(np.asarray(less) <= np.asarray(more) * (1 + 1e-5))
+    assert np.all(less <= more * (1 + 1e-5))
   assert np.mean(few[0]) < 0.9 * np.mean(exact)
 
 
 def test_adversarial_w_finds_what_a_random_one_does_not():
   # Kinked network: off by a bump that grows faster than w. Each goal's own w.
-  noised = _noised()
-
-  def eps_fn(x_t):
-    w = (x_t - noised.x_t) / per_example(noised.sigma, x_t.ndim)
-    return w + 4 * jnp.maximum(w[:, :1, :1] - 0.2, 0)
-
-  found = _measure(noised, eps_fn)
+  found = _measure(np.eye(8), kink=4.0)
   for name, attacked in [
     ("equivariance", found.least_equivariant),
     ("invariance", found.most_moved),
@@ -148,14 +143,7 @@ def test_adversarial_w_finds_what_a_random_one_does_not():
 def test_the_two_attacks_raise_their_own_error():
   # eps_hat moves by the mean of w: |moved| is largest where all of w has one
   # sign, and |moved - w| where half of it has the other.
-  noised = _noised()
-
-  def eps_fn(x_t):
-    scaled = x_t / per_example(noised.sigma, x_t.ndim)
-    mean = jnp.mean(scaled, axis=(1, 2), keepdims=True)
-    return jnp.broadcast_to(mean, x_t.shape)
-
-  found = _measure(noised, eps_fn)
+  found = _measure(np.full((8, 8), 1 / 8))
   most = found.most_moved
   np.testing.assert_allclose(most.w, 0.25, rtol=1e-4)  # all at corners
   assert _ratio(most.invariance, most.w) == pytest.approx(1, rel=1e-4)
@@ -171,7 +159,7 @@ def _summary(radius, error=1.0, sigma=1.0):
   errors = diagnose.Errors(error * parts[0], 4 * parts[1], w)
   level = jax.tree.map(
     lambda v: v[0],
-    schedules.Level(*(jnp.array([v]) for v in (1.0, sigma, 999.0, 1.0))),
+    schedules.Level(*(np.array([v]) for v in (1.0, sigma, 999.0, 1.0))),
   )
   return diagnose.summary(
     level,
@@ -207,23 +195,39 @@ def test_estimates_that_are_not_finite_are_refused():
 
 
 def _run(**fields):
-  config = configs.default()
-  config.data.name = "oblique_plane"
-  config.model.name = "mlp"
-  config = configs.variant(config, "smoke")
-  config.update_from_flattened_dict(
-    {name.replace("__", "."): value for name, value in fields.items()}
-  )
-  config.diagnose.update(num_levels=3, num_examples=20, power_iterations=3)
-  return runs.build(config)
+  own = {
+    "objective__lam": 0.3,
+    "diagnose__num_levels": 3,
+    "diagnose__num_examples": 20,
+    "diagnose__power_iterations": 3,
+    "sampling__batch_size": 16,
+  }
+  return runs.build(tiny.plane(**(own | fields)))
+
+
+class Begun(NamedTuple):
+  """A run, its diagnosis, and how to measure it by hand."""
+
+  run: runs.Run
+  workdir: pathlib.Path
+  ema_params: dict
+  result: dict
+  num_traces: int
+  measure: Callable  # make_measure's, compiled
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def begun(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
-  run = _run()
-  loop.train(run, workdir)
-  return run, workdir, diagnose.diagnose(run, workdir)
+  run, traced, measure = _run(), [], diagnose.measure
+  ema_params = begin(run, workdir).ema_params
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      diagnose, "measure", lambda *args: traced.append(1) or measure(*args)
+    )
+    result = diagnose.diagnose(run, workdir)
+  by_hand = jax.jit(diagnose.make_measure(run))
+  return Begun(run, workdir, ema_params, result, len(traced), by_hand)
 
 
 LEVEL = {
@@ -240,8 +244,8 @@ LEVEL = {
 }
 
 
-def test_a_run_is_diagnosed(run):
-  built, workdir, result = run
+def test_a_run_is_diagnosed(begun):
+  built, workdir, result = begun.run, begun.workdir, begun.result
   assert result == json.loads((workdir / "diagnosis.json").read_text())
   assert (result["step"], result["objective"]) == (20, "robust_adv")
   assert result["num_examples"] == 20  # in batches of 16, one filled up
@@ -257,53 +261,35 @@ def test_a_run_is_diagnosed(run):
     assert level["lipschitz_mean"] <= level["lipschitz_max"]
 
 
-def test_a_diagnosis_is_of_the_averaged_parameters_at_clean_states(run):
+def test_a_diagnosis_is_of_the_averaged_parameters_at_clean_states(begun):
   # By hand, at one level. Bugs: raw parameters, dirty examples, the filling
   # counted twice, one key for all levels.
-  built, workdir, result = run
-  with checkpoints.open_manager(workdir) as manager:
-    state = checkpoints.restore(
-      manager,
-      jax.eval_shape(built.initial_state),
-      jax.sharding.SingleDeviceSharding(jax.devices()[0]),
-    )
-  training_set = built.open_training_set()
-  place = np.arange(20)
-  x_0 = training_set.fetch(np.linspace(0, 511, 20).astype(int))
-  n, grid = 1, built.process.grid(3)
-  measured = jax.jit(diagnose.make_measure(built))(
-    state.ema_params, x_0, place, jax.tree.map(lambda v: v[n], grid), n
-  )
-  expected = diagnose.summary(
-    jax.tree.map(lambda v: v[n], grid), jax.device_get(measured)
-  )
+  training_set = begun.run.open_training_set()
+  assert training_set.num_examples == 64
+  x_0 = training_set.fetch(np.linspace(0, 63, 20).astype(int))
+  n, grid = 1, begun.run.process.grid(3)
+  level = jax.tree.map(lambda v: v[n], grid)
+  measured = begun.measure(begun.ema_params, x_0, np.arange(20), level, n)
+  expected = diagnose.summary(level, jax.device_get(measured))
   for name, value in expected.items():
-    assert result["levels"][n][name] == pytest.approx(value, rel=1e-4), name
+    found = begun.result["levels"][n][name]
+    assert found == pytest.approx(value, rel=1e-4), name
 
 
-def test_levels_and_examples_have_noise_of_their_own(run):
-  built, _, _ = run
-  grid = built.process.grid(3)
-  params = built.initial_state().params
-  x_0 = np.zeros((6, 3), np.float32)
-  level = jax.tree.map(lambda v: v[1], grid)
-  measure = jax.jit(diagnose.make_measure(built))
+def test_levels_and_examples_have_noise_of_their_own(begun):
+  level = jax.tree.map(lambda v: v[1], begun.run.process.grid(3))
+  x_0 = np.zeros((20, 3), np.float32)
   first, again, other = (
-    measure(params, x_0, np.arange(6), level, n).random.w for n in (0, 0, 1)
+    begun.measure(begun.ema_params, x_0, np.arange(20), level, n).random.w
+    for n in (0, 0, 1)
   )
   np.testing.assert_array_equal(first, again)
-  assert len(np.unique(np.concatenate([first, other]))) == 12
+  assert len(np.unique(np.concatenate([first, other]))) == 40
 
 
-def test_one_compile_serves_all_levels(run, monkeypatch):
-  built, workdir, _ = run
-  traced = []
-  measure = diagnose.measure
-  monkeypatch.setattr(
-    diagnose, "measure", lambda *args: traced.append(1) or measure(*args)
-  )
-  diagnose.diagnose(built, workdir)
-  assert len(traced) == 1
+def test_one_compile_serves_all_levels(begun):
+  assert len(begun.result["levels"]) == 3
+  assert begun.num_traces == 1
 
 
 @pytest.mark.parametrize(
@@ -319,9 +305,9 @@ def test_one_compile_serves_all_levels(run, monkeypatch):
     {"diffusion__prediction": "v", "objective__beta_role": "multiplicative"},
   ],
 )
-def test_a_model_trained_in_any_way_is_diagnosed(fields, tmp_path):
-  run = _run(**fields, train__num_steps=2)
-  loop.train(run, tmp_path)
+def test_a_model_of_any_process_and_objective_is_diagnosed(fields, tmp_path):
+  run = _run(**fields)
+  begin(run, tmp_path)
   result = diagnose.diagnose(run, tmp_path)
   assert result["process"] == run.config["diffusion"]["process"]
   told = [level["invariance_random"] is not None for level in result["levels"]]
@@ -333,9 +319,9 @@ def test_a_model_trained_in_any_way_is_diagnosed(fields, tmp_path):
   assert len(rows) == 5 and len({row.count("|") for row in rows}) == 1
 
 
-def test_the_figure_shows_all_levels(run):
-  _, _, result = run
-  figure = curves.diagnosis_figure({"run": result})
+def test_the_figure_shows_all_levels(begun):
+  levels = begun.result["levels"]
+  figure = curves.diagnosis_figure({"run": begun.result})
   assert len(figure.axes) == 3
   for axis, name in zip(
     figure.axes,
@@ -344,7 +330,7 @@ def test_the_figure_shows_all_levels(run):
   ):
     _, first, second = axis.lines
     np.testing.assert_allclose(
-      first.get_ydata(), [level[name] for level in result["levels"]]
+      first.get_ydata(), [level[name] for level in levels]
     )
     assert len(second.get_ydata()) == 3
 
@@ -354,7 +340,6 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     diagnose.diagnose(_run(), tmp_path)
 
 
-def test_a_run_of_another_objective_is_refused(run):
-  _, workdir, _ = run
+def test_a_run_of_another_objective_is_refused(begun):
   with pytest.raises(configs.ConfigError, match="objective.name"):
-    diagnose.diagnose(_run(objective__name="ddpm"), workdir)
+    diagnose.diagnose(_run(objective__name="ddpm"), begun.workdir)

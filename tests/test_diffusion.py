@@ -27,6 +27,9 @@ UPDATES = {
   "heun": samplers.heun(),
   "dpm_solver": samplers.dpm_solver(),
 }
+# Samplers take this many levels and examples where nothing asks for others, so
+# that many tests share one program of each sampler.
+NUM_LEVELS, B = 38, 8
 every_process = pytest.mark.parametrize("name", PROCESSES)
 
 
@@ -36,21 +39,38 @@ def _short_alpha_bar():
 
 
 def _normal(seed, shape):
-  return jax.random.normal(jax.random.key(seed), shape)
+  return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def _keys(seed, count):
-  return jax.random.split(jax.random.key(seed), count)
+def _key_data(seed, count):
+  return np.random.default_rng(seed).integers(
+    2**32, size=(count, 2), dtype=np.uint32
+  )
+
+
+@functools.cache
+def _drawer(draw):
+  """Levels of key data, in one program for each process."""
+  return jax.jit(lambda data: draw(jax.random.wrap_key_data(data)))
+
+
+def _draw(made, seed, count):
+  return _drawer(made.draw)(_key_data(seed, count))
 
 
 def _level(alpha, sigma):
   """Levels of these coefficients; what the network is told does not matter."""
-  alpha, sigma = (jnp.asarray(value, jnp.float32) for value in (alpha, sigma))
-  return Level(alpha, sigma, jnp.zeros_like(sigma), jnp.ones_like(sigma))
+  alpha, sigma = (np.asarray(value, np.float32) for value in (alpha, sigma))
+  return Level(alpha, sigma, np.zeros_like(sigma), np.ones_like(sigma))
 
 
 def _pick(levels, which):
   return jax.tree.map(lambda column: column[which], levels)
+
+
+@functools.cache
+def _grid(name, num_steps):
+  return jax.tree.map(np.asarray, PROCESSES[name].grid(num_steps))
 
 
 # Schedules.
@@ -119,7 +139,7 @@ def test_ddpm_levels_are_rounded_once_from_float64(name):
 def test_ddpm_trains_at_every_timestep_alike():
   # Chi squared of 49 degrees of freedom: 49 with a deviation of 9.9.
   alpha_bar = schedules.cosine_alpha_bar(50)
-  levels = schedules.ddpm(alpha_bar).draw(_keys(0, 20_000))
+  levels = _draw(schedules.ddpm(alpha_bar), 0, 20_000)
   t = np.asarray(levels.time, int)
   counts = np.bincount(t, minlength=50)
   assert counts.shape == (50,)
@@ -134,17 +154,24 @@ def test_ddpm_trains_at_every_timestep_alike():
   ids=[*PROCESSES, "logit_normal"],
 )
 def test_an_example_draws_its_level_from_its_own_key(made):
-  levels = made.draw(_keys(1, 8))
+  data = _key_data(1, 8)
+  parts = ([5], [7, 5, 2])
+
+  @jax.jit
+  def draw(*data):
+    return [made.draw(jax.random.wrap_key_data(some)) for some in data]
+
+  levels, *some = draw(data, *(data[part] for part in parts))
+  levels = jax.tree.map(np.asarray, levels)
   for column in levels:
     assert column.shape == (8,)
-    assert column.dtype == jnp.float32
+    assert column.dtype == np.float32
   assert len(np.unique(levels.sigma)) == 8
-  for which in ([5], [7, 5, 2]):
-    which = jnp.array(which)
+  for found, part in zip(some, parts, strict=True):
     jax.tree.map(
       lambda alone, among: np.testing.assert_allclose(alone, among, rtol=1e-6),
-      made.draw(_keys(1, 8)[which]),
-      _pick(levels, which),
+      found,
+      _pick(levels, part),
     )
 
 
@@ -189,7 +216,7 @@ def _check_edm_columns(levels, settings):
 @pytest.mark.parametrize("given", EDM_SETTINGS)
 def test_edm_draws_log_normal_noise(given):
   settings = EDM_DEFAULTS | given
-  levels = schedules.edm(**given).draw(_keys(2, 20_000))
+  levels = _draw(schedules.edm(**given), 2, 20_000)
   log_sigma = np.log(np.asarray(levels.sigma, np.float64))
   # Four standard errors.
   std = settings["log_std"]
@@ -228,7 +255,7 @@ def test_edm_grid_is_that_of_karras(given):
 @pytest.mark.parametrize("time", ["uniform", "logit_normal"])
 @pytest.mark.parametrize("end", [1e-3, 0.1])
 def test_flow_draws_its_stated_law(time, end):
-  levels = schedules.flow(time, end).draw(_keys(3, 20_000))
+  levels = _draw(schedules.flow(time, end), 3, 20_000)
   t = np.asarray(levels.sigma, np.float64)
   assert t.min() >= end - 1e-6
   assert t.max() <= 1 - end + 1e-6
@@ -240,7 +267,7 @@ def test_flow_draws_its_stated_law(time, end):
     assert np.mean(t < end + (1 - 2 * end) * quantile) == pytest.approx(
       share, abs=4 * math.sqrt(share * (1 - share) / 20_000)
     )
-  np.testing.assert_allclose(levels.alpha + levels.sigma, 1, atol=1e-6)
+  np.testing.assert_allclose(levels.alpha + t, 1, atol=1e-6)
   np.testing.assert_allclose(levels.time, 999 * t, rtol=1e-5)
   np.testing.assert_array_equal(levels.input_scale, 1)
 
@@ -260,20 +287,19 @@ def test_flow_grid_is_even_in_time(end):
 @every_process
 @pytest.mark.parametrize("num_steps", [1, 2, 18])
 def test_grids_fall_from_the_most_noise(name, num_steps):
-  made = PROCESSES[name]
-  levels = made.grid(num_steps)
+  levels = _grid(name, num_steps)
   for column in levels:
     assert column.shape == (num_steps,)
-    assert column.dtype == jnp.float32
+    assert column.dtype == np.float32
     assert np.isfinite(column).all()
-  ratio = np.asarray(levels.sigma / levels.alpha)
+  ratio = levels.sigma / levels.alpha
   assert np.all(np.diff(ratio) < 0)
-  assert np.all(np.diff(np.asarray(levels.time)) < 0)
+  assert np.all(np.diff(levels.time) < 0)
   assert ratio[0] == pytest.approx(
     {"ddpm": 157.4, "edm": 80, "flow": 999}[name], rel=1e-3
   )
-  assert np.all(np.asarray(levels.time) >= -1e-3)
-  assert np.all(np.asarray(levels.time) <= 1000)
+  assert np.all(levels.time >= -1e-3)
+  assert np.all(levels.time <= 1000)
 
 
 @pytest.mark.parametrize("num_steps", [2, 3, 7, 333, 999, 1000])
@@ -284,7 +310,7 @@ def test_respaced_timesteps_are_even_and_hold_both_ends(num_steps):
   assert (t[0], t[-1]) == (999, 0)
   assert gaps.min() >= 1
   assert gaps.max() - gaps.min() <= 1
-  np.testing.assert_array_equal(PROCESSES["ddpm"].grid(num_steps).time, t)
+  np.testing.assert_array_equal(_grid("ddpm", num_steps).time, t)
 
 
 def test_respacing_to_every_step_and_to_one():
@@ -302,13 +328,13 @@ def test_respacing_refuses_other_numbers_of_steps(num_steps):
 
 @every_process
 def test_stopped_keeps_the_levels_of_at_least_this_noise(name):
-  levels = PROCESSES[name].grid(20)
-  ratio = np.asarray(levels.sigma / levels.alpha)
+  levels = _grid(name, NUM_LEVELS)
+  ratio = levels.sigma / levels.alpha
   # A level's own ratio keeps it; just above, it goes.
   for sigma, count in [
     (float(ratio[7]), 8),
     (float(ratio[7]) * 1.001, 7),
-    (0.0, 20),
+    (0.0, NUM_LEVELS),
     (float(ratio[0]), 1),
   ]:
     kept = schedules.stopped(levels, sigma)
@@ -331,16 +357,33 @@ def test_processes_are_made_of_their_own_settings_by_name():
     "flow": schedules.flow("logit_normal"),
   }
   assert schedules.PROCESSES.keys() == expected.keys()
+
+  @jax.jit
+  def draws(data):
+    return [
+      (
+        schedules.PROCESSES[name](settings).draw(
+          jax.random.wrap_key_data(data)
+        ),
+        made.draw(jax.random.wrap_key_data(data)),
+      )
+      for name, made in expected.items()
+    ]
+
+  for level, other in draws(_key_data(1, 8)):
+    jax.tree.map(np.testing.assert_array_equal, level, other)
   for name, made in expected.items():
     found = schedules.PROCESSES[name](settings)
-    for level, other in (
-      (found.grid(5), made.grid(5)),
-      (found.draw(_keys(1, 8)), made.draw(_keys(1, 8))),
-    ):
-      jax.tree.map(np.testing.assert_array_equal, level, other)
+    jax.tree.map(np.testing.assert_array_equal, found.grid(5), made.grid(5))
 
 
 # The process.
+
+_unit_sigma = jax.jit(process.unit_sigma)
+_diffuse = jax.jit(process.diffuse)
+_eps_to_x_0 = jax.jit(process.eps_to_x_0)
+_x_0_to_eps = jax.jit(process.x_0_to_eps)
+_transition = jax.jit(process.transition)
 
 
 def _ends(name):
@@ -369,17 +412,17 @@ def test_per_example_gives_each_example_its_own_entry():
 
 def test_unit_sigma_depends_on_the_ratio_alone():
   level, _, sigma = _ends("ddpm")
-  np.testing.assert_allclose(process.unit_sigma(level), sigma, rtol=1e-6)
+  np.testing.assert_allclose(_unit_sigma(level), sigma, rtol=1e-6)
   for name in PROCESSES:
     level, alpha, sigma = _ends(name)
-    unit = process.unit_sigma(level)
+    unit = _unit_sigma(level)
     np.testing.assert_allclose(
       unit, np.sqrt(1 / (1 + (alpha / sigma) ** 2)), rtol=1e-6
     )
     # The same ratio with alpha 1, and with alpha^2 + sigma^2 = 1.
     ratio = sigma / alpha
     np.testing.assert_allclose(
-      process.unit_sigma(_level(np.ones(6), ratio)), unit, rtol=1e-6
+      _unit_sigma(_level(np.ones(6), ratio)), unit, rtol=1e-6
     )
 
 
@@ -387,9 +430,9 @@ def test_diffuse_has_the_stated_moments():
   # 40,000 draws of two points: standard errors 0.005 sigma_t and less.
   n = 40_000
   for alpha, sigma in [(0.8, 0.6), (1.0, 1.7), (0.3, 0.7)]:
-    x_0 = jnp.tile(jnp.array([[2.0, -1.0]]), (n, 1))
+    x_0 = np.tile(np.float32([[2.0, -1.0]]), (n, 1))
     level = _level(np.full(n, alpha), np.full(n, sigma))
-    x_t = process.diffuse(level, x_0, _normal(2, (n, 2)))
+    x_t = _diffuse(level, x_0, _normal(2, (n, 2)))
     np.testing.assert_allclose(
       np.mean(x_t, 0), alpha * np.array([2.0, -1.0]), atol=0.02 * sigma
     )
@@ -408,7 +451,7 @@ def test_diffuse_takes_each_example_at_its_own_level(name, clean):
   level, alpha, sigma = _ends(name)
   x_0, eps = clean
   np.testing.assert_allclose(
-    process.diffuse(level, x_0, eps),
+    _diffuse(level, x_0, eps),
     _broadcast(alpha) * np.asarray(x_0, np.float64)
     + _broadcast(sigma) * np.asarray(eps, np.float64),
     rtol=1e-6,
@@ -420,18 +463,18 @@ def test_diffuse_takes_each_example_at_its_own_level(name, clean):
 def test_conversions_recover_what_the_state_was_made_of(name, clean):
   level, _, _ = _ends(name)
   x_0, eps = clean
-  x_t = process.diffuse(level, x_0, eps)
+  x_t = _diffuse(level, x_0, eps)
   # Divisions by a_99 = 0.005 and by s_0 = 0.02 amplify the rounding.
   close = lambda x, y: np.testing.assert_allclose(x, y, atol=3e-4)
-  close(process.eps_to_x_0(level, x_t, eps), x_0)
-  close(process.x_0_to_eps(level, x_t, x_0), eps)
+  close(_eps_to_x_0(level, x_t, eps), x_0)
+  close(_x_0_to_eps(level, x_t, x_0), eps)
 
 
 @every_process
 def test_conversions_invert_each_other_for_any_estimate(name, clean):
   level, alpha, sigma = _ends(name)
-  x_t, guess = process.diffuse(level, *clean), _normal(3, (6, 2, 3, 1))
-  x_0 = process.eps_to_x_0(level, x_t, guess)
+  x_t, guess = _diffuse(level, *clean), _normal(3, (6, 2, 3, 1))
+  x_0 = _eps_to_x_0(level, x_t, guess)
   np.testing.assert_allclose(
     x_0,
     (np.asarray(x_t, np.float64) - _broadcast(sigma) * np.asarray(guess))
@@ -440,9 +483,7 @@ def test_conversions_invert_each_other_for_any_estimate(name, clean):
     atol=1e-4,
   )
   # x_0 of a wrong eps is as large as 1 / a_99 = 200: the error is relative.
-  np.testing.assert_allclose(
-    process.x_0_to_eps(level, x_t, x_0), guess, atol=3e-4
-  )
+  np.testing.assert_allclose(_x_0_to_eps(level, x_t, x_0), guess, atol=3e-4)
 
 
 def _bayes(x_0, x_t, a_t, s_t, a_s, s_s):
@@ -457,16 +498,13 @@ def _bayes(x_0, x_t, a_t, s_t, a_s, s_s):
 @every_process
 def test_transition_over_several_steps_is_bayes_rule(name):
   _, alpha, sigma = _ends(name)
-  for t, s in [(5, 4), (4, 2), (3, 2), (2, 0), (1, 0)]:
-    x_0, x_t = 0.7, -1.3
-    actual = process.transition(
-      _level(alpha[t], sigma[t]),
-      _level(alpha[s], sigma[s]),
-      jnp.float32(x_0),
-      jnp.float32(x_t),
-    )
-    expected = _bayes(x_0, x_t, alpha[t], sigma[t], alpha[s], sigma[s])
-    np.testing.assert_allclose(actual, expected, rtol=2e-5)
+  t, s = np.transpose([(5, 4), (4, 2), (3, 2), (2, 0), (1, 0)])
+  x_0, x_t = np.full((2, 5), [[0.7], [-1.3]], np.float32)
+  actual = _transition(
+    _level(alpha[t], sigma[t]), _level(alpha[s], sigma[s]), x_0, x_t
+  )
+  expected = _bayes(0.7, -1.3, alpha[t], sigma[t], alpha[s], sigma[s])
+  np.testing.assert_allclose(actual, expected, rtol=2e-5)
 
 
 @pytest.mark.parametrize("num_timesteps", [100, 1000])
@@ -474,13 +512,13 @@ def test_transition_is_the_posterior_of_ddpm(num_timesteps):
   # Ho et al. 2020, Eqs. 6 and 7, whose beta_t is alone of order 1e-4 at first.
   alpha_bar = schedules.linear_alpha_bar(num_timesteps)
   levels = schedules.ddpm(alpha_bar).grid(num_timesteps)
-  levels = _pick(levels, slice(None, None, -1))
+  levels = jax.tree.map(lambda column: np.asarray(column)[::-1], levels)
   x_0, x_t = np.full(num_timesteps - 1, 0.7), np.full(num_timesteps - 1, -1.3)
-  mean, small, large = process.transition(
+  mean, small, large = _transition(
     _pick(levels, slice(1, None)),
     _pick(levels, slice(-1)),
-    jnp.asarray(x_0, jnp.float32),
-    jnp.asarray(x_t, jnp.float32),
+    np.float32(x_0),
+    np.float32(x_t),
   )
   before, after = alpha_bar[:-1], alpha_bar[1:]
   beta = 1 - after / before
@@ -499,51 +537,92 @@ def test_transition_is_the_posterior_of_ddpm(num_timesteps):
 def test_transitions_compose(name):
   # q(x_r | x_t, x_0) is q(x_r | x_s, x_0) averaged over q(x_s | x_t, x_0).
   _, alpha, sigma = _ends(name)
-  at = [_level(alpha[i], sigma[i]) for i in range(6)]
-  x_0, x_t = jnp.float32(0.7), jnp.float32(-1.3)
-  for t, s, r in [(5, 3, 2), (3, 2, 1), (4, 2, 0)]:
-    mean_s, var_s, added_s = process.transition(at[t], at[s], x_0, x_t)
-    mean, var_r, added_r = process.transition(at[s], at[r], x_0, mean_s)
-    one = process.transition(at[s], at[r], x_0, mean_s + 1)[0]
-    actual = (
-      mean,
-      var_r + jnp.square(one - mean) * var_s,
-      added_s + jnp.square(at[t].alpha / at[s].alpha) * added_r,
+  t, s, r = (
+    _level(alpha[i], sigma[i])
+    for i in np.transpose(
+      [(5, 3, 2), (3, 2, 1), (4, 2, 0), (5, 1, 0), (4, 3, 1)]
     )
-    np.testing.assert_allclose(
-      actual, process.transition(at[t], at[r], x_0, x_t), rtol=1e-4
-    )
+  )
+  x_0, x_t = np.full((2, 5), [[0.7], [-1.3]], np.float32)
+  mean_s, var_s, added_s = map(np.asarray, _transition(t, s, x_0, x_t))
+  mean, var_r, added_r = map(np.asarray, _transition(s, r, x_0, mean_s))
+  one = _transition(s, r, x_0, mean_s + 1)[0]
+  actual = (
+    mean,
+    var_r + np.square(one - mean) * var_s,
+    added_s + np.square(t.alpha / s.alpha) * added_r,
+  )
+  np.testing.assert_allclose(actual, _transition(t, r, x_0, x_t), rtol=1e-4)
 
 
 # Samplers.
 
 
+def _estimates(data, x, a, s):
+  """A clean estimate of three terms, and the noise that it implies.
+
+  A point, a linear one of unit Gaussian data, and one that is no line.
+  """
+  point, linear, curved = data
+  curve = jnp.tanh(x / jnp.sqrt(a**2 + s**2)) + 0.1 * a * s
+  x_0_hat = point + linear * a * x + curved * curve
+  return x_0_hat, (x - a * x_0_hat) / s
+
+
 def _point(c):
-  """The denoiser of data that is the point c alone."""
-
-  def denoise(x_t, level):
-    return jnp.full_like(x_t, c), (x_t - level.alpha * c) / level.sigma
-
-  return denoise
+  return c, 0.0, 0.0
 
 
-def _one_step(update, denoise, level_t, level_s, x_t, z):
-  """x_s of a first step."""
-  step = samplers.Step(jnp.asarray(1), level_t, level_t, level_s)
-  return update(denoise, step, x_t, jnp.zeros_like(x_t), z)[0]
+UNIT_GAUSSIAN, CURVED = (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 
 
-def _parts(update, level_t, level_s, denoise):
+@functools.cache
+def _stepper(update):
+  def run(data, step, x_t, last_x_0, z):
+    denoise = lambda x, level: _estimates(data, x, level.alpha, level.sigma)
+    return update(denoise, step, x_t, last_x_0, z)
+
+  return jax.jit(run)
+
+
+def _one_step(
+  update, data, level_t, level_s, x_t, z, number=1, before=None, last_x_0=0.0
+):
+  """x_s and x_0_hat at t of one step, for levels and states [m, 3] or so."""
+  levels = [before or level_t, level_t, level_s]
+  *columns, x_t, z, last_x_0 = np.broadcast_arrays(
+    *(column for level in levels for column in level), x_t, z, last_x_0
+  )
+  columns = np.float32(columns).reshape(3, 4, *x_t.shape)
+  step = samplers.Step(np.int32(number), *(Level(*some) for some in columns))
+  x_s, x_0_hat = _stepper(update)(
+    tuple(map(np.float32, data)),
+    step,
+    np.float32(x_t),
+    np.float32(last_x_0),
+    np.float32(z),
+  )
+  return np.asarray(x_s, np.float64), np.asarray(x_0_hat, np.float64)
+
+
+def _column(values):
+  """Four steps' coefficients, to broadcast against three states."""
+  return np.reshape(values, (4, 1))
+
+
+def _pairs(alpha, sigma, pairs):
+  """The levels of steps (t, s), each [4, 1]."""
+  return [
+    _level(_column(alpha[some]), _column(sigma[some]))
+    for some in np.transpose(pairs)
+  ]
+
+
+def _parts(update, level_t, level_s, data):
   """The update's value at x_t = 0, its slope by x_t and its noise's scale."""
-
-  def apply(x_t, z):
-    x_s = _one_step(
-      update, denoise, level_t, level_s, jnp.float32(x_t), jnp.float32(z)
-    )
-    return float(x_s)
-
-  value = apply(0, 0)
-  return value, apply(1, 0) - value, apply(0, 1) - value
+  x_s, _ = _one_step(update, data, level_t, level_s, [0, 1, 0], [0, 0, 1])
+  value, slope, noise = x_s.T
+  return value, slope - value, noise - value
 
 
 @every_process
@@ -551,111 +630,86 @@ def _parts(update, level_t, level_s, denoise):
 def test_updates_are_exact_where_the_data_is_one_point(update, name):
   # x_t ~ N(a_t c, s_t^2) must go to x_s ~ N(a_s c, s_s^2), at any spacing.
   _, alpha, sigma = _ends(name)
-  for t, s in [(5, 4), (3, 2), (4, 1), (1, 0)]:
-    value, slope, noise = _parts(
-      UPDATES[update],
-      _level(alpha[t], sigma[t]),
-      _level(alpha[s], sigma[s]),
-      _point(0.8),
-    )
-    assert value + slope * alpha[t] * 0.8 == pytest.approx(
-      alpha[s] * 0.8, abs=1e-4
-    )
-    assert slope**2 * sigma[t] ** 2 + noise**2 == pytest.approx(
-      sigma[s] ** 2, rel=1e-3
-    )
+  pairs = [(5, 4), (3, 2), (4, 1), (1, 0)]
+  value, slope, noise = _parts(
+    UPDATES[update], *_pairs(alpha, sigma, pairs), _point(0.8)
+  )
+  t, s = np.transpose(pairs)
+  np.testing.assert_allclose(
+    value + slope * alpha[t] * 0.8, alpha[s] * 0.8, atol=1e-4
+  )
+  np.testing.assert_allclose(
+    slope**2 * sigma[t] ** 2 + noise**2, sigma[s] ** 2, rtol=1e-3
+  )
 
 
 def test_large_variance_is_exact_for_unit_gaussian_data():
   # DDPM: x_t ~ N(0, 1) at every t, and E[x_0 | x_t] = a_t x_t.
   _, alpha, sigma = _ends("ddpm")
-
-  def denoise(x_t, level):
-    return level.alpha * x_t, level.sigma * x_t
-
-  for t, s in [(5, 4), (3, 2), (1, 0)]:
-    value, slope, noise = _parts(
-      UPDATES["ddpm_large"],
-      _level(alpha[t], sigma[t]),
-      _level(alpha[s], sigma[s]),
-      denoise,
-    )
-    assert value == 0
-    assert slope**2 + noise**2 == pytest.approx(1, abs=1e-4)
+  levels = _pairs(alpha, sigma, [(5, 4), (3, 2), (4, 1), (1, 0)])
+  value, slope, noise = _parts(UPDATES["ddpm_large"], *levels, UNIT_GAUSSIAN)
+  np.testing.assert_array_equal(value, 0)
+  np.testing.assert_allclose(slope**2 + noise**2, 1, atol=1e-4)
 
 
 @every_process
 def test_eta_scales_the_noise_of_ddim(name):
   _, alpha, sigma = _ends(name)
-  noise = [
-    _parts(
-      samplers.ddim(eta),
-      _level(alpha[4], sigma[4]),
-      _level(alpha[2], sigma[2]),
-      _point(0.0),
-    )[2]
-    for eta in (0.0, 0.5, 1.0)
-  ]
-  assert noise[0] == 0
-  assert noise[2] > 0.1
-  assert noise[1] == pytest.approx(noise[2] / 2, rel=1e-5)
+  levels = _pairs(alpha, sigma, [(4, 2)] * 4)
+  none, half, whole = (
+    _parts(UPDATES[update], *levels, _point(0.0))[2]
+    for update in ("ddim_0", "ddim_half", "ddim_1")
+  )
+  assert np.all(none == 0)
+  assert np.all(whole > 0.1)
+  np.testing.assert_allclose(half, whole / 2, rtol=1e-5)
 
 
 def _curved(x, a, s):
-  """A denoiser that is no line, in numpy, and the noise it implies."""
+  """What CURVED estimates, in float64."""
   x_0_hat = np.tanh(x / np.sqrt(a**2 + s**2)) + 0.1 * a * s
   return x_0_hat, (x - a * x_0_hat) / s
-
-
-def _curved_denoise(x_t, level):
-  a, s = (np.float64(value) for value in (level.alpha, level.sigma))
-  return tuple(map(jnp.float32, _curved(np.asarray(x_t, np.float64), a, s)))
 
 
 @pytest.mark.parametrize("update", ["ddim_0", "heun"])
 def test_steps_are_the_textbooks_for_edm(update):
   # Karras et al. 2022, Algorithm 1: lines 4 to 8.
   x = np.array([1.7, -0.4, 3.0])
-  for t, s in [(80.0, 50.0), (3.0, 1.0), (0.4, 0.1)]:
-    d = (x - _curved(x, 1.0, t)[0]) / t
-    expected = x + (s - t) * d
-    if update == "heun":
-      d_s = (expected - _curved(expected, 1.0, s)[0]) / s
-      expected = x + (s - t) * (d / 2 + d_s / 2)
-    actual = _one_step(
-      UPDATES[update],
-      _curved_denoise,
-      _level(1.0, t),
-      _level(1.0, s),
-      jnp.float32(x),
-      jnp.full(3, jnp.nan) if update == "heun" else jnp.full(3, 100.0),
-    )
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+  t, s = map(_column, ([80.0, 3.0, 0.9, 0.4], [50.0, 1.0, 0.8, 0.1]))
+  d = (x - _curved(x, 1.0, t)[0]) / t
+  expected = x + (s - t) * d
+  if update == "heun":
+    d_s = (expected - _curved(expected, 1.0, s)[0]) / s
+    expected = x + (s - t) * (d / 2 + d_s / 2)
+  actual, _ = _one_step(
+    UPDATES[update],
+    CURVED,
+    _level(np.ones((4, 1)), t),
+    _level(np.ones((4, 1)), s),
+    x,
+    np.nan if update == "heun" else 100.0,
+  )
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("update", ["ddim_0", "heun"])
 def test_steps_are_the_textbooks_for_flow(update):
   # dx/dt = u = eps_hat - x_0_hat, and its Euler and Heun steps.
   x = np.array([1.7, -0.4, 3.0])
+  t, s = map(_column, ([0.95, 0.6, 0.5, 0.2], [0.7, 0.2, 0.45, 0.05]))
 
   def velocity(x, t):
     x_0_hat, eps_hat = _curved(x, 1 - t, t)
     return eps_hat - x_0_hat
 
-  for t, s in [(0.95, 0.7), (0.5, 0.45), (0.2, 0.05)]:
-    expected = x + (s - t) * velocity(x, t)
-    if update == "heun":
-      u = (velocity(x, t) + velocity(expected, s)) / 2
-      expected = x + (s - t) * u
-    actual = _one_step(
-      UPDATES[update],
-      _curved_denoise,
-      _level(1 - t, t),
-      _level(1 - s, s),
-      jnp.float32(x),
-      jnp.full(3, 100.0),
-    )
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+  expected = x + (s - t) * velocity(x, t)
+  if update == "heun":
+    u = (velocity(x, t) + velocity(expected, s)) / 2
+    expected = x + (s - t) * u
+  actual, _ = _one_step(
+    UPDATES[update], CURVED, _level(1 - t, t), _level(1 - s, s), x, 100.0
+  )
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @every_process
@@ -672,213 +726,62 @@ def test_dpm_solver_is_exact_for_linear_clean_estimates(name):
   x_0 = p + q * log_snr
   carried = x_0[t] + h / (2 * h_before) * (x_0[t] - x_0[r])
   expected = sigma[s] / sigma[t] * x_t + alpha[s] * (1 - np.exp(-h)) * carried
-  step = samplers.Step(
-    jnp.asarray(2), *(_level(alpha[i], sigma[i]) for i in (r, t, s))
+  before, level_t, level_s = (
+    _level(_column([alpha[i]] * 4), _column([sigma[i]] * 4)) for i in (r, t, s)
   )
-  x_s, x_0_t = samplers.dpm_solver()(
-    lambda x, level: (jnp.float32(x_0[t]), None),
-    step,
-    jnp.float32(x_t),
-    jnp.float32(x_0[r]),
-    None,
+  x_s, x_0_t = _one_step(
+    UPDATES["dpm_solver"],
+    _point(x_0[t]),
+    level_t,
+    level_s,
+    [x_t] * 3,
+    np.nan,
+    number=2,
+    before=before,
+    last_x_0=x_0[r],
   )
-  assert float(x_s) == pytest.approx(expected, rel=1e-3)
-  assert float(x_0_t) == pytest.approx(x_0[t])
+  np.testing.assert_allclose(x_s, expected, rtol=1e-3)
+  np.testing.assert_allclose(x_0_t, x_0[t], rtol=1e-6)
 
 
 def test_steps_are_the_papers_for_ddpm_and_ddim():
   # Ho et al. 2020, Algorithm 2; Song et al. 2020, Eqs. 12 and 16.
   x, z = np.array([1.7, -0.4, 3.0]), np.array([-0.5, 2.0, 0.1])
-  alpha_bar = _short_alpha_bar()
-  for t in (99, 40, 1):
-    bar_t, bar_s = alpha_bar[t], alpha_bar[t - 1]
-    levels = [_level(np.sqrt(b), np.sqrt(1 - b)) for b in (bar_t, bar_s)]
-    x_0_hat, eps_hat = _curved(x, np.sqrt(bar_t), np.sqrt(1 - bar_t))
-    beta = 1 - bar_t / bar_s
-    mean = (x - beta / np.sqrt(1 - bar_t) * eps_hat) / np.sqrt(1 - beta)
-    std = np.sqrt((1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s))
-    expected = {
-      "ddpm_small": mean + std * z,
-      "ddpm_large": mean + np.sqrt(beta) * z,
-      "ddim_half": np.sqrt(bar_s) * x_0_hat
-      + np.sqrt(1 - bar_s - (0.5 * std) ** 2) * eps_hat
-      + 0.5 * std * z,
-    }
-    for name, value in expected.items():
-      actual = _one_step(
-        UPDATES[name], _curved_denoise, *levels, jnp.float32(x), jnp.float32(z)
-      )
-      np.testing.assert_allclose(actual, value, rtol=2e-4, atol=2e-5)
+  t = np.array([99, 70, 40, 1])
+  bar_t, bar_s = (_column(_short_alpha_bar()[some]) for some in (t, t - 1))
+  x_0_hat, eps_hat = _curved(x, np.sqrt(bar_t), np.sqrt(1 - bar_t))
+  beta = 1 - bar_t / bar_s
+  mean = (x - beta / np.sqrt(1 - bar_t) * eps_hat) / np.sqrt(1 - beta)
+  std = np.sqrt((1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s))
+  expected = {
+    "ddpm_small": mean + std * z,
+    "ddpm_large": mean + np.sqrt(beta) * z,
+    "ddim_half": np.sqrt(bar_s) * x_0_hat
+    + np.sqrt(1 - bar_s - (0.5 * std) ** 2) * eps_hat
+    + 0.5 * std * z,
+  }
+  levels = [_level(np.sqrt(b), np.sqrt(1 - b)) for b in (bar_t, bar_s)]
+  for name, value in expected.items():
+    actual, _ = _one_step(UPDATES[name], CURVED, *levels, x, z)
+    np.testing.assert_allclose(actual, value, rtol=2e-4, atol=2e-5)
 
 
-def _columns(level, ndim=2):
-  return (process.per_example(v, ndim) for v in (level.alpha, level.sigma))
-
-
-def _gaussian_eps(mean, std):
-  """The exact noise predictor of data N(mean, diag(std^2))."""
-  mean = jnp.asarray(mean, jnp.float32)[None]
-  variance = jnp.asarray(np.square(std), jnp.float32)[None]
-
-  def eps_fn(x_t, level):
-    a, s = _columns(level)
-    return s * (x_t - a * mean) / (a**2 * variance + s**2)
-
-  return eps_fn
-
-
-def _run(eps_fn, levels, update, index, shape, seed=7, **kwargs):
-  return samplers.sample(
-    eps_fn, levels, update, jax.random.key(seed), index, shape, **kwargs
+def _any_step(update, z):
+  """Steps with a step before them, of a denoiser that is no line."""
+  level_t, level_s = _pairs(
+    *_ends("flow")[1:], [(4, 3), (3, 2), (2, 1), (4, 1)]
   )
-
-
-def _start(levels, index, shape, seed=7):
-  """The state a sampler starts from."""
-  still = lambda denoise, step, x_t, last, z: (x_t, last)
-  silent = lambda x_t, level: jnp.zeros_like(x_t)
-  x_0_hat = _run(silent, levels, still, index, shape, seed)
-  return levels.alpha[-1] * x_0_hat
-
-
-@every_process
-def test_samples_start_from_the_noise_of_the_first_level(name):
-  levels = PROCESSES[name].grid(3)
-  x_T = np.asarray(_start(levels, jnp.arange(10_000), (2,)), np.float64)
-  sigma = float(levels.sigma[0])
-  # Four standard errors.
-  np.testing.assert_allclose(x_T.mean(0) / sigma, 0, atol=0.04)
-  np.testing.assert_allclose(x_T.std(0) / sigma, 1, atol=0.029)
-
-
-@functools.cache
-def _one_start():
-  """The start of one sample, in units of the first sigma."""
-  levels = PROCESSES["edm"].grid(3)
-  return float(_start(levels, jnp.arange(1), (1,))[0, 0] / levels.sigma[0])
-
-
-# With 8,000 samples the standard error is 0.8% of a standard deviation, and
-# at most 0.017 of a mean. Tolerances are four of them plus the
-# discretisation's own error on these two axes at 200 steps, from the
-# samplers' linear recursion (test_second_order_steps holds its order).
-MEAN, STD = np.array([1.5, -1.0]), np.array([0.5, 1.5])
-
-
-@pytest.mark.parametrize(
-  ("name", "update"),
-  [
-    (name, update)
-    for name in PROCESSES
-    for update in UPDATES
-    if name == "ddpm" or update != "ddpm_large"
-  ],
-)
-def test_exact_gaussian_scores_give_its_moments(name, update):
-  x = _run(
-    _gaussian_eps(MEAN, STD),
-    PROCESSES[name].grid(200),
-    UPDATES[update],
-    jnp.arange(8000),
-    (2,),
-  )
-  x = np.asarray(x, np.float64)
-  np.testing.assert_allclose(x.mean(0), MEAN, atol=0.078)
-  np.testing.assert_allclose(x.std(0), STD, rtol=0.067)
-  assert abs(np.corrcoef(x.T)[0, 1]) < 4 / np.sqrt(8000)
-
-
-@every_process
-@pytest.mark.parametrize("update", ["ddim_0", "heun", "dpm_solver"])
-def test_second_order_steps(update, name):
-  # On data N(0, q^2) the flow keeps x_t / sqrt(a^2 q^2 + s^2): for EDM,
-  # sqrt(sigma^2 + q^2). The clean estimate at the end is linear in x_t.
-  q = 0.7
-  unit_start = _one_start()
-
-  def error(num_steps):
-    levels = PROCESSES[name].grid(num_steps + 1)
-    x = _run(
-      _gaussian_eps([0.0], [q]), levels, UPDATES[update], jnp.arange(1), (1,)
-    )
-    a, s = (np.asarray(v, np.float64) for v in (levels.alpha, levels.sigma))
-    spread = np.sqrt((a * q) ** 2 + s**2)
-    x_T = s[0] * unit_start
-    exact = x_T * spread[-1] / spread[0] * a[-1] * q**2 / spread[-1] ** 2
-    return abs(float(x[0, 0]) / exact - 1)
-
-  # DDPM's steps are whole timesteps, alike where their number divides 999.
-  few, many = (37, 111) if name == "ddpm" else (40, 80)
-  coarse, fine = error(few), error(many)
-  order = math.log(coarse / fine) / math.log(many / few)
-  assert order == pytest.approx(1 if update == "ddim_0" else 2, abs=0.3)
-  assert fine < (0.1 if update == "ddim_0" else 0.01)
-
-
-def _mixture_eps(weights, means, std):
-  """The exact noise predictor of scalar data, a mixture of N(m_k, std^2)."""
-  weights = jnp.asarray(weights, jnp.float32)[None]
-  means = jnp.asarray(means, jnp.float32)[None]
-
-  def eps_fn(x_t, level):
-    a, s = _columns(level)
-    variance = jnp.square(a * std) + jnp.square(s)
-    offset = x_t - a * means
-    logits = jnp.log(weights) - jnp.square(offset) / (2 * variance)
-    share = jax.nn.softmax(logits)
-    return s * jnp.sum(share * offset, axis=1, keepdims=True) / variance
-
-  return eps_fn
-
-
-MIXTURE = _mixture_eps([0.3, 0.7], [-1.0, 1.0], 0.2)
-
-
-@functools.cache
-def _mixture_sampler(name, update, num_steps):
-  levels = PROCESSES[name].grid(num_steps)
-  return jax.jit(
-    lambda key, index: samplers.sample(
-      MIXTURE, levels, update, key, index, (1,)
-    )
-  )
-
-
-def _sample_mixture(update, index, num_steps, seed=8, name="ddpm"):
-  sampler = _mixture_sampler(name, update, num_steps)
-  return sampler(jax.random.key(seed), jnp.asarray(index))
-
-
-@pytest.mark.parametrize(
-  ("name", "update"),
-  [
-    ("ddpm", "ddpm_small"),
-    ("ddpm", "ddim_0"),
-    ("edm", "ddpm_small"),
-    ("edm", "heun"),
-    ("flow", "ddim_0"),
-    ("flow", "ddim_1"),
-  ],
-)
-def test_exact_mixture_scores_give_its_modes(update, name):
-  # Four standard errors with 8,000 samples: 0.021 of the weight, and for
-  # each mode 0.016 of its mean and 6% of its spread. At 250 steps the spread
-  # of 0.2 is up to 6% wrong by itself.
-  x = _sample_mixture(UPDATES[update], np.arange(8000), 250, name=name)[:, 0]
-  low = np.asarray(x[x < 0], np.float64)
-  high = np.asarray(x[x > 0], np.float64)
-  assert len(low) / 8000 == pytest.approx(0.3, abs=0.021)
-  for mode, mean in [(low, -1.0), (high, 1.0)]:
-    assert mode.mean() == pytest.approx(mean, abs=0.02)
-    assert mode.std() == pytest.approx(0.2, rel=0.12)
-
-
-@every_process
-def test_ddim_at_eta_one_is_ddpm(name):
-  np.testing.assert_allclose(
-    _sample_mixture(UPDATES["ddim_1"], np.arange(8), 50, name=name),
-    _sample_mixture(UPDATES["ddpm_small"], np.arange(8), 50, name=name),
-    atol=1e-3,
+  before = _level(np.full((4, 1), 0.02), np.full((4, 1), 0.98))
+  return _one_step(
+    update,
+    CURVED,
+    level_t,
+    level_s,
+    [1.7, -0.4, 3.0],
+    z,
+    number=2,
+    before=before,
+    last_x_0=0.3,
   )
 
 
@@ -893,47 +796,215 @@ def test_ddim_at_eta_one_is_ddpm(name):
   ],
 )
 def test_samplers_by_name(name, same):
+  z = [-0.5, 2.0, 0.1]
   made = samplers.SAMPLERS[name]("large", 0.5)
-  np.testing.assert_array_equal(
-    _sample_mixture(made, np.arange(4), 10),
-    _sample_mixture(UPDATES[same], np.arange(4), 10),
-  )
+  expected = _any_step(UPDATES[same], z)
+  np.testing.assert_array_equal(_any_step(made, z), expected)
+  for other in set(UPDATES) - {same}:
+    assert np.any(_any_step(UPDATES[other], z)[0] != expected[0])
 
 
 @pytest.mark.parametrize("update", ["ddim_0", "heun", "dpm_solver"])
 def test_deterministic_samplers_depend_on_their_start_alone(update):
-  quiet = UPDATES[update]
-  loud = lambda denoise, step, x_t, last, z: quiet(
-    denoise, step, x_t, last, 1 + 10 * z
+  quiet, loud = (
+    _any_step(UPDATES[update], z) for z in ([0, 0, 0], [1.0, -20.0, 7.0])
   )
-  np.testing.assert_array_equal(
-    _sample_mixture(quiet, np.arange(8), 50),
-    _sample_mixture(loud, np.arange(8), 50),
+  np.testing.assert_array_equal(quiet, loud)
+
+
+def _exact_eps(weights, means, std):
+  """The exact noise predictor of a mixture of N(m_k, diag(std^2)).
+
+  means is [k, d] and std [d]: Gaussian data has one mean, and a point no std.
+  """
+
+  def eps_fn(x_t, level):
+    a, s = (process.per_example(v, 3) for v in (level.alpha, level.sigma))
+    variance = jnp.square(a * std[None, None]) + jnp.square(s)
+    offset = x_t[:, None] - a * means[None]
+    logits = jnp.log(weights)[None] - jnp.sum(
+      jnp.square(offset) / (2 * variance), axis=2
+    )
+    share = jax.nn.softmax(logits, axis=1)[..., None]
+    return s[:, 0] * jnp.sum(share * offset, axis=1) / variance[:, 0]
+
+  return eps_fn
+
+
+def _data(weights, means, std):
+  """Arrays of two means in two dimensions: one program for all data."""
+  return (
+    np.float32(weights),
+    np.broadcast_to(np.float32(means), (2, 2)),
+    np.broadcast_to(np.float32(std), (2,)),
+  )
+
+
+MEAN, STD = np.array([1.5, -1.0]), np.array([0.5, 1.5])
+GAUSSIAN = _data([0.5, 0.5], MEAN, STD)
+MODES = np.array([[-1.0, 0.5], [1.0, -0.5]])
+MIXTURE = _data([0.3, 0.7], MODES, 0.3)
+POINT = np.array([0.3, -0.6])
+AT_POINT = _data([0.5, 0.5], POINT, 0.0)
+
+
+@functools.cache
+def _sampler(update):
+  """One program for all data and for all levels of one number."""
+
+  def sample(data, levels, seed, index):
+    return samplers.sample(
+      _exact_eps(*data),
+      levels,
+      UPDATES[update],
+      jax.random.key(seed),
+      index,
+      (2,),
+    )
+
+  return jax.jit(sample)
+
+
+def _sample(update, data, levels, index=range(B), seed=7):
+  found = _sampler(update)(data, levels, np.uint32(seed), np.array(index))
+  return np.asarray(found, np.float64)
+
+
+def _still(denoise, step, x_t, last, z):
+  return x_t, last
+
+
+def _silent(x_t, level):
+  return jnp.zeros_like(x_t)
+
+
+def _start(levels, key, index, shape):
+  """The state that a sampler starts from. Jit-able."""
+  x_0_hat = samplers.sample(_silent, levels, _still, key, index, shape)
+  return levels.alpha[-1] * x_0_hat
+
+
+@jax.jit
+def _starts(levels):
+  return _start(levels, jax.random.key(7), jnp.arange(8000), (2,))
+
+
+@every_process
+def test_samples_start_from_the_noise_of_the_first_level(name):
+  levels = _grid(name, 3)
+  x_T = np.asarray(_starts(levels), np.float64)
+  sigma = levels.sigma[0]
+  # Four standard errors.
+  np.testing.assert_allclose(x_T.mean(0) / sigma, 0, atol=0.045)
+  np.testing.assert_allclose(x_T.std(0) / sigma, 1, atol=0.032)
+
+
+# With 8,000 samples the standard error is 0.8% of a standard deviation, and
+# at most 0.017 of a mean. Tolerances are four of them plus the
+# discretisation's own error on these two axes at 100 steps, from the
+# samplers' linear recursion (test_second_order_steps holds its order).
+@pytest.mark.parametrize(
+  ("name", "update"),
+  [
+    (name, update)
+    for name in PROCESSES
+    for update in UPDATES
+    # ddim_1 is ddpm_small: test_ddim_at_eta_one_is_ddpm.
+    if update != "ddim_1" and (name == "ddpm" or update != "ddpm_large")
+  ],
+)
+def test_exact_gaussian_scores_give_its_moments(name, update):
+  x = _sample(update, GAUSSIAN, _grid(name, 100), range(8000))
+  np.testing.assert_allclose(x.mean(0), MEAN, atol=0.078)
+  np.testing.assert_allclose(x.std(0), STD, rtol=0.08)
+  assert abs(np.corrcoef(x.T)[0, 1]) < 4 / np.sqrt(8000)
+
+
+@every_process
+@pytest.mark.parametrize("update", ["ddim_0", "heun", "dpm_solver"])
+def test_second_order_steps(update, name):
+  # On data N(0, q^2) the flow keeps x_t / sqrt(a^2 q^2 + s^2): for EDM,
+  # sqrt(sigma^2 + q^2). The clean estimate at the end is linear in x_t.
+  q = 0.7
+  edm = _grid("edm", 3)
+  unit_start = np.asarray(_starts(edm), np.float64)[:B] / edm.sigma[0]
+
+  def error(num_steps):
+    levels = _grid(name, num_steps + 1)
+    x = _sample(update, _data([0.5, 0.5], 0.0, q), levels)
+    a, s = (np.asarray(v, np.float64) for v in (levels.alpha, levels.sigma))
+    spread = np.sqrt((a * q) ** 2 + s**2)
+    x_T = s[0] * unit_start
+    exact = x_T * spread[-1] / spread[0] * a[-1] * q**2 / spread[-1] ** 2
+    return np.abs(x / exact - 1).max()
+
+  # DDPM's steps are whole timesteps, alike where their number divides 999.
+  few, many = NUM_LEVELS - 1, 111
+  coarse, fine = error(few), error(many)
+  order = math.log(coarse / fine) / math.log(many / few)
+  assert order == pytest.approx(1 if update == "ddim_0" else 2, abs=0.3)
+  assert fine < (0.1 if update == "ddim_0" else 0.01)
+
+
+@pytest.mark.parametrize(
+  ("name", "update"),
+  [
+    ("ddpm", "ddpm_small"),
+    ("ddpm", "ddim_0"),
+    ("edm", "ddpm_small"),
+    ("edm", "heun"),
+    ("flow", "ddim_0"),
+    ("flow", "ddpm_small"),
+  ],
+)
+def test_exact_mixture_scores_give_its_modes(update, name):
+  # Four standard errors with 8,000 samples: 0.021 of the weight, and for
+  # each mode 0.025 of its mean and 6% of its spread. At 100 steps the spread
+  # is up to 8% wrong by itself.
+  x = _sample(update, MIXTURE, _grid(name, 100), range(8000), seed=8)
+  low, high = x[x[:, 0] < 0], x[x[:, 0] > 0]
+  assert len(low) / 8000 == pytest.approx(0.3, abs=0.021)
+  for mode, mean in zip((low, high), MODES, strict=True):
+    np.testing.assert_allclose(mode.mean(0), mean, atol=0.03)
+    np.testing.assert_allclose(mode.std(0), 0.3, rtol=0.12)
+
+
+@every_process
+def test_ddim_at_eta_one_is_ddpm(name):
+  levels = _grid(name, NUM_LEVELS)
+  np.testing.assert_allclose(
+    _sample("ddim_1", MIXTURE, levels),
+    _sample("ddpm_small", MIXTURE, levels),
+    atol=1e-3,
   )
 
 
 @pytest.mark.parametrize("name", ["ddpm", "edm"])
 def test_a_sample_does_not_depend_on_its_batch(name):
   # Within rounding: vectorised code may differ by the batch size.
-  update = UPDATES["ddpm_small"]
-  sample = functools.partial(_sample_mixture, update, name=name)
-  rows = sample(np.arange(8), 50)
-  for index in ([5], [7, 5, 2]):
-    np.testing.assert_allclose(
-      sample(index, 50), rows[jnp.array(index)], atol=1e-5
-    )
-  assert len(np.unique(rows)) == 8
-  other_key = sample(np.arange(8), 50, seed=9)
+  levels = _grid(name, NUM_LEVELS)
+  rows = _sample("ddpm_small", MIXTURE, levels)
+  some = _sample("ddpm_small", MIXTURE, levels, [7, 5, 2])
+  np.testing.assert_allclose(some, rows[[7, 5, 2]], atol=1e-5)
+  assert len(np.unique(rows)) == rows.size
+  other_key = _sample("ddpm_small", MIXTURE, levels, seed=9)
   assert not np.any(np.isclose(rows, other_key, atol=1e-5))
 
 
 # Three steps of DDPM, at t = 99, 50 and 0.
-THREE = SHORT.grid(3)
+THREE = jax.tree.map(np.asarray, SHORT.grid(3))
 
 
-def _probe(update, eps_fn=lambda x_t, level: jnp.zeros_like(x_t), shape=(2,)):
+def _probe(update, eps_fn=_silent, shape=(2,)):
   """Samples THREE levels; by default, the last state over its alpha."""
-  return _run(eps_fn, THREE, update, jnp.arange(1000), shape, seed=10)
+  return samplers.sample(
+    eps_fn,
+    jax.tree.map(jnp.asarray, THREE),
+    update,
+    jax.random.key(10),
+    jnp.arange(1000),
+    shape,
+  )
 
 
 def _kept_from(t, value_of):
@@ -947,8 +1018,9 @@ def _kept_from(t, value_of):
 
 
 def test_start_steps_and_elements_draw_their_own_noise():
-  draws = [_probe(lambda denoise, step, x_t, last, z: (x_t, last))]
-  draws += [_probe(_kept_from(t, lambda *args: args[-1])) for t in (99, 50)]
+  noise_of = lambda t: _kept_from(t, lambda *args: args[-1])
+  updates = (_still, noise_of(99), noise_of(50))
+  draws = np.asarray(jax.jit(lambda: [_probe(one) for one in updates])())
   np.testing.assert_allclose(
     np.corrcoef(np.concatenate(draws, axis=1), rowvar=False),
     np.eye(6),
@@ -959,123 +1031,161 @@ def test_start_steps_and_elements_draw_their_own_noise():
 
 
 def test_each_step_is_taken_at_its_own_levels():
-  tells = lambda x_t, level: x_t + level.time[:, None]
-  assert np.asarray(THREE.time).tolist() == [99, 50, 0]
-  start = np.asarray(_start(THREE, jnp.arange(1000), (2,), seed=10))
-  a, s = (np.asarray(v) for v in (THREE.alpha, THREE.sigma))
-  clean = lambda x, i: (x - s[i] * (x + THREE.time[i])) / a[i]
-  for i, t in enumerate((99, 50)):
-    x_0_hat = _probe(
-      _kept_from(t, lambda denoise, step, x_t, z: denoise(x_t, step.t)[0]),
-      tells,
+  assert THREE.time.tolist() == [99, 50, 0]
+
+  def tells(x_t, level):
+    return x_t + level.time[:, None]
+
+  def estimate(denoise, step, x_t, z):
+    return denoise(x_t, step.t)[0]
+
+  def both(denoise, step, x_t, z):
+    return jnp.stack([*step.t, *step.s])[None] + jnp.zeros_like(x_t)
+
+  @jax.jit
+  def run():
+    return (
+      THREE.alpha[-1] * _probe(_still),
+      [_probe(_kept_from(t, estimate), tells) for t in (99, 50)],
+      [_probe(_kept_from(t, both), shape=(8,))[0] for t in (99, 50)],
     )
+
+  start, estimates, told = jax.tree.map(np.asarray, run())
+  a, s = THREE.alpha, THREE.sigma
+  clean = lambda x, i: (x - s[i] * (x + THREE.time[i])) / a[i]
+  for i in range(2):
     # The last step's own estimate is taken of the state so found.
     np.testing.assert_allclose(
-      x_0_hat, clean(clean(start, i), 2), rtol=1e-4, atol=2e-3
+      estimates[i], clean(clean(start, i), 2), rtol=1e-4, atol=2e-3
     )
-    both = lambda denoise, step, x_t, z: (
-      jnp.stack([*step.t, *step.s])[None] + jnp.zeros_like(x_t)
-    )
-    told = THREE.alpha[-1] * _probe(_kept_from(t, both), shape=(8,))[0]
     expected = [column[j] for j in (i, i + 1) for column in THREE]
-    np.testing.assert_allclose(told, expected, rtol=1e-6)
-
-
-def _point_eps(point):
-  def eps_fn(x_t, level):
-    a, s = _columns(level)
-    return (x_t - a * point) / s
-
-  return eps_fn
-
-
-POINT = jnp.array([[0.3, -0.6, 1.2]])
+    np.testing.assert_allclose(a[-1] * told[i], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
   ("name", "update", "num_steps"),
   [
     *((name, "ddpm_small", 1) for name in PROCESSES),
-    *(("ddpm", update, 10) for update in UPDATES),
+    *(("ddpm", update, NUM_LEVELS) for update in UPDATES),
   ],
 )
 def test_one_point_of_data_is_sampled_to_the_point(name, update, num_steps):
-  levels = PROCESSES[name].grid(num_steps)
-  x = _run(_point_eps(POINT), levels, UPDATES[update], jnp.arange(4), (3,))
+  x = _sample(update, AT_POINT, _grid(name, num_steps))
   # One step divides by alpha: 0.006 for DDPM, 0.001 for flow matching.
   atol = 1e-3 if num_steps == 1 else 2e-4
-  np.testing.assert_allclose(x, jnp.tile(POINT, (4, 1)), atol=atol)
+  np.testing.assert_allclose(x, np.tile(POINT, (B, 1)), atol=atol)
 
 
 @every_process
 @pytest.mark.parametrize("update", ["ddpm_small", "heun"])
 def test_a_stopped_sampler_ends_with_the_last_clean_estimate(update, name):
-  levels = schedules.stopped(PROCESSES[name].grid(30), 0.4)
-  assert 1 < len(levels.sigma) < 30
-  x = _run(_point_eps(POINT), levels, UPDATES[update], jnp.arange(4), (3,))
-  np.testing.assert_allclose(x, jnp.tile(POINT, (4, 1)), atol=2e-4)
+  # Of so many levels, as many as in other tests are left.
+  num_steps = {"ddpm": 43, "edm": 56, "flow": 53}[name]
+  levels = schedules.stopped(PROCESSES[name].grid(num_steps), 0.4)
+  assert len(levels.sigma) == NUM_LEVELS
+  x = _sample(update, AT_POINT, levels)
+  np.testing.assert_allclose(x, np.tile(POINT, (B, 1)), atol=2e-4)
 
 
 def test_clipping_keeps_both_estimates_of_one_state():
   # By hand: DDIM over two levels, each clean estimate clipped to 0.5 and the
   # noise estimate such that both still make up the state.
-  levels = _pick(_ends("flow")[0], jnp.array([3, 2]))
+  levels = _pick(_ends("flow")[0], np.array([3, 2]))
+
+  @jax.jit
+  def run(levels):
+    sample = lambda *clip: samplers.sample(
+      lambda x_t, level: -x_t - 1,
+      levels,
+      UPDATES["ddim_0"],
+      jax.random.key(7),
+      jnp.arange(64),
+      (3,),
+      *clip,
+    )
+    start = _start(levels, jax.random.key(7), jnp.arange(64), (3,))
+    return start, sample(), sample(0.5)
+
+  x, free, clipped = (np.asarray(v, np.float64) for v in run(levels))
   a, s = (np.asarray(v, np.float64) for v in (levels.alpha, levels.sigma))
-  index = jnp.arange(64)
-  x = np.asarray(_start(levels, index, (3,)), np.float64)
-  run = functools.partial(
-    _run, lambda x_t, level: -x_t - 1, levels, samplers.ddim(0.0), index, (3,)
-  )
   clean = lambda x, i: (x + s[i] * (x + 1)) / a[i]
   assert np.mean(np.abs(clean(x, 0)) > 0.5) > 0.5
   x_0_hat = np.clip(clean(x, 0), -0.5, 0.5)
   x_s = a[1] * x_0_hat + s[1] * (x - a[0] * x_0_hat) / s[0]
   expected = np.clip(clean(x_s, 1), -0.5, 0.5)
   assert 0.05 < np.mean(np.abs(expected) < 0.5)
-  np.testing.assert_allclose(run(clip_x_0=0.5), expected, atol=1e-5)
-  assert np.max(np.abs(run())) > 1
+  np.testing.assert_allclose(clipped, expected, atol=1e-5)
+  assert np.max(np.abs(free)) > 1
 
 
 # The process from any state, and all of its states.
 
-GRID = SHORT.grid(6)
+GRID = jax.tree.map(np.asarray, SHORT.grid(6))
+X_T = GRID.sigma[0] * _normal(3, (4, 2))
 
 
-def _reverse(eps_fn=MIXTURE, update="ddpm_small", x_t=None, **kwargs):
-  keys = samplers.sample_keys(jax.random.key(3), jnp.arange(4))
-  if x_t is None:
-    x_t = samplers.noise(GRID, keys, (1,))
-  return samplers.reverse(eps_fn, GRID, UPDATES[update], x_t, keys, **kwargs)
+def _bent(x_t, level):
+  return jnp.tanh(x_t + level.time[:, None] / 100)
+
+
+def _reverse(x_t, eps_fn=_bent, update="ddpm_small", **kwargs):
+  return samplers.reverse(
+    eps_fn,
+    jax.tree.map(jnp.asarray, GRID),
+    UPDATES[update],
+    x_t,
+    samplers.sample_keys(jax.random.key(3), jnp.arange(4)),
+    **kwargs,
+  )
+
+
+@functools.cache
+def _processes(update):
+  """The path from X_T, its end alone, and its end with a perturbation of 0."""
+
+  @jax.jit
+  def run(x_t):
+    path = samplers.path(
+      _bent,
+      jax.tree.map(jnp.asarray, GRID),
+      UPDATES[update],
+      x_t,
+      samplers.sample_keys(jax.random.key(3), jnp.arange(4)),
+    )
+    plain = _reverse(x_t, update=update)
+    return path, plain, _reverse(x_t, update=update, w=jnp.zeros((6, 4, 2)))
+
+  return jax.tree.map(np.asarray, run(X_T))
 
 
 @pytest.mark.parametrize("update", UPDATES)
 def test_a_path_goes_through_the_sampler_s_states(update):
-  keys = samplers.sample_keys(jax.random.key(3), jnp.arange(4))
-  x_T = samplers.noise(GRID, keys, (1,))
-  path = samplers.path(MIXTURE, GRID, UPDATES[update], x_T, keys)
-  assert path.x_t.shape == path.x_0_hat.shape == (6, 4, 1)
-  np.testing.assert_array_equal(path.x_t[0], x_T)
-  np.testing.assert_allclose(
-    path.x_0_hat[-1], _reverse(update=update), rtol=1e-5
+  path, plain, _ = _processes(update)
+  assert path.x_t.shape == path.x_0_hat.shape == (6, 4, 2)
+  np.testing.assert_array_equal(path.x_t[0], X_T)
+  np.testing.assert_allclose(path.x_0_hat[-1], plain, rtol=1e-5)
+  a, s, time = (
+    np.reshape(v, (6, 1, 1)) for v in (GRID.alpha, GRID.sigma, GRID.time)
   )
-  for n in range(6):
-    level = jax.tree.map(lambda v, n=n: jnp.full(4, v[n]), GRID)
-    eps_hat = MIXTURE(path.x_t[n], level)
-    np.testing.assert_allclose(
-      path.x_0_hat[n],
-      process.eps_to_x_0(level, path.x_t[n], eps_hat),
-      rtol=2e-3,
-      atol=1e-4,
-    )
+  x_t = np.asarray(path.x_t, np.float64)
+  clean = (x_t - s * np.tanh(x_t + time / 100)) / a
+  np.testing.assert_allclose(path.x_0_hat, clean, rtol=2e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("update", UPDATES)
 def test_no_perturbation_is_plain_sampling(update):
-  np.testing.assert_allclose(
-    _reverse(update=update, w=jnp.zeros((6, 4, 1))),
-    _reverse(update=update),
-    rtol=1e-5,
-  )
+  _, plain, perturbed = _processes(update)
+  np.testing.assert_allclose(perturbed, plain, rtol=1e-5)
+
+
+@jax.jit
+def _perturbed(w):
+  """DDIM's samples under w: of an equivariant network, and of a silent one."""
+  equivariant = lambda x_t, level: x_t / process.per_example(level.sigma, 2) + 1
+  return [
+    _reverse(jnp.asarray(X_T), eps_fn, "ddim_0", w=w)
+    for eps_fn in (equivariant, _silent)
+  ]
 
 
 @pytest.mark.parametrize("n", [0, 3, 5])
@@ -1083,33 +1193,34 @@ def test_a_perturbation_moves_the_whole_step(n):
   # Of an equivariant network, eps_fn(x) = x / sigma + c, the clean estimate
   # depends on the state nowhere: -sigma c / alpha at the last level. A state
   # that only the network saw would leave (x_t - sigma eps_hat) / alpha moved.
-  w = jnp.zeros((6, 4, 1)).at[n].set(2.0)
-  equivariant = lambda x_t, level: x_t / process.per_example(level.sigma, 2) + 1
-  x_0 = _reverse(equivariant, "ddim_0", w=w)
+  w = np.zeros((6, 4, 2), np.float32)
+  _, plain = map(np.asarray, _perturbed(w))
+  w[n] = 2.0
+  x_0, moved = map(np.asarray, _perturbed(w))
   expected = -GRID.sigma[-1] / GRID.alpha[-1]
-  np.testing.assert_allclose(x_0, jnp.full((4, 1), expected), atol=2e-3)
+  np.testing.assert_allclose(x_0, np.full((4, 2), expected), atol=2e-3)
   # Of a constant network, DDIM's state over alpha moves by sigma w / alpha.
-  silent = lambda x_t, level: jnp.zeros_like(x_t)
-  moved = _reverse(silent, "ddim_0", w=w) - _reverse(silent, "ddim_0")
   np.testing.assert_allclose(
-    moved, jnp.full((4, 1), 2 * GRID.sigma[n] / GRID.alpha[n]), rtol=1e-3
+    moved - plain,
+    np.full((4, 2), 2 * GRID.sigma[n] / GRID.alpha[n]),
+    rtol=1e-3,
   )
 
 
 def test_gradients_through_the_process_are_the_same_with_remat():
-  keys = samplers.sample_keys(jax.random.key(3), jnp.arange(4))
-  x_T = samplers.noise(GRID, keys, (1,))
+  def loss(x_t, remat):
+    losses = jnp.sum(_reverse(x_t, remat=remat) ** 2, axis=1)
+    return jnp.sum(losses), losses
 
-  def gradient(remat):
-    loss = lambda x: jnp.sum(_reverse(x_t=x, remat=remat) ** 2)
-    return jax.jit(jax.grad(loss))(x_T)
-
-  np.testing.assert_allclose(gradient(True), gradient(False), rtol=1e-5)
+  slope_of = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+  gradient, _ = slope_of(X_T, True)
+  np.testing.assert_allclose(gradient, slope_of(X_T, False)[0], rtol=1e-4)
   # The slope is right: a central difference in the first example.
-  shift = jnp.zeros((4, 1)).at[0].set(1e-2)
-  loss = lambda x: float(_reverse(x_t=x)[0, 0] ** 2)
-  slope = (loss(x_T + shift) - loss(x_T - shift)) / 2e-2
-  assert gradient(True)[0, 0] == pytest.approx(slope, rel=0.02)
+  shift = np.zeros((4, 2), np.float32)
+  shift[0, 0] = 1e-2
+  ahead, behind = (slope_of(X_T + d, True)[1] for d in (shift, -shift))
+  slope = float(ahead[0] - behind[0]) / 2e-2
+  assert gradient[0, 0] == pytest.approx(slope, rel=0.02)
 
 
 def test_remat_bounds_the_memory_of_a_gradient():

@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from begun import begin
 from PIL import Image
 
 from rad_jax import checks
@@ -29,7 +31,6 @@ from rad_jax.evaluation.protocols import (
   memorisation,
   quality,
 )
-from rad_jax.training import loop
 
 # Without the slowest.
 RUN = tuple(name for name in evaluate.PROTOCOLS if name != "attack")
@@ -41,6 +42,7 @@ def make_config(world="oblique_plane", **evaluation):
   config.data.corruption.update(fraction=0.9, sigma=0.2)
   config.model.name = "mlp"
   config = configs.variant(config, "smoke")
+  config.model.mlp.update(width=8, depth=1)
   config.sampling.clip_x_0 = 0.0
   config.evaluation.update(
     {
@@ -62,7 +64,7 @@ def make_run(world="oblique_plane", **evaluation):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
-  loop.train(make_run(), workdir)
+  begin(make_run(), workdir)
   return workdir
 
 
@@ -95,7 +97,10 @@ def test_file_says_what_it_is_of(run, result):
   assert np.isfinite(numbers).all()
 
 
-def test_what_is_done_is_kept_and_the_rest_goes_on(run, result, monkeypatch):
+def test_what_is_done_is_kept_and_the_rest_goes_on(
+  run, result, tmp_path, monkeypatch
+):
+  run = shutil.copytree(run, tmp_path / "run")
   before = (run / "evaluation.json").read_bytes()
 
   def fail(subject):
@@ -107,11 +112,12 @@ def test_what_is_done_is_kept_and_the_rest_goes_on(run, result, monkeypatch):
     assert evaluate.evaluate(make_run(), run) == json.loads(before)
   assert (run / "evaluation.json").read_bytes() == before
   # Interrupted in the third protocol: the first two stay.
-  config = make_config()
+  names = ("truth", "quality", "score")
+  config = make_config(protocols=names)
   config.sampling.ema = False
   raw = runs.build(config)
   with monkeypatch.context() as patch:
-    patch.setitem(evaluate.PROTOCOLS, "reconstruction", fail)
+    patch.setitem(evaluate.PROTOCOLS, "score", fail)
     with pytest.raises(AssertionError, match="measured again"):
       evaluate.evaluate(raw, run)
     left = json.loads((run / "evaluation.json").read_text())
@@ -121,12 +127,15 @@ def test_what_is_done_is_kept_and_the_rest_goes_on(run, result, monkeypatch):
     for name in ("truth", "quality"):
       patch.setitem(evaluate.PROTOCOLS, name, fail)
     whole = evaluate.evaluate(raw, run)
-  assert list(whole["protocols"]) == list(RUN)
+  assert list(whole["protocols"]) == list(names)
   assert whole["parameters"] != result["parameters"]
   # Another setting: all is measured anew.
-  assert evaluate.evaluate(make_run(), run)["measures"] == pytest.approx(
-    result["measures"]
-  )
+  again = evaluate.evaluate(make_run(protocols=names), run)
+  assert list(again["protocols"]) == list(names)
+  for name in names:
+    assert again["protocols"][name]["measures"] == pytest.approx(
+      result["protocols"][name]["measures"]
+    )
 
 
 def test_samples_are_drawn_once(run, monkeypatch):
@@ -224,7 +233,7 @@ def exact(run):
 
   config = make_config("three_gaussians")
   config.sampling.num_steps = 100
-  config.evaluation.update(num_levels=6, num_level_examples=200)
+  config.evaluation.update(num_levels=4, num_level_examples=200)
   built = _with_predictor(runs.build(config), predict)
   model = sampling.newest_model(make_run(), run)._replace(run=built)
   training_set = built.open_training_set()
@@ -320,27 +329,40 @@ def test_steps_are_counted_in_network_evaluations(result):
   ]
 
 
-def test_attacks_are_stronger_the_more_they_know(run):
+@pytest.fixture(scope="module")
+def attacked(run, tmp_path_factory):
+  """A subject whose transfer is from a run of other parameters."""
+  other = tmp_path_factory.mktemp("other")
+  config = make_config()
+  config.seed = 1
+  begin(runs.build(config), other)
   built = make_run(
-    attack_budgets=(0.0, 0.3),
-    attack_steps=3,
-    num_attack_samples=64,
-    transfer_from=str(run),
+    attack_budgets=(0.0, 0.3), attack_steps=3, transfer_from=str(other)
   )
-  found = attack.measure(subject.open_subject(built, run)).curves
-  moved = dict(
-    zip(
-      zip(found["attack"], found["budget"], strict=True),
-      found["moved"],
-      strict=True,
-    )
-  )
-  kinds = ["random", "greedy", "expected", "joint", "transfer"]
-  assert [moved[kind, 0.0] for kind in kinds] == [0.0] * 5
-  assert moved["random", 0.3] < moved["expected", 0.3]
-  assert moved["expected", 0.3] <= moved["joint", 0.3] * 1.02
-  # The surrogate is the network itself.
-  assert moved["transfer", 0.3] == pytest.approx(moved["joint", 0.3], rel=1e-3)
+  return subject.open_subject(built, run)
+
+
+def moved_by_kind(found):
+  """(attack, budget) -> moved."""
+  kinds = zip(found["attack"], found["budget"], strict=True)
+  return dict(zip(kinds, found["moved"], strict=True))
+
+
+ATTACKS = ["random", "greedy", "expected", "joint", "transfer"]
+
+
+def test_table_of_attacks(attacked, monkeypatch):
+  """Every kind at every budget, beside the samples of no attack."""
+  shift = {kind: n for n, kind in enumerate([None, *ATTACKS])}
+
+  def sampler(subject, kind):
+    signs = np.array([1.0, -1.0, 1.0])
+    return lambda budget: np.ones((16, 3)) + shift[kind] * budget * signs
+
+  monkeypatch.setattr(attack, "sampler", sampler)
+  found = attack.measure(attacked).curves
+  expected = {(k, b): shift[k] * b for k in ATTACKS for b in (0.0, 0.3)}
+  assert moved_by_kind(found) == pytest.approx(expected)
   queries = dict(zip(found["attack"], found["queries"], strict=True))
   # 4 levels, 3 steps forward and backward, and the sample to move from.
   assert queries["joint"] == 4 + 3 * 4 * 2
@@ -348,23 +370,34 @@ def test_attacks_are_stronger_the_more_they_know(run):
   assert queries["transfer"] == queries["random"] == 0
 
 
-def test_transfer_moves_the_run_by_what_was_made_for_another(run, tmp_path):
-  other = make_config()
-  other.seed = 1
-  loop.train(runs.build(other), tmp_path)
-  built = make_run(
-    attack_budgets=(0.0, 0.3),
-    attack_steps=3,
-    num_attack_samples=64,
-    transfer_from=str(tmp_path),
+def test_transfer_moves_the_run_by_what_was_made_for_another(attacked):
+  plain, joint, transfer, random = (
+    attack.sampler(attacked, kind)
+    for kind in (None, "joint", "transfer", "random")
   )
-  opened = subject.open_subject(built, run)
-  plain, joint, transfer = (
-    attack.sampler(opened, kind) for kind in (None, "joint", "transfer")
-  )
-  np.testing.assert_array_equal(transfer(0.0), plain(0.0))
-  moved = lambda x_0: np.sqrt(np.mean(np.square(x_0 - plain(0.0))))
+  still = plain(0.0)
+  np.testing.assert_array_equal(transfer(0.0), still)
+  moved = lambda x_0: np.sqrt(np.mean(np.square(x_0 - still)))
   assert 0 < moved(transfer(0.3)) < moved(joint(0.3))
+  assert 0 < moved(random(0.3)) < moved(joint(0.3))
+
+
+@pytest.mark.slow
+def test_attacks_are_stronger_the_more_they_know(attacked):
+  moved = moved_by_kind(attack.measure(attacked).curves)
+  assert [moved[kind, 0.0] for kind in ATTACKS] == [0.0] * 5
+  assert moved["random", 0.3] < moved["expected", 0.3]
+  assert moved["expected", 0.3] <= moved["joint", 0.3] * 1.02
+
+
+@pytest.mark.slow
+def test_transfer_from_the_network_itself_is_the_joint_attack(
+  attacked, monkeypatch
+):
+  itself = attacked.model.params
+  monkeypatch.setattr(attack, "_surrogate_params", lambda subject: itself)
+  joint, transfer = (attack.sampler(attacked, k) for k in ("joint", "transfer"))
+  np.testing.assert_allclose(transfer(0.3), joint(0.3), rtol=1e-3, atol=1e-3)
 
 
 # Memorisation.

@@ -10,11 +10,13 @@ import signal
 import threading
 import time
 
+import built
 import faulty
 import jax
 import numpy as np
 import pytest
 import tiny
+from built import compiled_once  # noqa: F401
 
 from rad_jax import config as configs
 from rad_jax import run as runs
@@ -23,15 +25,21 @@ from rad_jax.training import (
   hosts,
   loop,
   metrics,
-  optimizers,
   sharding,
   watch,
 )
 from rad_jax.training import workdir as folders
 
 
+def plane(**fields):
+  """Sixty steps of one program, whatever their number."""
+  return tiny.plane(
+    **dict(optimizer__decay="constant", checkpoint__every_steps=20) | fields
+  )
+
+
 def state_of(workdir, config=None):
-  run = runs.build(config or tiny.plane())
+  run = built.run(config or plane())
   like = jax.eval_shape(run.initial_state)
   with checkpoints.open_manager(workdir) as manager:
     return checkpoints.restore(
@@ -57,7 +65,7 @@ def assert_same(a, b):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("unbroken")
-  return loop.train(runs.build(tiny.plane()), workdir), workdir
+  return loop.train(built.run(plane()), workdir), workdir
 
 
 @pytest.fixture
@@ -171,13 +179,13 @@ def test_a_folder_is_trained_in_by_one_process(copied, unbroken):
   holder.start()
   assert ready.wait(60)
   before = (copied / "metrics.jsonl").read_bytes()
-  config = tiny.plane(train__num_steps=70)
+  config = plane(train__num_steps=70)
   with pytest.raises(folders.InUse, match=f"process {holder.pid} on .* trains"):
-    loop.train(runs.build(config), copied)
+    loop.train(built.run(config), copied)
   assert (copied / "metrics.jsonl").read_bytes() == before
   holder.kill()
   holder.join()
-  assert_same(loop.train(runs.build(tiny.plane()), copied), unbroken[0])
+  assert_same(loop.train(built.run(plane()), copied), unbroken[0])
   assert not (copied / "holder.json").exists()
 
 
@@ -218,13 +226,13 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_older_whole_checkpoint_is_taken(damage, copied, unbroken, caplog):
-  assert steps_in(copied) == [50, 55, 60]
+  assert steps_in(copied) == [20, 40, 60]
   DAMAGES[damage](copied / "checkpoints" / "60")
   caplog.set_level("WARNING", logger="rad_jax")
-  state = loop.train(runs.build(tiny.plane()), copied)
-  assert re.search(r"60 cannot be read \(.*step 55 is taken", caplog.text)
+  state = loop.train(built.run(plane()), copied)
+  assert re.search(r"60 cannot be read \(.*step 40 is taken", caplog.text)
   assert_same(state, unbroken[0])
-  assert steps_in(copied) == [50, 55, 60]
+  assert steps_in(copied) == [20, 40, 60]
   assert (copied / "checkpoints" / "60.damaged").is_dir()  # nothing is lost
   assert_same(state_of(copied), unbroken[0])
 
@@ -236,9 +244,9 @@ def test_files_that_orbax_keeps_for_itself_stop_nothing(
   """Of all checkpoints, while the arrays are whole."""
   for step in steps_in(copied):
     damage(copied / "checkpoints" / str(step) / "_CHECKPOINT_METADATA")
-  config = tiny.plane(train__num_steps=65)
-  assert int(loop.train(runs.build(config), copied).step) == 65
-  assert steps_in(copied) == [55, 60, 65]
+  config = plane(train__num_steps=65)
+  assert int(loop.train(built.run(config), copied).step) == 65
+  assert steps_in(copied) == [40, 60, 65]
 
 
 def test_digest_sees_the_order_the_names_and_the_types():
@@ -254,7 +262,7 @@ def test_digest_sees_the_order_the_names_and_the_types():
 
 @pytest.mark.parametrize("how", ["no config.json", "another's checkpoints"])
 def test_checkpoint_says_itself_whose_it_is(how, copied, unbroken, tmp_path):
-  other = tiny.plane(seed=1)
+  other = plane(seed=1)
   if how == "no config.json":
     (copied / "config.json").unlink()
   else:
@@ -262,25 +270,25 @@ def test_checkpoint_says_itself_whose_it_is(how, copied, unbroken, tmp_path):
     shutil.move(copied / "checkpoints", tmp_path / "other/checkpoints")
     copied = tmp_path / "other"
   with pytest.raises(configs.ConfigError, match=r"\(seed: 0 -> 1\)"):
-    loop.train(runs.build(other), copied)
-  assert steps_in(copied) == [50, 55, 60]
+    loop.train(built.run(other), copied)
+  assert steps_in(copied) == [20, 40, 60]
 
 
 def test_sampling_leaves_a_damaged_checkpoint_where_it_is(copied):
   truncate(largest(copied / "checkpoints" / "60"))
-  assert int(state_of(copied).step) == 55
-  assert steps_in(copied) == [50, 55, 60]
+  assert int(state_of(copied).step) == 40
+  assert steps_in(copied) == [20, 40, 60]
 
 
 def test_all_checkpoints_are_damaged(copied):
   for step in steps_in(copied):
     truncate(largest(copied / "checkpoints" / str(step)))
   with pytest.raises(checkpoints.CheckpointError) as error:
-    loop.train(runs.build(tiny.plane()), copied)
+    loop.train(built.run(plane()), copied)
   assert "/60 cannot be read" in str(error.value)
   assert "nor can the 2 older" in str(error.value)
   assert "\n" not in str(error.value)
-  assert steps_in(copied) == [50, 55, 60]
+  assert steps_in(copied) == [20, 40, 60]
 
 
 @pytest.mark.slow
@@ -308,75 +316,66 @@ def test_checkpoint_of_another_structure_is_refused(copied):
   """As one of an older version: nothing is guessed."""
   path = copied / "config.json"
   saved = json.loads(path.read_text())
-  config = tiny.plane(**{"model.mlp.depth": 2})
+  config = plane(**{"model.mlp.depth": 2})
   saved["model"]["mlp"]["depth"] = 2
   path.write_text(json.dumps(saved))
   with pytest.raises(checkpoints.CheckpointError, match="nor can the 2 older"):
-    loop.train(runs.build(config), copied)
-  assert steps_in(copied) == [50, 55, 60]
+    loop.train(built.run(config), copied)
+  assert steps_in(copied) == [20, 40, 60]
 
 
 # ---- Numbers ----
 
 
 def test_bad_step_is_passed_over(monkeypatch, tmp_path):
-  faulty.poisoned(monkeypatch, 7, np.nan)
-  config = tiny.plane(
-    train__num_steps=10,
-    train__max_skipped=1,
-    checkpoint__every_steps=1,
-    checkpoint__keep=9,
+  faulty.poisoned(monkeypatch, 3, np.nan)
+  config = plane(
+    train__num_steps=4, train__max_skipped=3, checkpoint__every_steps=1
   )
-  state = loop.train(runs.build(config), tmp_path)
-  assert int(state.step) == 10
+  state = loop.train(built.run(config), tmp_path)
+  assert int(state.step) == 4
   (row,) = metrics.read(tmp_path)
   assert row["train/skipped"] == 1
   assert all(np.isfinite(value) for value in row.values())
-  before, after = (restored_at(tmp_path, config, step) for step in (6, 7))
+  before, after = (restored_at(tmp_path, config, step) for step in (2, 3))
   assert_same(before._replace(step=after.step), after)
-  later = restored_at(tmp_path, config, 8)
+  later = restored_at(tmp_path, config, 4)
   assert np.any(
     later.params["output"]["bias"] != after.params["output"]["bias"]
   )
 
 
 def restored_at(workdir, config, step):
-  like = jax.eval_shape(runs.build(config).initial_state)
+  like = jax.eval_shape(built.run(config).initial_state)
   with checkpoints.ocp.StandardCheckpointer() as reader:
     return reader.restore(workdir / "checkpoints" / str(step) / "state", like)
 
 
 def test_too_many_bad_steps_stop_the_run(monkeypatch, tmp_path):
-  monkeypatch.setattr(
-    optimizers,
-    "learning_rate_schedule",
-    lambda *_: lambda step: np.float32(1e30),
-  )
-  config = tiny.plane(train__max_skipped=3)
-  with pytest.raises(watch.NonFiniteLoss, match="after 3 others were skipped"):
-    loop.train(runs.build(config), tmp_path)
+  for step in (2, 3, 5, 6):
+    faulty.poisoned(monkeypatch, step, np.nan)
+  match = "at step 6 after 3 others were skipped"
+  with pytest.raises(watch.NonFiniteLoss, match=match):
+    loop.train(built.run(plane(train__max_skipped=3)), tmp_path)
 
 
 def test_spike_takes_the_run_back_past_its_data(monkeypatch, tmp_path, caplog):
   faulty.poisoned(monkeypatch, 9, 1e6)
   caplog.set_level("WARNING", logger="rad_jax")
-  config = tiny.plane(
+  config = plane(
     train__num_steps=12,
     train__log_every_steps=1,
     train__rollback_above=50.0,
     checkpoint__every_steps=4,
   )
-  state = loop.train(runs.build(config), tmp_path)
+  state = loop.train(built.run(config), tmp_path)
   assert "back to the parameters of step 8" in caplog.text
   assert int(state.step) == 12
   # By hand: the steps 11 and 12 from the parameters of step 8.
   expected = restored_at(tmp_path, config, 8)._replace(step=np.int32(10))
-  run = runs.build(config)
-  step = jax.jit(run.train_step(True))
-  for batch in loop.training_batches(
-    run, run.open_training_set(), 10, slice(None)
-  ):
-    expected, _ = step(expected, batch)
+  run, mesh = built.run(config), sharding.device_mesh()
+  for batch in loop.dispatched_batches(run, run.open_training_set(), 10, mesh):
+    expected, _ = loop.compile_step(run, expected, batch, mesh)(expected, batch)
   assert int(expected.step) == 12
   for x, y in zip(
     jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True
@@ -386,27 +385,27 @@ def test_spike_takes_the_run_back_past_its_data(monkeypatch, tmp_path, caplog):
 
 def test_spike_without_a_checkpoint_stops(monkeypatch, tmp_path):
   faulty.poisoned(monkeypatch, 5, 1e6)
-  config = tiny.plane(
+  config = plane(
     train__log_every_steps=1,
     train__rollback_above=50.0,
     checkpoint__every_steps=50,
   )
   with pytest.raises(watch.LossSpike, match="no checkpoint was written yet"):
-    loop.train(runs.build(config), tmp_path)
+    loop.train(built.run(config), tmp_path)
 
 
 def test_debug_mode_raises_where_the_nan_arises(monkeypatch, tmp_path):
   faulty.poisoned(monkeypatch, 3, np.nan)
   with pytest.raises(FloatingPointError, match="nan"):
-    loop.train(runs.build(tiny.plane(train__debug=True)), tmp_path)
+    loop.train(runs.build(plane(train__debug=True)), tmp_path)
 
 
 # ---- What is seen of a run ----
 
 
 def test_steps_are_traced_for_the_profiler(tmp_path):
-  config = tiny.plane(train__num_steps=6, train__profile_steps=(2, 3))
-  loop.train(runs.build(config), tmp_path)
+  config = plane(train__num_steps=6, train__profile_steps=(2, 3))
+  loop.train(built.run(config), tmp_path)
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
@@ -427,8 +426,8 @@ def test_weights_and_biases_gets_every_row(monkeypatch, tmp_path):
 
   monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
   for num_steps in (20, 40):
-    config = tiny.plane(train__num_steps=num_steps, train__wandb_project="dirt")
-    loop.train(runs.build(config), tmp_path)
+    config = plane(train__num_steps=num_steps, train__wandb_project="dirt")
+    loop.train(built.run(config), tmp_path)
   assert [step for step, _ in logged] == [20, 40]
   assert logged[1][1].keys() == metrics.read(tmp_path)[1].keys() - {"step"}
   assert told[0]["project"] == "dirt"
@@ -441,4 +440,4 @@ def test_weights_and_biases_is_not_installed(monkeypatch, tmp_path):
 
   monkeypatch.setitem(sys.modules, "wandb", None)
   with pytest.raises(ValueError, match="pip install wandb"):
-    loop.train(runs.build(tiny.plane(train__wandb_project="dirt")), tmp_path)
+    loop.train(built.run(plane(train__wandb_project="dirt")), tmp_path)

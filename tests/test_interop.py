@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from tiny import plane
 
 from rad_jax import checks
 from rad_jax import config as configs
@@ -776,9 +777,7 @@ def test_bad_fields(fields):
 
 def test_own_runs_weights_are_chosen(tmp_path):
   """A run's moving average or raw weights, whatever its sampling.ema."""
-  small = {"model__unet__channel_multipliers": (1,)}
-  small |= {"model__unet__attention_resolutions": ()}
-  config = tiny(**small)
+  config = plane()
   run = runs.build(config)
   new = jax.jit(run.initial_state)()
   state = new._replace(
@@ -795,7 +794,7 @@ def test_own_runs_weights_are_chosen(tmp_path):
     started = workdir.start_from(
       tmp_path,
       new,
-      runs.build(tiny(**small, train__init_weights=which)),
+      runs.build(plane(train__init_weights=which)),
       sharding.device_mesh(),
     )
     assert_same(started.params, params)

@@ -25,7 +25,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PLANE = "--config=configs/oblique_plane.py:smoke"
 CIFAR = "--config=configs/cifar10.py:smoke"
 DIGITS = "--config=configs/digits.py:smoke"
-# Compiled twice as fast as that of :smoke.
+# Compiled faster than those of :smoke.
+SMALL_MLP = ("--config.model.mlp.width=8", "--config.model.mlp.depth=1")
 SMALL_UNET = (
   "--config.model.unet.channel_multipliers=(1,)",
   "--config.model.unet.attention_resolutions=()",
@@ -149,6 +150,7 @@ def test_world_under_edm(tmp_path, run):
   """Other levels, parametrisation and sampler, from the command line alone."""
   args = [
     PLANE,
+    *SMALL_MLP,
     f"--workdir={tmp_path / 'run'}",
     "--config.diffusion.process=edm",
     "--config.diffusion.prediction=edm",
@@ -232,7 +234,7 @@ def test_digits_from_preparation_to_evaluation(tmp_path, run):
 def test_report_needs_no_config(tmp_path, run):
   workdir = tmp_path / "run"
   assert_succeeds(
-    run(PLANE, f"--workdir={workdir}", "--config.train.num_steps=5")
+    run(PLANE, *SMALL_MLP, f"--workdir={workdir}", "--config.train.num_steps=5")
   )
   other = shutil.copytree(workdir, tmp_path / "other")
   both = f"--workdir={workdir},{other}"

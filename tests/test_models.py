@@ -36,14 +36,42 @@ def _random_params(shapes, seed, scale=0.2):
   )
 
 
-def _fast_key(seed):
-  """A key whose draws compile in a third of threefry's time."""
-  return jax.random.key(seed, impl="rbg")
+def _normal(seed, shape):
+  return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def _init(net, *inputs):
+  """Shapes of the parameters, and what `init` makes of all last layers.
+
+  The others' draws are left out of the program: they take long to compile.
+  """
+
+  def last_layers(key):
+    params = net.init(key, *map(jnp.asarray, inputs))
+    return params, jax.tree_util.tree_map_with_path(
+      lambda path, leaf: leaf if _is_last(path) else None, params
+    )
+
+  key = jax.random.key(2)
+  shapes, _ = jax.eval_shape(last_layers, key)
+  return shapes, _jit(lambda key: last_layers(key)[1])(key)
+
+
+def _is_last(path):
+  """Of a residual branch, of attention or of the network."""
+  return path[-2].key in ("conv_out", "output")
+
+
+def _untrained(params, initial):
+  """Parameters with those last layers that `init` made."""
+  return jax.tree.map(
+    lambda leaf, made: leaf if made is None else made, params, initial
+  )
 
 
 @pytest.fixture(scope="module")
 def images():
-  return jax.random.normal(jax.random.key(1), (_BATCH, 8, 8, 3))
+  return jnp.asarray(_normal(1, (_BATCH, 8, 8, 3)))
 
 
 @pytest.fixture(scope="module")
@@ -55,38 +83,33 @@ def times():
 def small(images, times):
   """A small U-Net: its network, jitted `apply` and two sets of parameters."""
   net = unet.unet(**_SMALL, dropout=0.5)
-  initial = _jit(net.init)(_fast_key(2), images, times)
+  shapes, initial = _init(net, images, times)
   return types.SimpleNamespace(
     network=net,
     apply=_jit(net.apply),
     initial=initial,
-    params=_random_params(initial, seed=3),
+    shapes=shapes,
+    params=_random_params(shapes, seed=3),
   )
 
 
-def _output_and_gradients(apply, params, x_t, t):
-  """Returns eps_hat under dropout, and d|eps_hat|^2 by `(params, x_t)`."""
+@pytest.fixture(scope="module")
+def small_gradients(small):
+  """eps_hat under dropout, and d|eps_hat|^2 by `(params, x_t)`."""
 
-  def loss(params, x_t):
-    eps_hat = apply(params, x_t, t, jax.random.key(14))
+  def loss(params, x_t, t, key):
+    eps_hat = small.network.apply(params, x_t, t, key)
     return jnp.sum(eps_hat**2), eps_hat
 
-  function = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-  (_, eps_hat), gradients = _jit(function)(params, x_t)
-  return eps_hat, gradients
-
-
-@pytest.fixture(scope="module")
-def small_gradients(small, images, times):
-  return _output_and_gradients(small.network.apply, small.params, images, times)
+  return _jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
 
 
 @pytest.fixture(scope="module")
 def vector_mlp():
   net = mlp.mlp(width=16, depth=2, time_features=8)
-  x_t = jax.random.normal(jax.random.key(4), (_BATCH, 5))
-  t = jnp.zeros(_BATCH, jnp.int32)
-  initial = _jit(net.init)(_fast_key(5), x_t, t)
+  x_t = jnp.asarray(_normal(4, (_BATCH, 5)))
+  t = np.zeros(_BATCH, np.int32)
+  initial = _jit(net.init)(jax.random.key(5, impl="rbg"), x_t, t)
   return types.SimpleNamespace(
     network=net,
     apply=_jit(net.apply),
@@ -108,7 +131,8 @@ def test_cifar10_unet_has_the_published_parameter_count():
 
 
 def test_untrained_networks_return_zero(small, vector_mlp, images, times):
-  np.testing.assert_array_equal(small.apply(small.initial, images, times), 0)
+  params = _untrained(small.params, small.initial)
+  np.testing.assert_array_equal(small.apply(params, images, times), 0)
   x_t = vector_mlp.x_t
   np.testing.assert_array_equal(
     vector_mlp.apply(vector_mlp.initial, x_t, times), 0
@@ -124,14 +148,14 @@ def test_residual_branches_start_at_zero(small):
       np.testing.assert_array_equal(block["output"]["kernel"], 0, name)
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 3), (8, 4, 1)])
-def test_unet_keeps_the_shape(times, shape):
+def test_unet_keeps_the_shape(small, images, times):
+  square = jax.eval_shape(small.apply, small.params, images, times)
   net = unet.unet(**_SMALL, dropout=0.5)
-  x_t = jnp.ones((_BATCH, *shape))
-  params = jax.eval_shape(net.init, jax.random.key(0), x_t, times)
-  eps_hat = jax.eval_shape(net.apply, params, x_t, times)
-  assert eps_hat.shape == x_t.shape
-  assert eps_hat.dtype == jnp.float32
+  oblong = jnp.ones((_BATCH, 8, 4, 1))
+  params = jax.eval_shape(net.init, jax.random.key(0), oblong, times)
+  eps_hat = jax.eval_shape(net.apply, params, oblong, times)
+  assert (square.shape, eps_hat.shape) == (images.shape, oblong.shape)
+  assert square.dtype == eps_hat.dtype == jnp.float32
 
 
 def test_attention_is_where_it_was_asked_for(small):
@@ -147,7 +171,7 @@ def test_attention_is_where_it_was_asked_for(small):
 def test_attention_block_matches_numpy():
   """One head, softmax(q k^T / sqrt(c)) over all pixels, plus the residual."""
   block = unet._Attention()
-  x = jax.random.normal(jax.random.key(7), (2, 2, 3, 8))
+  x = jnp.asarray(_normal(7, (2, 2, 3, 8)))
   shapes = jax.eval_shape(block.init, jax.random.key(8), x)["params"]
   params = _random_params(shapes, seed=9, scale=1.0)
 
@@ -175,9 +199,9 @@ def test_attention_block_matches_numpy():
 
 
 def test_upsampling_repeats_each_pixel():
-  h = jax.random.normal(jax.random.key(10), (2, 3, 4, 5))
+  h = jnp.asarray(_normal(10, (2, 3, 4, 5)))
   expected = np.asarray(h).repeat(2, axis=1).repeat(2, axis=2)
-  np.testing.assert_array_equal(unet._upsample(h), expected)
+  np.testing.assert_array_equal(jax.jit(unet._upsample)(h), expected)
 
 
 @pytest.mark.parametrize("changed", range(_BATCH))
@@ -185,17 +209,18 @@ def test_examples_are_independent(small, vector_mlp, images, times, changed):
   """The attack sums its objective over the batch and relies on this."""
   others = np.delete(np.arange(_BATCH), changed)
   for net, x_t in ((small, images), (vector_mlp, vector_mlp.x_t)):
-    before = net.apply(net.params, x_t, times)
-    after = net.apply(
-      net.params, x_t.at[changed].add(1.0), times.at[changed].add(100)
-    )
+    moved, later = np.array(x_t), np.array(times)
+    moved[changed] += 1.0
+    later[changed] += 100
+    before = np.asarray(net.apply(net.params, x_t, times))
+    after = np.asarray(net.apply(net.params, moved, later))
     np.testing.assert_allclose(after[others], before[others], atol=1e-6)
     assert np.max(np.abs(after[changed] - before[changed])) > 1e-2
 
 
 def test_vmap_over_networks_matches_a_loop(small, images, times):
   params = [small.params, _random_params(small.params, seed=11)]
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+  stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *params)
   together = _jit(jax.vmap(small.network.apply, in_axes=(0, None, None)))(
     stacked, images, times
   )
@@ -216,9 +241,13 @@ def test_time_changes_the_output(small, vector_mlp, images, times):
     assert np.all(per_example > 1e-4), per_example
 
 
-def test_every_parameter_and_skip_of_the_unet_matters(small_gradients):
+def test_every_parameter_and_skip_of_the_unet_matters(
+  small, small_gradients, images, times
+):
   """Except the keys' biases, to which a softmax is blind."""
-  _, (gradients, _) = small_gradients
+  (gradients, _), _ = small_gradients(
+    small.params, images, times, jax.random.key(14)
+  )
   for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
     name = jax.tree_util.keystr(path)
     size = np.abs(leaf)
@@ -259,27 +288,29 @@ def test_bfloat16_is_close_to_float32(small, images, times):
   error = np.sqrt(np.mean((eps_hat - expected) ** 2) / np.mean(expected**2))
   assert 1e-4 < error < 0.05, error
   # The output layer is float32: few values are exact in bfloat16.
-  rounded = eps_hat.astype(jnp.bfloat16).astype(jnp.float32)
-  assert np.mean(np.asarray(rounded == eps_hat)) < 0.1
+  eps_hat = np.asarray(eps_hat)
+  rounded = eps_hat.astype(jnp.bfloat16).astype(np.float32)
+  assert np.mean(rounded == eps_hat) < 0.1
 
 
 def test_group_norm_is_flax_s():
   """The same parameters, values and gradients."""
-  x = 2.0 + jax.random.normal(jax.random.key(16), (3, 4, 4, 12))
+  x = jnp.asarray(2.0 + _normal(16, (3, 4, 4, 12)))
   theirs = nn.GroupNorm(3, epsilon=1e-6)
   ours = layers.GroupNorm(3, jnp.dtype("float32"))
-  params = jax.tree.map(
-    lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(17), leaf.shape),
-    theirs.init(jax.random.key(18), x),
+  shapes, own_shapes = (
+    jax.eval_shape(norm.init, jax.random.key(18), x) for norm in (theirs, ours)
   )
-  assert jax.tree.map(jnp.shape, params) == jax.tree.map(
-    jnp.shape, ours.init(jax.random.key(18), x)
+  assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, own_shapes)
+  params = jax.tree.map(
+    lambda leaf: 1 + leaf, _random_params(shapes, seed=17, scale=0.3)
   )
 
   def value_and_gradient(norm):
-    return jax.value_and_grad(
+    function = jax.value_and_grad(
       lambda params, x: jnp.sum(jnp.sin(norm.apply(params, x))), (0, 1)
-    )(params, x)
+    )
+    return _jit(function)(params, x)
 
   chex.assert_trees_all_close(
     value_and_gradient(ours), value_and_gradient(theirs), rtol=1e-4, atol=1e-4
@@ -288,10 +319,11 @@ def test_group_norm_is_flax_s():
 
 def test_group_statistics_are_float32_under_bfloat16():
   """A mean of 1,000 with a spread of 4 is beyond bfloat16's eight bits."""
-  x = 1000.0 + 4.0 * jax.random.normal(jax.random.key(12), (2, 8, 8, 8))
-  x = x.astype(jnp.bfloat16)
+  x = 1000.0 + 4.0 * _normal(12, (2, 8, 8, 8))
+  x = jnp.asarray(x, jnp.bfloat16)
   norm = layers.GroupNorm(0, jnp.dtype("bfloat16"))
-  actual = norm.apply(norm.init(jax.random.key(13), x), x)
+  apply = lambda x: norm.apply(norm.init(jax.random.key(13), x), x)
+  actual = _jit(apply)(x)
   groups = np.asarray(x, np.float64).reshape(2, 8, 8, 2, 4)
   mean = groups.mean((1, 2, 4), keepdims=True)
   expected = (groups - mean) / groups.std((1, 2, 4), keepdims=True)
@@ -301,33 +333,37 @@ def test_group_statistics_are_float32_under_bfloat16():
 
 
 def test_remat_changes_only_the_schedule(small, small_gradients, images, times):
+  """By the gradient of x_t, which goes through all that is recomputed."""
   net = unet.unet(**_SMALL, dropout=0.5, remat=True)
   shapes = jax.eval_shape(net.init, jax.random.key(0), images, times)
-  assert jax.tree.structure(shapes) == jax.tree.structure(small.initial)
-  assert "remat" in str(jax.make_jaxpr(net.apply)(small.params, images, times))
+  assert shapes == small.shapes
 
-  eps_hat, gradients = _output_and_gradients(
-    net.apply, small.params, images, times
+  def loss(x_t, params, t, key):
+    eps_hat = net.apply(params, x_t, t, key)
+    return jnp.sum(eps_hat**2), eps_hat
+
+  inputs = images, small.params, times, jax.random.key(14)
+  program = _jit(jax.grad(loss, has_aux=True)).trace(*inputs)
+  assert "remat" in str(program.jaxpr)
+  gradient, eps_hat = program.lower().compile()(*inputs)
+  (_, expected), expected_eps_hat = small_gradients(
+    small.params, images, times, jax.random.key(14)
   )
-  expected_eps_hat, expected = small_gradients
   np.testing.assert_allclose(eps_hat, expected_eps_hat, rtol=1e-5, atol=1e-5)
-  for actual_leaf, leaf in zip(
-    jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True
-  ):
-    scale = float(np.max(np.abs(leaf))) + 1.0
-    np.testing.assert_allclose(actual_leaf, leaf, atol=1e-4 * scale)
+  scale = float(np.max(np.abs(expected))) + 1.0
+  np.testing.assert_allclose(gradient, expected, atol=1e-4 * scale)
 
 
-def test_dropout_follows_its_key(small, images, times):
-  key_a, key_b = jax.random.split(jax.random.key(15))
-  clean = small.apply(small.params, images, times)
-  first = small.apply(small.params, images, times, key_a)
-  again = small.apply(small.params, images, times, jnp.copy(key_a))
-  other = small.apply(small.params, images, times, key_b)
+def test_dropout_follows_its_key(small, small_gradients, images, times):
+  first, again, other = (
+    np.asarray(small_gradients(small.params, images, times, key)[1])
+    for key in map(jax.random.key, (15, 15, 16))
+  )
+  clean = np.asarray(small.apply(small.params, images, times))
   np.testing.assert_array_equal(first, again)
   assert np.max(np.abs(first - clean)) > 1e-2
   assert np.max(np.abs(first - other)) > 1e-2
-  without_key = jax.make_jaxpr(small.network.apply)(small.params, images, times)
+  without_key = small.apply.trace(small.params, images, times).jaxpr
   assert "random" not in str(without_key)
 
 
@@ -341,7 +377,8 @@ def test_embedding_matches_numpy(features):
       angle = time * 10_000.0 ** (-i / (half - 1))
       expected[row, i] = math.sin(angle)
       expected[row, half + i] = math.cos(angle)
-  actual = layers.sines_first(jnp.array(t), features)
+  embed = jax.jit(layers.sines_first, static_argnums=1)
+  actual = embed(np.array(t), features)
   np.testing.assert_allclose(actual, expected, atol=2e-4)
 
 
@@ -366,15 +403,16 @@ def test_unet_names_size_and_factor_that_do_not_fit(shape):
 
 def test_mlp_on_images_is_the_mlp_on_their_pixels(times):
   net = mlp.mlp(width=16, depth=2, time_features=8)
-  images = jax.random.normal(jax.random.key(16), (_BATCH, 4, 2, 3))
+  images = jnp.asarray(_normal(16, (_BATCH, 4, 2, 3)))
   flat = images.reshape(_BATCH, -1)
   shapes = jax.eval_shape(net.init, jax.random.key(17), images, times)
   params = _random_params(shapes, seed=18)
-  eps_hat = net.apply(params, images, times)
+  apply = _jit(net.apply)
+  eps_hat = np.asarray(apply(params, images, times))
   assert eps_hat.shape == images.shape
   np.testing.assert_allclose(
     eps_hat.reshape(_BATCH, -1),
-    net.apply(params, flat, times),
+    apply(params, flat, times),
     rtol=1e-5,
     atol=1e-6,
   )

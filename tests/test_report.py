@@ -7,11 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny
+from begun import begin
 from browser import assert_whole_and_fetches_nothing
 from test_page import HOSTILE, Outline, sections
 
-from rad_jax import checks
-from rad_jax import config as configs
 from rad_jax import run as rad_run
 from rad_jax.data import builders
 from rad_jax.evaluation import evaluate, sampling
@@ -20,19 +20,25 @@ from rad_jax.reports.tables import Table
 from rad_jax.training import loop
 
 
-def make_config(name, **fields):
-  config = configs.default()
-  config.data.name = name
-  config.data.corruption.update(fraction=0.9, sigma=0.2)
+def make_run(name, **fields):
+  """Of a shared config, with some fields of its own."""
+  own = {
+    "train__num_steps": 10,
+    "train__log_every_steps": 5,
+    "sampling__num_samples": 16,
+    "sampling__batch_size": 16,
+    "evaluation__num_samples": 64,
+    "evaluation__num_step_samples": 16,
+  }
   if name == "digits":
-    config.data.update(image_size=8, num_channels=1, flip=False, linear_rank=16)
-  config.model.name = "mlp"
-  config.sampling.clip_x_0 = 0.0
-  config = configs.variant(config, "smoke")
-  config.train.num_steps = 10
-  config.update_from_flattened_dict(fields)
-  checks.validate(config)
-  return rad_run.build(config)
+    own |= {
+      "data__name": "digits",
+      "data__image_size": 8,
+      "data__num_channels": 1,
+      "data__flip": False,
+      "data__linear_rank": 16,
+    }
+  return rad_run.build(tiny.plane(**(own | fields)))
 
 
 LEVELS = {
@@ -64,17 +70,15 @@ DIAGNOSIS = {
 def plane(tmp_path_factory):
   """A run on the oblique plane, with curves and a diagnosis."""
   workdir = tmp_path_factory.mktemp("runs") / "plane"
-  config = make_config(
+  run = make_run(
     "oblique_plane",
-    **{
-      "evaluation.protocols": ("truth", "steps"),
-      "evaluation.samplers": ("ddim",),
-      "evaluation.step_counts": (3,),
-    },
+    evaluation__protocols=("truth", "steps"),
+    evaluation__samplers=("ddim",),
+    evaluation__step_counts=(3,),
   )
-  loop.train(config, workdir)
-  sampling.sample(config, workdir)
-  evaluate.evaluate(config, workdir)
+  loop.train(run, workdir)
+  sampling.sample(run, workdir)
+  evaluate.evaluate(run, workdir)
   edit(
     workdir / "evaluation.json",
     protocols={"reconstruction": {"measures": {}, "curves": LEVELS}},
@@ -84,21 +88,23 @@ def plane(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-  """A run on digits, with closest pairs and purified images, not sampled."""
+def digits(plane, tmp_path_factory):
+  """A run on digits, with closest pairs and purified images, not sampled.
+
+  It has the other's curves of training.
+  """
   folder = tmp_path_factory.mktemp("runs")
   workdir = folder / "digits"
   builders.prepare("digits", str(folder / "data"))
-  config = make_config(
+  run = make_run(
     "digits",
-    **{
-      "data.data_dir": str(folder / "data"),
-      "objective.name": "ddpm",
-      "evaluation.protocols": ("truth", "memorisation"),
-    },
+    data__data_dir=str(folder / "data"),
+    objective__name="ddpm",
+    evaluation__protocols=("truth", "memorisation"),
   )
-  loop.train(config, workdir)
-  evaluate.evaluate(config, workdir)
+  begin(run, workdir, step=10)
+  shutil.copy(plane / "metrics.jsonl", workdir)
+  evaluate.evaluate(run, workdir)
   with np.load(workdir / "training_examples.npz") as file:
     images = np.concatenate([file["dirty"], file["clean"]])
   (workdir / "purified").mkdir()

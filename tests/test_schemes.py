@@ -1,29 +1,19 @@
 """Named schemes: what their runs are, and one table from end to end."""
 
 import pathlib
-import runpy
 
 import pytest
+import tiny
 
 from rad_jax import config as configs
 from rad_jax.experiments import engine, schemes, study, table
 
-ROOT = pathlib.Path(__file__).parent.parent
 NAMES = ("demo", "cheap", "baselines", "readings")
 SETS = ("digits", "oblique_plane")
 
 
-def config_of(name, variant="", **fields):
-  path = ROOT / "configs" / f"{name}.py"
-  config = runpy.run_path(str(path))["get_config"](variant)
-  config.update_from_flattened_dict(
-    {name.replace("__", "."): value for name, value in fields.items()}
-  )
-  return config
-
-
 def entries(name, workdir, variant="", seeds=1):
-  config = config_of("demo", variant, study__seeds=seeds)
+  config = tiny.load("demo", variant, study__seeds=seeds)
   return schemes.entries(config, schemes.SCHEMES[name], workdir)
 
 
@@ -59,7 +49,7 @@ def test_schemes_change_the_config_of_their_data_as_they_say(name, tmp_path):
   """Besides: where samples go, and of free replays the steps."""
   unused = ("model.unet", "purify", "study", "sweep", "evaluation.attack_steps")
   for run in entries(name, tmp_path):
-    plain = config_of(run.labels["data"])
+    plain = tiny.load(run.labels["data"])
     changes = schemes.SCHEMES[name][run.labels["method"]]
     ours, theirs = (
       configs.flatten(config.to_dict()) for config in (run.config, plain)
@@ -88,7 +78,7 @@ def test_all_schemes_make_equally_many_updates(name, tmp_path):
   runs = entries(name, tmp_path)
   scratch = [run for run in runs if not run.config.train.init_from]
   for run in scratch:
-    plain = config_of(run.labels["data"])
+    plain = tiny.load(run.labels["data"])
     assert updates(run.config) == plain.train.num_steps
   replayed = [r for r in scratch if r.config.regulariser.free_replays > 1]
   assert len(replayed) == {"cheap": 2, "baselines": 2}.get(name, 0)
@@ -102,7 +92,7 @@ def test_what_starts_from_a_run_stands_behind_it(tmp_path):
     "a, b = c": {"objective.name": "ddpm"},
   }
   for chosen in (made, schemes.SCHEMES["baselines"]):
-    config = config_of("demo", study__seeds=2)
+    config = tiny.load("demo", study__seeds=2)
     runs = schemes.entries(config, chosen, tmp_path)
     folders = {tmp_path / "runs" / run.name: run for run in runs}
     place = {run.name: i for i, run in enumerate(runs)}
@@ -120,7 +110,7 @@ def test_what_starts_from_a_run_stands_behind_it(tmp_path):
 
 
 def test_unknown_names_are_refused(tmp_path):
-  config = config_of("demo", study__data=("moon",))
+  config = tiny.load("demo", study__data=("moon",))
   with pytest.raises(configs.ConfigError, match=r"study\.data=.*some of"):
     schemes.run(config, tmp_path, "cheap")
   with pytest.raises(configs.ConfigError, match=r"study\.schemes='dear'.*demo"):
@@ -136,7 +126,7 @@ def test_a_table_from_end_to_end(monkeypatch, tmp_path):
     "FGSM": {},
   }
   monkeypatch.setitem(schemes.SCHEMES, "demo", made)
-  config = config_of(
+  config = tiny.load(
     "demo",
     "smoke",
     study__data=("oblique_plane",),

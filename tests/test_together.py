@@ -1,33 +1,20 @@
 """Runs trained together against each of them by itself."""
 
-import importlib.util
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
-from rad_jax import checks
 from rad_jax import config as configs
 from rad_jax import run as built
 from rad_jax.training import loop, together
 
-ROOT = pathlib.Path(__file__).parent.parent
-
 
 def plane(**fields):
-  """The oblique plane's smoke config; "a.b" written as a__b."""
-  path = ROOT / "configs" / "oblique_plane.py"
-  spec = importlib.util.spec_from_file_location("oblique_plane", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config("smoke")
-  config.update_from_flattened_dict(
-    {name.replace("__", "."): value for name, value in fields.items()}
-  )
-  checks.validate(config)
-  return built.build(config)
+  """A run of twenty steps on the oblique plane."""
+  small = dict(train__num_steps=20, checkpoint__every_steps=10)
+  return built.build(tiny.plane(**small | fields))
 
 
 def train(runs, workdir):
@@ -45,31 +32,27 @@ def assert_close(states, place, alone):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-  "runs",
-  [
-    [
-      {"seed": 1, "objective__lam": 1.0},
-      {"objective__lam": 5.0, "data__corruption__kind": "outlier"},
-    ],
-    [
-      {"objective__name": "noise_aware", "data__corruption__sigma": 0.5},
-      {"objective__name": "noise_aware", "data__corruption__fraction": 0.5},
-    ],
-  ],
-  ids=["seed, lambda and kind", "known sigma"],
-)
-def test_each_run_is_what_it_is_alone(tmp_path, runs):
-  runs = [plane(**fields) for fields in runs]
-  states = train(runs, tmp_path / "together")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """Two runs that differ in their seed, lambda and noise; and their states."""
+  own = {"seed": 1, "objective__lam": 1.0, "data__corruption__sigma": 0.5}
+  other = {"objective__lam": 5.0, "data__corruption__fraction": 0.5}
+  runs = [
+    plane(objective__name="noise_aware_adv", **fields)
+    for fields in (own, other)
+  ]
+  return runs, train(runs, tmp_path_factory.mktemp("together"))
+
+
+def test_each_run_is_what_it_is_alone(trained, tmp_path):
+  runs, states = trained
   for place, run in enumerate(runs):
     alone = loop.train(run, tmp_path / str(place))
     assert_close(states, place, alone)
 
 
-def test_interrupted_runs_end_in_the_same_bits(tmp_path, monkeypatch):
-  runs = [plane(objective__name="ddpm", seed=seed) for seed in (0, 1)]
-  straight = train(runs, tmp_path / "straight")
+def test_interrupted_runs_end_in_the_same_bits(trained, tmp_path, monkeypatch):
+  runs, straight = trained
   indices = together.indices
 
   def dies(runs, first, end, num_examples):
@@ -80,7 +63,7 @@ def test_interrupted_runs_end_in_the_same_bits(tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(together, "indices", dies)
     with pytest.raises(KeyboardInterrupt):
-      train(runs, tmp_path / "died")
+      train(runs, tmp_path)
   seen = []
   monkeypatch.setattr(
     together,
@@ -89,18 +72,16 @@ def test_interrupted_runs_end_in_the_same_bits(tmp_path, monkeypatch):
       seen.append(first) or indices(runs, first, *rest)
     ),
   )
-  resumed = train(runs, tmp_path / "died")
+  resumed = train(runs, tmp_path)
   assert seen == [runs[0].checkpoint.every_steps]
   for x, y in zip(leaves(straight), leaves(resumed), strict=True):
     np.testing.assert_array_equal(x, y)
 
 
-def test_a_run_that_diverges_leaves_the_others_alone(tmp_path):
-  fields = {"optimizer__max_grad_norm": 0.0}
-  sane = plane(**fields)
-  mad = sane._replace(objective=sane.objective._replace(lam=float("inf")))
-  states = train([sane, mad], tmp_path / "with")
-  alone = train([sane], tmp_path / "without")
+def test_a_run_that_diverges_leaves_the_others_alone(trained, tmp_path):
+  (sane, other), alone = trained
+  mad = other._replace(objective=other.objective._replace(lam=float("inf")))
+  states = train([sane, mad], tmp_path)
   finite = [bool(np.isfinite(x).all()) for x in jax.tree.leaves(states.params)]
   assert not all(finite)
   for x, y in zip(leaves(states), leaves(alone), strict=True):
@@ -142,13 +123,19 @@ def test_programs_differ_in_numbers_alone():
 
 
 def test_examples_are_corrupted_once_and_for_each_run():
-  runs = [plane(data__corruption__fraction=p) for p in (0.0, 1.0)]
+  runs = [
+    plane(data__corruption__fraction=p, data__corruption__kind=kind)
+    for p, kind in ((0.0, "gaussian"), (1.0, "gaussian"), (0.5, "outlier"))
+  ]
   sets = together.training_sets(runs)
   x_0, sigma_c = together.examples(runs, sets)
-  clean = sets[0].fetch(np.arange(sets[0].num_examples))
-  np.testing.assert_array_equal(x_0[0], clean)
-  index = np.arange(sets[1].num_examples, dtype=np.int32)
-  clean = jnp.asarray(sets[1].fetch(index))
-  dirty = runs[1].corrupt(jnp.asarray(index), clean)
-  np.testing.assert_allclose(x_0[1], dirty, atol=1e-6)
-  np.testing.assert_allclose(sigma_c, [[0] * 512, [0.2] * 512])
+  index = np.arange(64, dtype=np.int32)
+  clean = [one.fetch(index) for one in sets]
+  np.testing.assert_array_equal(x_0[0], clean[0])
+  for place in (1, 2):
+    corrupt = jax.jit(runs[place].corrupt)
+    dirty = corrupt(jnp.asarray(index), jnp.asarray(clean[place]))
+    np.testing.assert_allclose(x_0[place], dirty, atol=1e-6)
+  share = np.mean(np.any(x_0[2] != clean[2], axis=1))
+  assert 0.2 < share < 0.8
+  np.testing.assert_allclose(sigma_c[:2], [[0] * 64, [0.2] * 64])

@@ -4,8 +4,10 @@ import functools
 import itertools
 import json
 import math
+import re
 import shutil
 
+import built
 import chex
 import faulty
 import jax
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from built import compiled_once  # noqa: F401
 
 from rad_jax import checks
 from rad_jax import config as configs
@@ -72,49 +75,39 @@ def assert_same_to_the_bit(a: State, b: State):
 
 
 @pytest.fixture(scope="module")
-def jitted():
-  """The tiny run's step, which may be traced once, and its first batch."""
-  config = tiny_config()
-  step = runs.build(config).train_step(True)
-  chex.clear_trace_counter()
-
-  @chex.assert_max_traces(n=1)
-  def counted_step(state, batch):
-    return step(state, batch)
-
-  (batch,) = loop.training_batches(
-    runs.build(tiny_config(train__num_steps=1)),
-    runs.build(tiny_config()).open_training_set(),
-    0,
-    slice(None),
-  )
-  initial = jax.jit(runs.build(config).initial_state)
-  return jax.jit(counted_step, donate_argnums=0), initial, batch
+def compiled():
+  """The tiny run's step as the loop has it, and what it starts from."""
+  run, mesh = built.run(tiny_config()), loop.sharding.device_mesh()
+  batch = next(loop.dispatched_batches(run, run.open_training_set(), 0, mesh))
+  initial = jax.jit(run.initial_state)
+  return loop.compile_step(run, initial(), batch, mesh), initial, batch
 
 
-def test_step_is_traced_once(jitted):
-  step, initial, batch = jitted
+def test_state_keeps_its_types_and_the_step_its_one_program(compiled):
+  _, initial, batch = compiled
+  step = built.run(tiny_config()).train_step(True)
+  once, _ = jax.eval_shape(step, jax.eval_shape(initial), batch)
+  twice, _ = jax.eval_shape(step, once, batch)
+  types = lambda state: [(x, x.weak_type) for x in jax.tree.leaves(state)]
+  assert types(once) == types(twice) == types(jax.eval_shape(initial))
+
+
+def test_step_counts_itself_and_donates_the_state(compiled):
+  step, initial, batch = compiled
   state = initial()
   for done in range(1, 4):
+    before = state
     state, _ = step(state, batch)
     assert int(state.step) == done
+    for old, new in zip(
+      jax.tree.leaves(before), jax.tree.leaves(state), strict=True
+    ):
+      assert old.is_deleted()
+      assert not new.is_deleted()
 
 
-def test_loop_donates_the_state(jitted):
-  _, initial, batch = jitted
-  before, mesh = initial(), loop.sharding.device_mesh()
-  batch = loop.sharding.place(batch, loop.sharding.by_example(mesh))
-  step = loop.compile_step(runs.build(tiny_config()), before, batch, mesh)
-  after, _ = step(before, batch)
-  for old, new in zip(
-    jax.tree.leaves(before), jax.tree.leaves(after), strict=True
-  ):
-    assert old.is_deleted()
-    assert not new.is_deleted()
-
-
-def test_loss_falls_on_one_batch(jitted):
-  step, initial, batch = jitted
+def test_loss_falls_on_one_batch(compiled):
+  step, initial, batch = compiled
   state, losses = initial(), []
   for _ in range(200):
     state, measured = step(state, batch)
@@ -123,16 +116,14 @@ def test_loss_falls_on_one_batch(jitted):
   assert np.mean(losses[-50:]) < 0.75 * np.mean(losses[:20])
 
 
-def test_key_and_structure_do_not_change(jitted):
-  step, initial, batch = jitted
+def test_key_and_structure_do_not_change(compiled):
+  step, initial, batch = compiled
   state, _ = step(initial(), batch)
   before = initial()
   np.testing.assert_array_equal(
     jax.random.key_data(state.key), jax.random.key_data(before.key)
   )
-  assert [x.dtype for x in jax.tree.leaves(state)] == (
-    [x.dtype for x in jax.tree.leaves(before)]
-  )
+  assert jax.tree.structure(state) == jax.tree.structure(before)
 
 
 # A network whose algebra fits in a line: eps_hat = x_t @ A + c t.
@@ -176,9 +167,11 @@ def ddpm_step():
   return jax.jit(linear_step("ddpm", optax.sgd(0.1)))
 
 
-def linear_state(optimizer, step=0):
+@jax.jit
+def linear_state(step=0):
+  """At that step of SGD."""
   state = initial_state(
-    LINEAR, optimizer, (3,), jax.random.key(1), jax.random.key(2)
+    LINEAR, optax.sgd(0.1), (3,), jax.random.key(1), jax.random.key(2)
   )
   return state._replace(step=jnp.asarray(step, jnp.int32))
 
@@ -191,20 +184,21 @@ def points(n=8):
 def test_ddpm_step_is_plain_ddpm(ddpm_step):
   """Against DDPM's Algorithm 1 in NumPy, with the gradient by hand."""
   n, batch, rate = 8, points(), 0.1
-  state = linear_state(optax.sgd(rate), step=7)
+  state = linear_state(7)
   after, measured = ddpm_step(state, batch)
 
-  loss_key = jax.random.split(jax.random.fold_in(state.key, 7))[1]
-  t_key, eps_key, *_ = jax.random.split(loss_key, 5)
-  t = np.array(
-    [
-      jax.random.randint(jax.random.fold_in(t_key, i), (), 0, 50)
-      for i in range(n)
-    ]
-  )
-  eps = np.array(
-    [jax.random.normal(jax.random.fold_in(eps_key, i), (3,)) for i in range(n)]
-  )
+  @jax.jit
+  def drawn(key):
+    loss_key = jax.random.split(jax.random.fold_in(key, 7))[1]
+    t_key, eps_key, *_ = jax.random.split(loss_key, 5)
+
+    def one(i):
+      t = jax.random.randint(jax.random.fold_in(t_key, i), (), 0, 50)
+      return t, jax.random.normal(jax.random.fold_in(eps_key, i), (3,))
+
+    return jax.vmap(one)(jnp.arange(n))
+
+  t, eps = jax.device_get(drawn(state.key))
   scale = 1000 / 50
   alpha_bar = np.cumprod(1 - np.linspace(1e-4 * scale, 0.02 * scale, 50))[t]
   x_t = (
@@ -230,9 +224,9 @@ def test_ddpm_step_is_plain_ddpm(ddpm_step):
 
 def test_lambda_zero_is_ddpm(ddpm_step):
   sgd = optax.sgd(0.1)
-  ddpm, _ = ddpm_step(linear_state(sgd), points())
+  ddpm, _ = ddpm_step(linear_state(0), points())
   robust, measured = jax.jit(linear_step("robust_adv", sgd, lam=0.0))(
-    linear_state(sgd), points()
+    linear_state(0), points()
   )
   assert measured["w_linf"] > 0
   chex.assert_trees_all_close(robust.params, ddpm.params, rtol=0, atol=1e-7)
@@ -241,7 +235,7 @@ def test_lambda_zero_is_ddpm(ddpm_step):
 def test_draws_come_from_step_and_place_alone():
   """An example's level, eps, radius and w are those of any batch it is in."""
   method = linear_method("robust_ran")
-  params = linear_state(optax.sgd(0.1)).params
+  params = linear_state(0).params
 
   @jax.jit
   def draw(x_0, key):
@@ -265,7 +259,7 @@ def test_draws_come_from_step_and_place_alone():
 def test_lambda_rises_with_the_ramp():
   """At the step's own place on the ramp, and on the regulariser alone."""
   step = linear_step("robust_adv", optax.sgd(0.1), ramp=lambda step: step / 10)
-  _, measured = jax.jit(step)(linear_state(optax.sgd(0.1), step=7), points())
+  _, measured = jax.jit(step)(linear_state(7), points())
   measured = {name: float(value) for name, value in measured.items()}
   assert measured["regulariser"] > 1e-5
   assert measured["loss"] == pytest.approx(
@@ -283,8 +277,8 @@ def test_ramp_starts_with_the_regulariser(warmup_steps, expected):
 
 
 def test_each_step_draws_anew(ddpm_step):
-  first, _ = ddpm_step(linear_state(optax.sgd(0.1)), points())
-  state = linear_state(optax.sgd(0.1), step=1)
+  first, _ = ddpm_step(linear_state(0), points())
+  state = linear_state(1)
   second, _ = ddpm_step(state, points())
   assert np.all(first.params["A"] != second.params["A"])
 
@@ -301,7 +295,7 @@ def test_young_average_forgets_its_start(done, decay, expected):
 @pytest.mark.parametrize("done, decay", [(0, 0.1), (30, EMA_DECAY)])
 def test_moving_average(ddpm_step, done, decay):
   """ema <- d ema + (1 - d) params, with the parameters after the update."""
-  state = linear_state(optax.sgd(0.1), step=done)
+  state = linear_state(done)
   state = state._replace(ema_params=jax.tree.map(lambda x: x + 1, state.params))
   after, _ = ddpm_step(state, points())
   for new, old, params in zip(
@@ -411,7 +405,7 @@ def test_updates_on_one_batch_share_their_steps_rate():
 def straight(tmp_path_factory):
   """12 steps in one go: the state and the folder. Tests copy the folder."""
   workdir = tmp_path_factory.mktemp("straight") / "run"
-  return loop.train(runs.build(tiny_config()), workdir), workdir
+  return loop.train(built.run(tiny_config()), workdir), workdir
 
 
 @pytest.fixture
@@ -427,7 +421,7 @@ def kept_steps(workdir):
 def saved_state(workdir):
   config = tiny_config()
   with checkpoints.open_manager(workdir, keep=100) as manager:
-    like = jax.eval_shape(runs.build(config).initial_state)
+    like = jax.eval_shape(built.run(config).initial_state)
     return checkpoints.restore(
       manager, like, jax.sharding.SingleDeviceSharding(jax.devices()[0])
     )
@@ -440,12 +434,12 @@ def test_interrupted_run_equals_the_straight_one_to_the_bit(straight, tmp_path):
     checkpoint__every_steps=4,
     checkpoint__keep_every_steps=0,
   )
-  loop.train(runs.build(first), tmp_path)
+  loop.train(built.run(first), tmp_path)
   assert kept_steps(tmp_path) == [4, 6]  # the last step is saved off the beat
   # As if a longer run had died after its last checkpoint, inside a line.
   with (tmp_path / "metrics.jsonl").open("a") as lines:
     lines.write('{"step": 7, "train/loss": 9.9}\n{"step": 9, "train/lo')
-  resumed = loop.train(runs.build(tiny_config()), tmp_path)
+  resumed = loop.train(built.run(tiny_config()), tmp_path)
 
   assert int(resumed.step) == 12
   assert_same_to_the_bit(resumed, state)
@@ -457,7 +451,7 @@ def test_interrupted_run_equals_the_straight_one_to_the_bit(straight, tmp_path):
 def test_finished_run_is_returned_as_it_is(straight, copied):
   before = (copied / "metrics.jsonl").read_bytes()
   assert_same_to_the_bit(
-    loop.train(runs.build(tiny_config()), copied), straight[0]
+    loop.train(built.run(tiny_config()), copied), straight[0]
   )
   assert (copied / "metrics.jsonl").read_bytes() == before
 
@@ -506,7 +500,7 @@ def test_divergence_stops_and_keeps_the_last_good_state(copied):
     checkpoint__keep_every_steps=0,
   )
   with pytest.raises(watch.NonFiniteLoss) as error:
-    loop.train(runs.build(wild), copied)
+    loop.train(built.run(wild), copied)
   # The loss of step 13 is fine, the parameters that it leaves are not.
   assert "param_norm is inf at step 13" in str(error.value)
   assert "the last good checkpoint is step 12 in " in str(error.value)
@@ -598,9 +592,9 @@ def test_metrics_are_json_rows_and_tensorboard_events(straight):
   assert b"train/loss" in events.read_bytes()
 
 
-def test_row_is_the_mean_of_its_window(straight, jitted):
+def test_row_is_the_mean_of_its_window(straight, compiled):
   """Row 3 against three steps taken by hand."""
-  step, initial, _ = jitted
+  step, initial, _ = compiled
   state, losses = initial(), []
   for batch in loop.training_batches(
     runs.build(tiny_config(train__num_steps=3)),
@@ -648,7 +642,7 @@ def test_another_run_is_refused(straight, field, value, differs):
   workdir = straight[1]
   before = (workdir / "config.json").read_bytes()
   with pytest.raises(configs.ConfigError) as error:
-    loop.train(runs.build(tiny_config(**{field: value})), workdir)
+    loop.train(built.run(tiny_config(**{field: value})), workdir)
   assert f"({differs})" in str(error.value)
   assert str(workdir) in str(error.value)
   assert (workdir / "config.json").read_bytes() == before
@@ -688,30 +682,26 @@ def test_the_rest_may_change(copied):
 # Of each: the fields, the network passes done by steps 2, 4, 6 and 8, and at
 # which of these the row has a regulariser.
 METHODS = {
-  # On from step round(0.2 * 8) = 2, counted from 0, so at 2 and 5.
-  "every_steps": (
-    dict(regulariser__every_steps=3, regulariser__start=0.2),
-    [6, 17, 28, 34],
+  # On from step round(0.2 * 8) = 2, counted from 0, so at 2 and 5, where a
+  # quarter of the batch costs 8 passes and the rest 3.
+  "every_steps, batch_fraction, flow": (
+    dict(
+      regulariser__every_steps=3,
+      regulariser__start=0.2,
+      regulariser__batch_fraction=0.25,
+      diffusion__process="flow",
+      diffusion__prediction="velocity",
+    ),
+    [6, 13.25, 20.5, 26.5],
     [4, 6],
   ),
-  "free_replays": (
-    dict(regulariser__free_replays=3),
+  "free_replays, edm": (
+    dict(
+      regulariser__free_replays=3,
+      diffusion__process="edm",
+      diffusion__prediction="edm",
+    ),
     [36, 72, 108, 144],
-    [2, 4, 6, 8],
-  ),
-  "batch_fraction": (
-    dict(regulariser__batch_fraction=0.25),
-    [8.5, 17, 25.5, 34],
-    [2, 4, 6, 8],
-  ),
-  "edm": (
-    dict(diffusion__process="edm", diffusion__prediction="edm"),
-    [16, 32, 48, 64],
-    [2, 4, 6, 8],
-  ),
-  "flow": (
-    dict(diffusion__process="flow", diffusion__prediction="velocity"),
-    [16, 32, 48, 64],
     [2, 4, 6, 8],
   ),
 }
@@ -727,10 +717,10 @@ def eight_steps(request, tmp_path_factory):
     checkpoint__keep_every_steps=0,
     **fields,
   )
-  workdir = tmp_path_factory.mktemp(request.param)
+  workdir = tmp_path_factory.mktemp("eight_steps")
   return (
     config,
-    loop.train(runs.build(config), workdir),
+    loop.train(built.run(config), workdir),
     workdir,
     passes,
     regularised,
@@ -761,9 +751,9 @@ def test_died_run_equals_the_straight_one_to_the_bit(
   with monkeypatch.context() as patch:
     patch.setattr(loop, "training_batches", dying_after(5))
     with pytest.raises(Died):
-      loop.train(runs.build(config), tmp_path)
+      loop.train(built.run(config), tmp_path)
   assert kept_steps(tmp_path) == [2, 4]
-  assert_same_to_the_bit(loop.train(runs.build(config), tmp_path), state)
+  assert_same_to_the_bit(loop.train(built.run(config), tmp_path), state)
   assert faulty.values_of(tmp_path) == faulty.values_of(workdir)
 
 
@@ -816,7 +806,7 @@ def started(config, workdir):
   """The state that a new run in workdir would start from."""
   with checkpoints.open_manager(workdir) as manager:
     return loop.resume_or_start(
-      runs.build(config), manager, loop.sharding.device_mesh()
+      built.run(config), manager, loop.sharding.device_mesh()
     )
 
 
@@ -835,10 +825,8 @@ def test_fine_tuning_starts_from_what_the_source_samples_with(
     objective__name="robust_ran",
     sampling__ema=not ema,
   )
-  state, new = (
-    started(config, tmp_path / "new"),
-    runs.build(config).initial_state(),
-  )
+  state = started(config, tmp_path / "new")
+  new = jax.jit(built.run(config).initial_state)()
   source = straight[0]
   assert np.any(
     source.params["output"]["kernel"] != source.ema_params["output"]["kernel"]
@@ -851,31 +839,28 @@ def test_fine_tuning_starts_from_what_the_source_samples_with(
   assert_same_to_the_bit(state.key, new.key)
 
 
-def test_fine_tuned_run_resumes_without_its_source(copied, tmp_path):
-  fields = dict(
-    train__init_from=str(copied),
-    objective__name="invariance",
-    regulariser__every_steps=2,
-    checkpoint__keep_every_steps=0,
-  )
-  loop.train(
-    runs.build(tiny_config(train__num_steps=2, **fields)), tmp_path / "new"
-  )
+def test_fine_tuned_run_resumes_without_its_source(
+  copied, tmp_path, monkeypatch, caplog
+):
+  caplog.set_level("INFO", logger="rad_jax")
+  config = tiny_config(train__init_from=str(copied), train__num_steps=4)
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "training_batches", dying_after(2))
+    with pytest.raises(Died):
+      loop.train(built.run(config), tmp_path / "new")
   assert kept_steps(copied) == [6, 10, 12]  # the source is left as it was
   shutil.rmtree(copied)
-  state = loop.train(
-    runs.build(tiny_config(train__num_steps=4, **fields)), tmp_path / "new"
-  )
+  state = loop.train(built.run(config), tmp_path / "new")
   assert int(state.step) == 4
   # Two steps more, and not from the start again.
-  assert [row["step"] for row in metrics.read(tmp_path / "new")] == [2, 3, 4]
+  assert re.findall(r"step (\d) of 4", caplog.text) == ["0", "2"]
 
 
 def test_source_of_fine_tuning_is_missing(tmp_path):
   source = tmp_path / "nowhere"
   config = tiny_config(train__init_from=str(source))
   with pytest.raises(checkpoints.CheckpointError) as error:
-    loop.train(runs.build(config), tmp_path / "new")
+    loop.train(built.run(config), tmp_path / "new")
   assert f"train.init_from={str(source)!r}" in str(error.value)
   assert "\n" not in str(error.value)
   assert not source.exists()
@@ -885,7 +870,7 @@ def test_source_of_fine_tuning_has_no_checkpoint(copied, tmp_path):
   shutil.rmtree(copied / "checkpoints")
   config = tiny_config(train__init_from=str(copied))
   with pytest.raises(checkpoints.CheckpointError) as error:
-    loop.train(runs.build(config), tmp_path / "new")
+    loop.train(built.run(config), tmp_path / "new")
   assert str(copied) in str(error.value)
 
 
@@ -898,14 +883,15 @@ def test_source_of_fine_tuning_has_no_checkpoint(copied, tmp_path):
   ],
 )
 def test_source_of_fine_tuning_is_another_model(
-  straight, tmp_path, field, value, differs
+  straight, field, value, differs
 ):
   source = straight[1]
   config = tiny_config(
     train__init_from=str(source), seed=1, objective__lam=1.0, **{field: value}
   )
   with pytest.raises(configs.ConfigError) as error:
-    loop.train(runs.build(config), tmp_path)
+    mesh = loop.sharding.device_mesh()
+    folders.start_from(source, straight[0], runs.build(config), mesh)
   assert f"train.init_from={str(source)!r}" in str(error.value)
   assert f"({differs})" in str(error.value)
   assert "\n" not in str(error.value)
