@@ -30,7 +30,7 @@ ALLOWED = {
   "checks": _DATA | {"config"},
   **{name: _DATA | _STEP for name in _STEP},
   "run": _RUN,
-  "training": _TRAINER,
+  "training": _TRAINER | {"version"},
   "evaluation": _TRAINER | {"version"},
   "experiments": _TRAINER | {"checks", "evaluation"},
   "reports": {"files", "data"},
