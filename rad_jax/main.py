@@ -284,6 +284,7 @@ def help_text() -> str:
 
 def run() -> None:
   """The entry of the command line."""
+  console.end_on_sigterm()
   logging.basicConfig(format="%(message)s", level=logging.WARNING)
   logging.getLogger("rad_jax").setLevel(logging.INFO)
   flags.register_multi_flags_validator(

@@ -105,6 +105,28 @@ def test_signal_saves_the_step_and_says_how_to_go_on(number, tmp_path):
   assert f"step {step} of {step + 5}" in printed
 
 
+@pytest.mark.slow
+def test_signal_before_training_ends_with_the_same_code(tmp_path):
+  """While the set is drawn; a launcher starts it again."""
+  code = (
+    "import sys, time\n"
+    "from rad_jax import main\n"
+    "from rad_jax.training import loop\n"
+    "def train(run, folder):\n"
+    "  print('begun', flush=True)\n"
+    "  time.sleep(600)\n"
+    "loop.train = train\n"
+    "main.run()\n"
+  )
+  arguments = faulty.command(tmp_path)
+  process = faulty.start([arguments[0], "-c", code, *arguments[3:]])
+  assert process.stdout.readline() == "begun\n"
+  process.send_signal(signal.SIGTERM)
+  printed, _ = process.communicate(timeout=60)
+  assert process.returncode == faulty.INTERRUPTED, printed
+  assert "the same command goes on" in printed
+
+
 def test_second_signal_is_the_handler_s_that_was_there():
   caught = []
   before = signal.signal(signal.SIGTERM, lambda *_: caught.append("before"))

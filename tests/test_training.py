@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import types
 
 import built
 import chex
@@ -27,6 +28,7 @@ from rad_jax.robustness import attacks, objectives, radius
 from rad_jax.robustness import method as methods
 from rad_jax.training import (
   checkpoints,
+  dispatch,
   loop,
   metrics,
   optimizers,
@@ -548,12 +550,49 @@ def test_skipped_steps_are_counted_up_to_their_limit():
     (2.9, [1.0] * 3, 3.0, False),
     (99.0, [1.0] * 2, 3.0, False),  # too young to tell
     (99.0, [1.0] * 3, 0.0, False),
-    (3.1, [9.0] * 30 + [1.0] * 20, 3.0, True),  # the old is forgotten
-    (3.1, [1.0, math.nan, 1.0, 1.0], 3.0, True),  # one was skipped whole
   ],
 )
 def test_spike_is_told_from_the_median_before(loss, before, factor, spiked):
   assert watch.has_spiked(loss, before, factor) is spiked
+
+
+def watched(losses, history=None, **fields):
+  """What a watch says of windows of one step each; None as loss is a skip."""
+  said, chosen = [], dict(max_skipped=9, rollback_above=3.0) | fields
+  seen = watch.Watch(
+    0, types.SimpleNamespace(**chosen), str, lambda *_: None, history
+  )
+  for step, loss in enumerate(losses, 1):
+    measured = {
+      "loss": np.float32(np.nan if loss is None else loss),
+      "skipped": np.float32(loss is None),
+    }
+    part = dispatch.Dispatch(range(step, step + 1), True)
+    seen.window.append((part, measured, {}))
+    said.append(seen.is_well(report=True))
+  return said, seen.history
+
+
+@pytest.mark.parametrize(
+  "losses, well",
+  [
+    ([9.0] * 30 + [1.0] * 20 + [3.1], False),  # the old is forgotten
+    ([9.0] * 11 + [1.0] * 9 + [3.1], True),
+    ([1.0, None, 1.0, None, 1.0, 3.1], False),  # a step skipped is no loss
+    ([1.0, None, 1.0, None, 3.1], True),
+  ],
+)
+def test_windows_before_are_known_to_a_run_that_goes_on(losses, well):
+  said, history = watched(losses)
+  assert said == [True] * (len(losses) - 1) + [well]
+  assert history["skipped"] == losses.count(None)
+  for place in range(1, len(losses)):
+    _, found = watched(losses[:place])
+    found = json.loads(json.dumps(found))
+    assert watched(losses[place:], found)[0][-1] is well
+  _, found = watched(losses[:-1])
+  with pytest.raises(watch.NonFiniteLoss, match="step 1 after 9 others"):
+    watched([None], found | {"skipped": 9}, rollback_above=0.0)
 
 
 def test_metrics_are_json_rows_and_tensorboard_events(straight):

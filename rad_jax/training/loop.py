@@ -70,7 +70,11 @@ def train(run: Run, folder: pathlib.Path) -> State:
     if manager.latest_step() is not None:
       found = checkpoints.read_about(manager, first_step)
       workdir.refuse_other(folder, found, about)
+      about["history"] = found["history"]
     if first_step >= run.train.num_steps:
+      _LOG.info(
+        f"complete at step {first_step}; raise train.num_steps to go on"
+      )
       return state
     fed = dispatched_batches(run, training_set, first_step, mesh)
     with (
@@ -164,7 +168,7 @@ def run_steps(
   )
   kept = lambda: _kept(manager.latest_step(), manager)
   report = _reporter(run, meter, write, bar)
-  watched = Watch(first_step, run.train, kept, report)
+  watched = Watch(first_step, run.train, kept, report, about.get("history"))
   profile_folder = str(manager.directory.parent / "profile")
   with bar, profiling(run.train.profile_steps, profile_folder) as profile:
     for part in dispatches(run, first_step):
@@ -187,7 +191,9 @@ def run_steps(
         if not watched.is_well(report=ending):
           state = roll_back(run, state, mesh, manager, watched)
         with meter.timing("checkpoint"):
-          checkpoints.save(manager, done, state, about)
+          checkpoints.save(
+            manager, done, state, about | {"history": watched.history}
+          )
       if ending and done < last_step:
         checkpoints.finish(manager)
         raise Interrupted(
@@ -298,6 +304,7 @@ def compile_step(
   )
   if debug:
     return step
+  _LOG.info("compiling the step; a large network takes minutes, once")
   compiled = step.lower(state, batch).compile()
   _LOG.info("compiled the step in %.1f s", time.perf_counter() - started)
   return compiled

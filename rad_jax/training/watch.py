@@ -4,7 +4,7 @@ import collections
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -80,13 +80,28 @@ class Watch:
     fields: Any,
     kept: Callable[[], str],
     report: Callable[[list[int], int, dict[str, float]], None],
+    history: Mapping[str, Any] | None = None,
   ) -> None:
-    """`report` gets a window's steps, the last one before, and its means."""
+    """`report` gets a window's steps, the last one before, and its means.
+
+    `history` is that of the run which this one goes on with.
+    """
     self._fields, self._kept, self._report = fields, kept, report
-    self._losses: list[float] = []
-    self._skipped = self.rollbacks = 0
+    before = history or {"losses": [], "skipped": 0, "rollbacks": 0}
+    self._losses = collections.deque(before["losses"], _REMEMBERED)
+    self._skipped = self._checked = before["skipped"]
+    self.rollbacks = before["rollbacks"]
     self.logged = first_step
     self.window: list[tuple[dispatch.Dispatch, Any, Metrics]] = []
+
+  @property
+  def history(self) -> dict[str, Any]:
+    """What a run that goes on from the steps checked last must know."""
+    return {
+      "losses": list(self._losses),
+      "skipped": self._checked,
+      "rollbacks": self.rollbacks,
+    }
 
   def wait(self) -> int:
     """Waits for the last dispatch; its last step, 0 if there is none."""
@@ -107,7 +122,7 @@ class Watch:
         rows.append({name: values[i] for name, values in columns.items()})
       rows[-1] = {**rows[-1], **monitored}
     try:
-      count = refuse_non_finite(
+      self._checked = refuse_non_finite(
         steps, rows, self._kept(), self._skipped, self._fields.max_skipped
       )
     except NonFiniteLoss:
@@ -117,13 +132,14 @@ class Watch:
     if not report:
       return True
     self.window.clear()
-    self._skipped, values = count, means(rows)
+    self._skipped, values = self._checked, means(rows)
     self._report(steps, self.logged, values)
     loss = values.get("loss", math.nan)
     if has_spiked(loss, self._losses, self._fields.rollback_above):
       return False
     self.logged = steps[-1]
-    self._losses.append(loss)
+    if not math.isnan(loss):  # else all steps were skipped
+      self._losses.append(loss)
     return True
 
 
@@ -144,6 +160,7 @@ def refuse_non_finite(
 ) -> int:
   """Raises at a bad step; counts on those skipped, of which `limit` may be."""
   for step, row in zip(steps, rows, strict=True):
+    others = skipped
     bad = [name for name, value in row.items() if not np.isfinite(value)]
     if row.get("skipped", 0):
       skipped += 1
@@ -152,7 +169,7 @@ def refuse_non_finite(
     elif not bad:
       continue
     name = bad[0] if bad else "loss"
-    after = f" after {limit} others were skipped" if limit else ""
+    after = f" after {others} others were skipped" if others else ""
     raise NonFiniteLoss(
       f"{name} is {row[name]} at step {step}{after}; {kept}. Lower"
       " optimizer.learning_rate or set optimizer.max_grad_norm and run"
@@ -161,8 +178,7 @@ def refuse_non_finite(
   return skipped
 
 
-def has_spiked(loss: float, before: Sequence[float], factor: float) -> bool:
+def has_spiked(loss: float, before: Collection[float], factor: float) -> bool:
   """Whether loss is above factor, if not 0, times the median of `before`."""
-  recent = [value for value in before if not np.isnan(value)][-_REMEMBERED:]
-  enough = factor and len(recent) >= _ENOUGH
-  return bool(enough and loss > factor * np.median(recent))
+  enough = factor and len(before) >= _ENOUGH
+  return bool(enough and loss > factor * np.median([*before]))
