@@ -151,7 +151,9 @@ def test_program_and_set_stay_on_the_devices():
 import jax, tiny
 from rad_jax import run as runs
 from rad_jax.training import dispatch, loop, sharding
-config = tiny.plane(data__loading="device", train__steps_per_dispatch=4)
+config = tiny.plane(
+  data__loading="device", train__steps_per_dispatch=4, checkpoint__every_steps=8
+)
 mesh, run = sharding.device_mesh(), runs.build(config)
 batch = next(
   loop.dispatched_batches(run, run.open_training_set(), 0, mesh)
