@@ -13,8 +13,9 @@ import shlex
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
-CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "d"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "jax")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+  pathlib.Path(__file__).parent.parent / ".pytest_cache" / "d" / "jax"
+)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Of XLA's two ways to make code of fused loops, the one that is three times as
 # quick; and in one piece, as workers fill the cores already.
@@ -31,7 +32,9 @@ import jax
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
-set_hypothesis_home_dir(CACHE / "hypothesis")
+set_hypothesis_home_dir(
+  pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).parent / "hypothesis"
+)
 hypothesis.settings.register_profile(
   "few", max_examples=10, derandomize=True, deadline=None, database=None
 )
