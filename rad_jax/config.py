@@ -86,7 +86,9 @@ FIELDS: dict[str, Field] = {
     "A TFDS name; oblique_plane or three_gaussians, drawn on the fly;"
     " image_folder; or huggingface:owner__name.",
   ),
-  "data.path": Field("", "Folder of images: x.png, or split/label/x.png."),
+  "data.path": Field(
+    "", "Folder of images: x.png, class/x.png, split/x.png, split/class/x.png."
+  ),
   "data.split": Field("train", "Of TFDS, or a folder in data.path."),
   "data.data_dir": Field("", 'Of TFDS; "": ~/tensorflow_datasets.'),
   "data.loading": Field(
@@ -98,6 +100,11 @@ FIELDS: dict[str, Field] = {
   "data.num_threads": Field(16, 'Decoding threads of "stream".', COUNT),
   "data.max_unreadable": Field(
     0, "Unreadable images tolerated: logged, the next one used.", NATURAL
+  ),
+  "data.max_megapixels": Field(
+    150.0,
+    "Of a picture in data.path; each takes 4 bytes while it is decoded.",
+    POSITIVE,
   ),
   "data.num_examples": Field(10_000, "Points of a synthetic set.", COUNT),
   "data.crop_size": Field(
@@ -576,6 +583,7 @@ UNBOUND = (
   "data.data_dir",
   "data.loading",
   "data.num_threads",
+  "data.max_megapixels",
   "data.max_unreadable",
   "attack.monitor_every_steps",
 )

@@ -32,7 +32,6 @@ def test_flat_folder_is_in_the_order_of_its_names(tmp_path):
   }
   (tmp_path / "notes.txt").write_text("no image")
   (tmp_path / "._a.png").write_text("no image either")
-  _write(tmp_path / "inner/z.png")
   source = folder.open_folder(str(tmp_path), "train", 3)
   assert len(source) == 5
   for image, name in zip(
@@ -64,6 +63,23 @@ def test_splits_and_labels_are_tfds_image_folders(tmp_path):
   np.testing.assert_array_equal(list(test), written[3:])
   with pytest.raises(folder.FolderError, match="'val'; .*: test, train$"):
     folder.open_folder(str(tmp_path), "val", 3)
+
+
+def test_folders_of_no_split_s_name_are_classes(tmp_path):
+  names = ["animals/a.png", "cars/b.png", "cars/deep/c.png"]
+  written = [_write(tmp_path / name, i) for i, name in enumerate(names)]
+  source = folder.open_folder(str(tmp_path), "train", 3)
+  np.testing.assert_array_equal(list(source), written)
+  # One class alone would be trained on in silence.
+  with pytest.raises(folder.FolderError, match="no split 'animals'; .*: train"):
+    folder.open_folder(str(tmp_path), "animals", 3)
+
+
+def test_images_beside_folders_of_images_are_refused(tmp_path):
+  for name in ("a.png", "more/b.png", "more/c.png"):
+    _write(tmp_path / name)
+  with pytest.raises(folder.FolderError, match="holds 1 .* and 2 in more: "):
+    folder.open_folder(str(tmp_path), "train", 3)
 
 
 def test_missing_and_empty_folders_are_named(tmp_path):
@@ -143,11 +159,81 @@ def test_photos_stand_upright(tmp_path):
   np.testing.assert_array_equal(image, np.rot90(rgb, -1))
 
 
-def test_sixteen_bits_are_refused(tmp_path):
-  Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "a.png")
+def test_sixteen_bits_become_eight_and_floats_are_refused(tmp_path):
+  pixels = np.array([[0, 255, 256], [40_000, 65_279, 65_535]], np.uint16)
+  Image.fromarray(pixels).save(tmp_path / "a.png")
+  Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "b.tiff")
   source = folder.open_folder(str(tmp_path), "train", 1)
-  with pytest.raises(sources.ExampleError, match="a.png: .*more than 8 bits"):
+  np.testing.assert_array_equal(source[0][..., 0], pixels >> 8)
+  with pytest.raises(sources.ExampleError, match="b.tiff: mode F has no larg"):
+    source[1]
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "tiff", "webp"])
+def test_formats_are_read_and_of_moving_pictures_the_first_frame(
+  tmp_path, suffix
+):
+  still, moved = (
+    Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")
+  )
+  several = dict(save_all=True, append_images=[moved], lossless=True)
+  still.save(tmp_path / f"a.{suffix}", **several if suffix != "bmp" else {})
+  (image,) = folder.open_folder(str(tmp_path), "train", 3)
+  np.testing.assert_array_equal(image, np.full((8, 8, 3), [255, 0, 0]))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "CMYK", "I;16"])
+@pytest.mark.parametrize("crop_size", [0, 300])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_large_pictures_are_shrunk_in_bands(
+  tmp_path, mode, crop_size, orientation
+):
+  """Against the whole picture, converted, cut and box-filtered at once."""
+  grid = np.linspace(0, 1, 500)
+  smooth = 127 + 120 * np.sin(7 * grid[:, None] + 5 * grid[None, :360])
+  channels = np.stack([smooth, 255 - smooth, smooth[::-1]], -1)
+  rgb = Image.fromarray(channels.astype(np.uint8))
+  picture = rgb.convert("L" if mode == "I;16" else mode)
+  if mode == "I;16":
+    picture = Image.fromarray(np.array(picture).astype(np.uint16) << 8)
+  if mode == "RGBA":
+    picture.putalpha(Image.fromarray(smooth.astype(np.uint8)))
+  path = tmp_path / ("a.tiff" if mode == "CMYK" else "a.png")
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  picture.save(path, exif=exif)
+  whole, shrunk = (
+    folder.open_folder(str(tmp_path), "train", 3, crop_size, size)[0]
+    for size in (0, 32)
+  )
+  side = crop_size or 360
+  assert shrunk.shape == (-(-side // (side // 64)),) * 2 + (3,)
+  height, width, _ = whole.shape
+  top, left = (height - side) // 2, (width - side) // 2
+  square = Image.fromarray(whole[top : top + side, left : left + side])
+  expected = square.reduce(side // 64)
+  np.testing.assert_allclose(shrunk, np.array(expected), atol=3)
+
+
+def test_jpeg_is_decoded_at_a_fraction(tmp_path):
+  grid = np.linspace(0, 1, 640)
+  smooth = 127 + 120 * np.sin(7 * grid[:, None] + 5 * grid[None])
+  picture = Image.fromarray(smooth.astype(np.uint8))
+  picture.save(tmp_path / "a.jpg", quality=95)
+  (small,) = folder.open_folder(str(tmp_path), "train", 1, image_size=32)
+  assert small.shape == (80, 80, 1)
+  expected = np.array(picture.reduce(8))
+  np.testing.assert_allclose(small[..., 0], expected, atol=4)
+
+
+def test_too_large_a_picture_is_named_with_what_allows_it(tmp_path):
+  Image.new("1", (30_000, 6_000)).save(tmp_path / "a.png")
+  source = folder.open_folder(str(tmp_path), "train", 1, image_size=8)
+  message = "a.png: 180 megapixels, more than data.max_megapixels=150"
+  with pytest.raises(sources.ExampleError, match=message):
     source[0]
+  allowed = folder.open_folder(str(tmp_path), "train", 1, 0, 8, 200.0)
+  assert allowed[0].shape == (16, 16, 1)
 
 
 # As a run's data.
@@ -208,7 +294,7 @@ def test_an_added_or_another_picture_makes_another_set(tmp_path):
 
 def test_a_crop_beyond_an_image_is_named(tmp_path):
   _write(tmp_path / "a.png")
-  with pytest.raises(ValueError, match="example 0: crop_size 9 exceeds"):
+  with pytest.raises(ValueError, match="crop_size 9 exceeds the image, 8x8"):
     _open(_config(tmp_path, crop_size=9))
 
 

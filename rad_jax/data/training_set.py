@@ -42,6 +42,7 @@ def open_training_set(
   crop_size: int,
   image_size: int,
   num_channels: int,
+  max_megapixels: float,
   max_unreadable: int,
   linear_rank: int,
 ) -> TrainingSet:
@@ -57,8 +58,10 @@ def open_training_set(
     return _in_memory(synthetic.WORLDS[name]().sample(generator, num_examples))
   files = ""
   if name == folder.NAME:
-    source = folder.open_folder(path, split, num_channels)
-    files = folder.digest(path, source)
+    source = folder.open_folder(
+      path, split, num_channels, crop_size, image_size, max_megapixels
+    )
+    files, crop_size = folder.digest(path, source), 0  # it has been cut
   else:
     source = builders.open_source(name, split, data_dir or None)
   fit = lambda image: images.fit(image, crop_size, image_size, num_channels)
