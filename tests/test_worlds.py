@@ -245,6 +245,7 @@ def test_synthetic_training_set_has_a_stream_of_its_own(name):
     crop_size=0,
     image_size=32,
     num_channels=3,
+    max_megapixels=150.0,
     max_unreadable=0,
     linear_rank=0,
   )
