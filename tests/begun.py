@@ -18,7 +18,7 @@ def begin(run: Run, folder: pathlib.Path, step: int = 20) -> State:
   params, average = (jax.tree.map(moved, state.params) for _ in range(2))
   state = state._replace(step=np.int32(step), params=params, ema_params=average)
   folder.mkdir(exist_ok=True)
-  workdir.claim(folder, run, resuming=False)
+  workdir.claim(folder, run)
   with checkpoints.open_manager(folder) as manager:
     checkpoints.save(manager, step, state)
   return state

@@ -293,6 +293,7 @@ def test_checkpoint_says_itself_whose_it_is(how, copied, unbroken, tmp_path):
     copied = tmp_path / "other"
   with pytest.raises(configs.ConfigError, match=r"\(seed: 0 -> 1\)"):
     loop.train(built.run(other), copied)
+  assert not (copied / "config.json").exists()
   assert steps_in(copied) == [20, 40, 60]
 
 

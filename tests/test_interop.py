@@ -783,7 +783,7 @@ def test_own_runs_weights_are_chosen(tmp_path):
   state = new._replace(
     params=random_params(config, 1), ema_params=random_params(config, 2)
   )
-  workdir.claim(tmp_path, run, resuming=False)
+  workdir.claim(tmp_path, run)
   with checkpoints.open_manager(tmp_path) as manager:
     checkpoints.save(manager, 7, state)
   for which, params in (

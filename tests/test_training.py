@@ -689,16 +689,16 @@ def test_another_run_is_refused(straight, field, value, differs):
 
 def test_all_differing_fields_are_named(straight):
   with pytest.raises(configs.ConfigError) as error:
-    folders.claim(
-      straight[1],
-      runs.build(tiny_config(seed=1, objective__lam=0.0)),
-      resuming=True,
+    folders.refuse_conflicts(
+      straight[1], runs.build(tiny_config(seed=1, objective__lam=0.0))
     )
   assert "objective.lam: 0.3 -> 0.0; seed: 0 -> 1" in str(error.value)
 
 
 def test_a_run_without_checkpoints_may_become_another(copied):
-  folders.claim(copied, runs.build(tiny_config(seed=1)), resuming=False)
+  shutil.rmtree(copied / "checkpoints")
+  config = tiny_config(seed=1, train__num_steps=2)
+  assert int(loop.train(built.run(config), copied).step) == 2
   assert json.loads((copied / "config.json").read_text())["seed"] == 1
 
 
@@ -710,7 +710,8 @@ def test_the_rest_may_change(copied):
     data__loading="stream",
     sampling__num_steps=7,
   )
-  folders.claim(copied, runs.build(config), resuming=True)
+  folders.refuse_conflicts(copied, runs.build(config))
+  folders.claim(copied, runs.build(config))
   saved = json.loads((copied / "config.json").read_text())
   assert saved["train"]["num_steps"] == 30
   assert saved["data"]["loading"] == "stream"

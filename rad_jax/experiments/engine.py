@@ -95,7 +95,7 @@ def run_group(group: pool.Job, workdir: pathlib.Path) -> list[Row]:
   mesh, rows = sharding.device_mesh(), []
   for place, one in enumerate(group):
     run, folder = built[place], workdir / "runs" / one.name
-    folders.claim(folder, run, resuming=False)
+    folders.claim(folder, run)
     own = together.one(params, place)
     digest = sampling.digest(own)
     model = sampling.Model(run, folder, mesh, own, run.train.num_steps, digest)

@@ -59,18 +59,21 @@ def train(run: Run, folder: pathlib.Path) -> State:
     training_set = run.open_training_set()
     about = {"config": run.config, "data": training_set.identity}
     hosts.refuse_differing(_told(about))
-    workdir.claim(folder, run, resuming=manager.latest_step() is not None)
+    resuming = manager.latest_step() is not None
+    if resuming:
+      workdir.refuse_conflicts(folder, run)
     state = resume_or_start(run, manager, mesh)
     first_step = int(state.step)
+    if resuming:
+      found = checkpoints.read_about(manager, first_step)
+      workdir.refuse_other(folder, found, about)
+      about["history"] = found["history"]
+    workdir.claim(folder, run)
     _LOG.info(
       f"{run.objective.name} on {run.data.name}: {num_parameters(state):,}"
       f" parameters, {jax.device_count()} device(s) in {jax.process_count()}"
       f" process(es), step {first_step} of {run.train.num_steps}"
     )
-    if manager.latest_step() is not None:
-      found = checkpoints.read_about(manager, first_step)
-      workdir.refuse_other(folder, found, about)
-      about["history"] = found["history"]
     if first_step >= run.train.num_steps:
       _LOG.info(
         f"complete at step {first_step}; raise train.num_steps to go on"

@@ -60,10 +60,8 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
       holder.unlink(missing_ok=True)
 
 
-def claim(workdir: pathlib.Path, run: Run, resuming: bool) -> None:
-  """Writes config.json, or raises ConfigError where another run is resumed."""
-  if resuming:
-    refuse_conflicts(workdir, run)
+def claim(workdir: pathlib.Path, run: Run) -> None:
+  """Writes config.json."""
   if hosts.is_first():
     files.write_json(workdir / "config.json", run.config)
 
