@@ -142,6 +142,12 @@ def length(norm, w):
   return jnp.sqrt(jnp.mean(jnp.square(w), axis=1))
 
 
+def uniform(norm, radius, seed):
+  """A point of each example's ball, to hold the best one against."""
+  keys = jax.random.split(jax.random.key(seed), B)
+  return attacks.BALLS[norm].uniform(keys, radius, (D,))
+
+
 @norms
 @given(batches(), scalars(0.0, 4.0), st.integers(0, 2**32 - 1))
 def test_projection_is_the_nearest_point_of_the_ball(norm, w, radius, seed):
@@ -151,8 +157,7 @@ def test_projection_is_the_nearest_point_of_the_ball(norm, w, radius, seed):
   assert_close(ball.project(near, radius), near)
   inside = length(norm, w) < radius * 0.9999
   np.testing.assert_array_equal(near[inside], w[inside])
-  keys = jax.random.split(jax.random.key(seed), B)
-  other = ball.uniform(keys, radius, (D,))
+  other = uniform(norm, radius, seed)
   assert (length(norm, other) <= radius * 1.0001).all()
   distance = lambda y: jnp.linalg.norm(w - y, axis=1)
   assert (distance(near) <= distance(other) * 1.0001 + 1e-5).all()
@@ -161,11 +166,9 @@ def test_projection_is_the_nearest_point_of_the_ball(norm, w, radius, seed):
 @norms
 @given(batches(), scalars(0.0, 4.0), st.integers(0, 2**32 - 1))
 def test_no_step_in_the_ball_climbs_more(norm, gradient, radius, seed):
-  ball = attacks.BALLS[norm]
-  best = ball.ascent(gradient, radius)
+  best = attacks.BALLS[norm].ascent(gradient, radius)
   assert (length(norm, best) <= radius * 1.0001).all()
-  keys = jax.random.split(jax.random.key(seed), B)
-  other = ball.uniform(keys, radius, (D,))
+  other = uniform(norm, radius, seed)
   climbed = lambda w: jnp.sum(w * gradient, axis=1)
   assert (climbed(best) >= climbed(other) * 0.9999 - 1e-5).all()
 

@@ -38,9 +38,6 @@ def load(name: str, variant: str = "", **fields: object) -> ConfigDict:
 
 def plane(**fields: object) -> ConfigDict:
   """A run of a second on the oblique plane."""
-  config = load("oblique_plane")
-  config.update_from_flattened_dict(
-    PLANE | {path.replace("__", "."): value for path, value in fields.items()}
-  )
+  config = load("oblique_plane", **PLANE | fields)
   checks.validate(config, jax.device_count())
   return config

@@ -117,18 +117,14 @@ def _square(
     picture.draft(None, (picture.width // ratio, picture.height // ratio))
   picture.load()  # it turns TIFF upright
   orientation = picture.getexif().get(_ORIENTATION, 1)
-  side = crop_size or min(picture.size)
-  if side > min(picture.size):
-    whole = f"{picture.height}x{picture.width}"
-    raise ValueError(f"crop_size {side} exceeds the image, {whole}")
+  left, top, side = images.centred_square(*picture.size, crop_size)
   factor = side // (2 * image_size) if image_size else 1
   if factor < 2:
     upright = _upright(_opaque(picture), orientation)
     if not crop_size:
       return upright
-    left, top = (upright.width - side) // 2, (upright.height - side) // 2
+    left, top, _ = images.centred_square(*upright.size, side)
     return upright.crop((left, top, left + side, top + side))
-  left, top = (picture.width - side) // 2, (picture.height - side) // 2
   size = -(-side // factor)
   shrunk = Image.new(images.PIL_MODES[num_channels], (size, size))
   rows = factor * -(-_BAND // factor)

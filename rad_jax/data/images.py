@@ -37,15 +37,22 @@ def resize(image: Pixels, size: int) -> UInt8[np.ndarray, "s s c"]:
   return from_picture(resized, image.shape[2])
 
 
+def centred_square(
+  width: int, height: int, crop_size: int
+) -> tuple[int, int, int]:
+  """Left, top and side of the square; ValueError if the image is smaller."""
+  side = crop_size or min(height, width)
+  if side > min(height, width):
+    raise ValueError(f"crop_size {side} exceeds the image, {height}x{width}")
+  return (width - side) // 2, (height - side) // 2, side
+
+
 def fit(
   image: Pixels, crop_size: int, image_size: int, num_channels: int
 ) -> UInt8[np.ndarray, "s s d"]:
   """The centred square of side crop_size (0: largest), resized, converted."""
   height, width, channels = image.shape
-  side = crop_size or min(height, width)
-  if side > min(height, width):
-    raise ValueError(f"crop_size {side} exceeds the image, {height}x{width}")
-  top, left = (height - side) // 2, (width - side) // 2
+  left, top, side = centred_square(width, height, crop_size)
   image = resize(image[top : top + side, left : left + side], image_size)
   if channels == num_channels:
     return image

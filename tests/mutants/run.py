@@ -46,11 +46,9 @@ def main() -> None:
   parser.add_argument("--own", action="store_true", help="TESTS alone")
   parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
   args = parser.parse_args()
-  rounds = [lambda files: files]
-  if not args.own:
-    rounds.append(lambda files: [])
+  rest = [] if args.own else [[]]
   if args.all:
-    rounds.append(lambda files: ["-m", "slow"])
+    rest.append(["-m", "slow"])
   names = args.names or list(MUTANTS)
   with tempfile.TemporaryDirectory() as folder:
     free = [pathlib.Path(folder) / str(i) for i in range(args.jobs)]
@@ -60,7 +58,7 @@ def main() -> None:
     def judge(name: str) -> str:
       copy = free.pop()
       try:
-        return killer(copy, MUTANTS[name], rounds)
+        return killer(copy, MUTANTS[name], rest)
       finally:
         free.append(copy)
 
@@ -89,8 +87,11 @@ def copy_checkout(folder: pathlib.Path) -> None:
       shutil.copy(source, target)
 
 
-def killer(copy: pathlib.Path, mutant: Mutant, rounds) -> str:
-  """The first test that fails in the copy with the mutant; "" if none does."""
+def killer(copy: pathlib.Path, mutant: Mutant, rest: list[list[str]]) -> str:
+  """The first test that fails in the copy with the mutant; "" if none does.
+
+  `rest` are pytest's arguments of the runs after that of the module's own.
+  """
   path = copy / "rad_jax" / mutant.path
   source = path.read_text()
   if source.count(mutant.old) != 1:
@@ -103,8 +104,8 @@ def killer(copy: pathlib.Path, mutant: Mutant, rounds) -> str:
   files = [f"tests/test_{name}.py" for name in own]
   try:
     path.write_text(mutated)
-    for of_round in rounds:
-      if by := first_failure(copy, of_round(files)):
+    for args in (files, *rest):
+      if by := first_failure(copy, args):
         return by
     return ""
   finally:

@@ -285,7 +285,7 @@ MUTANTS = {
   ),
   "crop_not_centred": Mutant(
     "data/images.py",
-    "(height - side) // 2, (width - side) // 2",
-    "(height - side) // 2, 0",
+    "return (width - side) // 2, (height - side) // 2, side",
+    "return 0, (height - side) // 2, side",
   ),
 }
