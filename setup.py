@@ -46,6 +46,7 @@ setuptools.setup(
     "optax>=0.2.4",
     "orbax-checkpoint>=0.11",
     "pillow>=10.3",
+    "psutil>=5.9",
     "safetensors>=0.4",
     "scikit-learn>=1.5",
     "scipy>=1.13",

@@ -7,6 +7,7 @@ and docs/fields.md. Any field is a flag: --config.objective.lam=1.0.
 import functools
 import math
 import operator
+import os
 import shlex
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, TypeAlias
@@ -87,14 +88,20 @@ FIELDS: dict[str, Field] = {
     " image_folder; or huggingface:owner__name.",
   ),
   "data.path": Field(
-    "", "Folder of images: x.png, class/x.png, split/x.png, split/class/x.png."
+    "",
+    "Folder or zip archive of images: x.png, class/x.png, split/x.png,"
+    " split/class/x.png.",
   ),
   "data.split": Field("train", "Of TFDS, or a folder in data.path."),
   "data.data_dir": Field("", 'Of TFDS; "": ~/tensorflow_datasets.'),
+  "data.cache": Field(
+    os.environ.get("RAD_JAX_DATA_CACHE", "~/.cache/rad_jax/data"),
+    'Where decoded images of data.path are kept for later runs; "": nowhere.',
+  ),
   "data.loading": Field(
     "memory",
     '"memory" decodes the set once; "device" also copies it to every device;'
-    ' "stream" decodes on the fly.',
+    ' "stream" decodes on the fly, if the set is not in data.cache.',
     one_of("memory", "device", "stream"),
   ),
   "data.num_threads": Field(16, 'Decoding threads of "stream".', COUNT),
@@ -581,6 +588,7 @@ _IDENTITY = set(
 )
 UNBOUND = (
   "data.data_dir",
+  "data.cache",
   "data.loading",
   "data.num_threads",
   "data.max_megapixels",

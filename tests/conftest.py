@@ -11,6 +11,7 @@ import pathlib
 import shlex
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["RAD_JAX_DATA_CACHE"] = ""  # nothing is left in the home folder
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(

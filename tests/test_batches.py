@@ -1,8 +1,10 @@
 """Data order as a pure function of (seed, step)."""
 
 import time
+from functools import partial
 
 import numpy as np
+import psutil
 import pytest
 
 from rad_jax.data import batches, images, sources
@@ -135,7 +137,7 @@ def test_failure_reaches_the_caller_after_the_good_batches():
   for _ in range(bad_step):
     next(found)
   with pytest.raises(
-    sources.ExampleError, match="lsun: example 0 cannot be decoded"
+    sources.ExampleError, match="lsun: example 0: cannot identify"
   ):
     next(found)
 
@@ -179,7 +181,8 @@ def test_next_image_takes_the_place_of_one_that_cannot_be_read(
   bad, expected, caplog
 ):
   source, transform = _undecodable(bad)
-  loaded = sources.load(source, sources.reader(source, transform, 2))
+  loaded = np.empty((6, 2, 2, 1), np.uint8)
+  assert sources.fill(loaded, source, transform, 2) == len(bad)
   found = loaded[:, 0, 0, 0].tolist()
   assert found[2] == expected
   assert [found[i] for i in {0, 1, 3, 4, 5} - bad] == sorted(
@@ -187,31 +190,62 @@ def test_next_image_takes_the_place_of_one_that_cannot_be_read(
   )
   if 5 in bad:
     assert found[5] == 0
-  # Each is named once, whoever reads it again.
+  told = caplog.records[0].getMessage()
+  assert f"{len(bad)} of 6 images cannot be read: example 2: damaged" in told
+  # As they are streamed, each is named once, whoever reads it again.
   read_at = sources.reader(source, transform, 2)
   caplog.clear()
   for _ in range(2):
     fetched = batches.fetch_from(read_at)(np.arange(6))
   np.testing.assert_array_equal(fetched, loaded)
   assert len(caplog.records) == len(bad)
-  assert "example 2: damaged" in caplog.records[0].getMessage()
-  assert "1 of at most 2 unreadable" in caplog.records[0].getMessage()
+  told = caplog.records[0].getMessage()
+  assert told == "images: example 2: damaged: the next one takes its place"
 
 
 @pytest.mark.parametrize("limit", [0, 1, 10**6])
 def test_one_unreadable_image_too_many(limit):
   """All are damaged: no limit lets a reader look for ever."""
   source, transform = _undecodable(set(range(6)))
-  read_at = sources.reader(source, transform, limit)
-  count = min(limit, 5) + 1
+  remedy = (
+    f"data.max_unreadable={limit + 1}," if limit < 6 else "there is no other"
+  )
   with pytest.raises(
-    sources.ExampleError,
-    match=rf"example .: damaged \({count} of at most {limit} unreadable"
-    r": data.max_unreadable",
+    sources.ExampleError, match=f"example {min(limit, 5)}: damaged: .*{remedy}"
   ):
-    sources.load(source, read_at)
+    sources.reader(source, transform, limit)(0)
+
+
+def test_all_unreadable_images_are_named_at_once():
+  bad = set(range(3, 28))
+  source = _source(np.arange(30, dtype=np.uint8)[:, None, None, None])
+  _, transform = _undecodable(bad)
+  with pytest.raises(sources.ExampleError) as error:
+    sources.fill(np.empty((30, 1, 1, 1), np.uint8), source, transform, 24)
+  told = str(error.value)
+  assert "images: 25 of 30 images cannot be read: example 3: damaged;" in told
+  assert told.count("damaged") == 20 and "example 22: damaged; and 5" in told
+  assert "data.max_unreadable=25," in told and "\n" not in told
 
 
 def test_empty_source_is_named():
-  with pytest.raises(ValueError, match="images is empty"):
-    sources.reader(_source([]), lambda image: image)
+  fill = partial(sources.fill, np.empty((0, 1, 1, 1), np.uint8))
+  for read in (sources.reader, fill):
+    with pytest.raises(ValueError, match="images is empty"):
+      read(_source([]), lambda image: image)
+
+
+@pytest.mark.parametrize("batch_size, warnings", [(50, 0), (51, 1)])
+def test_a_batch_beyond_the_set_is_told(batch_size, warnings, caplog):
+  batches.batches(None, 0, 0, 1, batch_size, 50)
+  told = [record.getMessage() for record in caplog.records]
+  assert len(told) == warnings and all("51, of 50 examples" in t for t in told)
+
+
+def test_a_set_larger_than_the_memory_is_told_before_it_is_read():
+  free = psutil.virtual_memory().available
+  source = sources.Source("images", range(100), lambda _: 1 / 0)
+  sources.refuse_too_large(source, (4, 4, 3), free // 200, "do less")
+  told = r"100 images of \(4, 4, 3\) take .* enough for \d\d: do less"
+  with pytest.raises(ValueError, match=told):
+    sources.refuse_too_large(source, (4, 4, 3), free // 50, "do less")

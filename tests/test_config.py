@@ -544,6 +544,7 @@ def test_conflict_names_the_field_and_both_values(path, value):
     ("sampling.sampler", "ddim"),
     ("evaluation.num_samples", 9),
     ("data.data_dir", "/elsewhere"),
+    ("data.cache", "/elsewhere"),
     ("data.loading", "stream"),
     ("data.num_threads", 2),
     ("data.max_unreadable", 2),

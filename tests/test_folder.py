@@ -1,6 +1,8 @@
 """A local folder of images, and Hugging Face's sets, as data."""
 
 import importlib.util
+import shutil
+import zipfile
 from unittest import mock
 
 import numpy as np
@@ -82,9 +84,82 @@ def test_images_beside_folders_of_images_are_refused(tmp_path):
     folder.open_folder(str(tmp_path), "train", 3)
 
 
+@pytest.mark.parametrize("wrapped", ["", "photos/", "photos/v1/"])
+def test_splits_are_found_in_a_folder_that_holds_all(tmp_path, wrapped):
+  names = ["test/b.png", "train/cat/a.png", "train/dog/a.png"]
+  written = [_write(tmp_path / wrapped / n, i) for i, n in enumerate(names)]
+  source = folder.open_folder(str(tmp_path), "train", 3)
+  np.testing.assert_array_equal(list(source), written[1:])
+
+
+def test_splits_within_classes_are_refused(tmp_path):
+  """Trained on as one, the test set would be in the training set."""
+  for name in ("cat/train/a.png", "cat/test/b.png", "dog/train/c.png"):
+    _write(tmp_path / name)
+  with pytest.raises(folder.FolderError, match="below another .*, cat/test: "):
+    folder.open_folder(str(tmp_path), "train", 3)
+
+
+def test_what_is_found_and_not_read_is_told_in_a_line(tmp_path, caplog):
+  _write(tmp_path / "cat/a.png", shape=(5, 300))
+  _write(tmp_path / "cat/b.png", shape=(1200, 7, 4))
+  _write(tmp_path / "dog/c.png", shape=(6, 9))
+  (tmp_path / "dog/d.png").write_bytes(b"no image, which decoding tells")
+  for name in ("cat/.a.png", "a.txt", "dog/b.TXT", "dog/LICENSE"):
+    (tmp_path / name).write_text("skipped")
+  caplog.set_level("INFO", "rad_jax")
+  folder.open_folder(str(tmp_path), "train", 3)
+  (record,) = caplog.records
+  assert record.getMessage() == (
+    f"'{tmp_path}', split 'train': 4 images in 2 folders of sides 5 to 1,200"
+    " and modes L (2), RGBA (1); not read: 2 .txt, 1 hidden, 1 without a suffix"
+  )
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tiff", "bmp", "webp"])
+def test_an_archive_is_the_folder_that_it_holds(tmp_path, suffix):
+  for name in ("test/x", "train/cat/b", "train/cat/a", "train/dog/a"):
+    _write(tmp_path / f"set/{name}.{suffix}", len(name), (30, 40, 3))
+  (tmp_path / "set/train/notes.txt").write_text("no image")
+  archive = shutil.make_archive(
+    str(tmp_path / "packed"), "zip", tmp_path, "set"
+  )
+  within, packed = (
+    folder.open_folder(str(path), "train", 3, image_size=8)
+    for path in (tmp_path / "set", archive)
+  )
+  assert len(within) == len(packed) == 3
+  np.testing.assert_array_equal(list(within), list(packed))
+
+
+def test_an_archive_is_read_by_several_threads(tmp_path):
+  with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as to:
+    for i in range(300):
+      picture = Image.fromarray(np.full((40, 40), i % 256, np.uint8))
+      with to.open(f"{i:03}.png", "w") as file:
+        picture.save(file, "png")
+  source = folder.open_folder(str(tmp_path / "set.zip"), "train", 1)
+  loaded = np.empty((300, 40, 40, 1), np.uint8)
+  assert sources.fill(loaded, source, lambda image: image) == 0
+  np.testing.assert_array_equal(loaded[:, 0, 0, 0], np.arange(300) % 256)
+  assert np.ptp(loaded, axis=(1, 2, 3)).max() == 0
+
+
+@pytest.mark.parametrize("end", [-10, 100])
+def test_no_whole_archive_is_named(tmp_path, end):
+  _write(tmp_path / "set/a.png")
+  archive = shutil.make_archive(str(tmp_path / "a"), "zip", tmp_path / "set")
+  (tmp_path / "b.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:end])
+  with pytest.raises(folder.FolderError, match="b.zip' is neither a folder no"):
+    folder.open_folder(str(tmp_path / "b.zip"), "train", 3)
+  assert len(folder.open_folder(archive, "train", 3)) == 1
+
+
 def test_missing_and_empty_folders_are_named(tmp_path):
   missing = tmp_path / "nowhere"
-  with pytest.raises(folder.FolderError, match=f"no folder '{missing}'"):
+  with pytest.raises(
+    folder.FolderError, match=f"no folder or zip archive '{missing}'"
+  ):
     folder.open_folder(str(missing), "train", 3)
   (tmp_path / "notes.txt").write_text("no image")
   with pytest.raises(folder.FolderError, match=f"'{tmp_path}' holds no images"):
@@ -104,11 +179,11 @@ def test_undecodable_file_is_named(tmp_path, whole):
   (tmp_path / "b.png").write_bytes(b"no image" if whole else data[:-60])
   source = folder.open_folder(str(tmp_path), "train", 3)
   source[0]
-  named = r"split 'train': example 1 cannot be decoded: .*/b\.png: "
+  named = r"split 'train': .*example 1: b\.png: "
   with pytest.raises(sources.ExampleError, match=named):
     source[1]
   with pytest.raises(sources.ExampleError, match=named):
-    sources.load(source, sources.reader(source, lambda image: image))
+    sources.fill(np.empty((2, 8, 8, 3), np.uint8), source, lambda image: image)
 
 
 def test_grey_and_colour_become_each_other(tmp_path):
@@ -215,6 +290,14 @@ def test_large_pictures_are_shrunk_in_bands(
   np.testing.assert_allclose(shrunk, np.array(expected), atol=3)
 
 
+def test_jpeg_of_four_inks_has_its_colours(tmp_path):
+  """Those of Adobe, as most of them are, hold the inks inverted."""
+  colours = np.full((16, 16, 3), [200, 40, 90], np.uint8)
+  Image.fromarray(colours).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
+  (image,) = folder.open_folder(str(tmp_path), "train", 3)
+  np.testing.assert_allclose(image, colours, atol=3)
+
+
 def test_jpeg_is_decoded_at_a_fraction(tmp_path):
   grid = np.linspace(0, 1, 640)
   smooth = 127 + 120 * np.sin(7 * grid[:, None] + 5 * grid[None])
@@ -266,6 +349,16 @@ def test_images_of_all_sizes_are_fitted(tmp_path, loading):
   fetched = opened.fetch(np.array([2, 1, 0], np.int32))
   assert fetched.shape == (3, 8, 8, 3) and fetched.dtype == np.uint8
   np.testing.assert_array_equal(fetched[2], first)
+
+
+def test_a_set_of_one_image_is_told(tmp_path, caplog):
+  _write(tmp_path / "a.png")
+  assert _open(_config(tmp_path)).num_examples == 1
+  assert "of one image, nothing but it is learnt" in caplog.text
+  caplog.clear()
+  _write(tmp_path / "b.png")
+  _open(_config(tmp_path))
+  assert not caplog.records
 
 
 def test_an_added_or_another_picture_makes_another_set(tmp_path):

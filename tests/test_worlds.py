@@ -241,6 +241,7 @@ def test_synthetic_training_set_has_a_stream_of_its_own(name):
     path="",
     split="train",
     data_dir="",
+    cache="",
     loading="memory",
     crop_size=0,
     image_size=32,

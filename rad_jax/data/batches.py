@@ -1,12 +1,15 @@
 """Batches by (seed, step) alone: a resumed run sees what it would have seen."""
 
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
+
+_LOG = logging.getLogger("rad_jax")
 
 # "x_0": examples as stored, [b, ...], uint8 images or float32 in model units.
 # "index": int32 [b], their places in the training set.
@@ -57,6 +60,13 @@ def batches(
   What `fetch` raises reaches the caller; without one, batches hold "index"
   alone. `rows` is this process's part of the global batch.
   """
+  if batch_size > num_examples:
+    _LOG.warning(
+      "a batch of %d, of %d examples, has some of them several times:"
+      " train.batch_size",
+      batch_size,
+      num_examples,
+    )
 
   def load_batch(step: int) -> Batch:
     indices = example_indices(seed, step, batch_size, num_examples)[rows]

@@ -1,17 +1,24 @@
-"""A local folder of images as a data set, decoded by Pillow on access.
+"""A local folder, or zip archive, of images, decoded by Pillow on access.
 
 It is x.png, class/x.png, split/x.png or split/class/x.png, with images below at
-any depth; classes are ignored. The order is that of the names.
+any depth, and perhaps all in one folder; classes are ignored. The order is that
+of the names.
 """
 
+import collections
 import contextlib
 import logging
 import pathlib
 import threading
+import zipfile
+from collections.abc import Callable
 from functools import partial
+from multiprocessing import pool
+from typing import IO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+import PIL
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rad_jax import files
 from rad_jax.data import images, sources
@@ -29,10 +36,23 @@ _ONE_LARGE = threading.Lock()
 _ORIENTATION = 0x0112  # in EXIF
 # Rows of a large picture that are converted at a time.
 _BAND = 64
+# Headers that are read to say what a folder holds.
+_MOST_HEADERS = 10_000
+# To be raised when other pixels come of the same file: sets are decoded anew.
+_VERSION = 1
 
 
 class FolderError(ValueError):
   """A folder of images cannot be used; one line."""
+
+
+class _File(NamedTuple):
+  name: str  # below the folder, or in the archive: "cat/x.png"
+  size: int  # in bytes
+  stamp: int  # when it was changed, in ns; in an archive, its CRC
+
+
+Open = Callable[[str], IO[bytes]]
 
 
 def open_folder(
@@ -48,51 +68,122 @@ def open_folder(
   Decoded, an image is the centred square of side crop_size, 0 for the largest,
   box-filtered to no less than twice image_size; both 0: whole, as it is. One
   of more than max_megapixels is refused; Pillow would decode it in 4 bytes a
-  pixel.
+  pixel. What is found, and what not read, is logged.
   """
   root = pathlib.Path(path).expanduser()
-  if not root.is_dir():
-    raise FolderError(f"there is no folder {str(root)!r}")
-  splits = _splits(root)
+  open_file, listed = _listed(root)
+  reasons = [_why_skipped(file.name) for file in listed]
+  read = sorted(
+    file for file, why in zip(listed, reasons, strict=True) if not why
+  )
+  splits = _splits(root, read)
   if split not in splits:
     raise FolderError(
-      f"folder {str(root)!r} has no split {split!r}; available: "
+      f"{str(root)!r} has no split {split!r}; available: "
       + ", ".join(sorted(splits))
     )
   found = splits[split]
-  classes = {image.parent for image in found}
-  in_folders = f" in {len(classes)} folders" if len(classes) > 1 else ""
-  _LOG.info("%s: %d images%s, split %r", root, len(found), in_folders, split)
   # In its place, max_megapixels is checked, with a message of its own.
   Image.MAX_IMAGE_PIXELS = None
+  label = f"{str(root)!r}, split {split!r}"
+  _LOG.info("%s: %s%s", label, _summary(open_file, found), _told(reasons))
   return sources.Source(
-    f"folder {str(root)!r}, split {split!r}",
+    label,
     found,
-    partial(_decode, max_megapixels, num_channels, crop_size, image_size),
+    partial(
+      _decode, open_file, max_megapixels, num_channels, crop_size, image_size
+    ),
   )
 
 
-def digest(path: str, source: sources.Source) -> str:
-  """A hash of the names, below `path`, and the sizes of its images."""
-  root = pathlib.Path(path).expanduser()
-  return files.digest(
-    [
-      (image.relative_to(root).as_posix(), image.stat().st_size)
-      for image in source.records
+def digest(source: sources.Source) -> str:
+  """A hash of the names and the sizes of a folder's images."""
+  return files.digest([file[:2] for file in source.records])
+
+
+def decoded_digest(path: str, source: sources.Source, *decoding: int) -> str:
+  """A hash of all that its images' pixels are made from."""
+  root = str(pathlib.Path(path).expanduser().resolve())
+  made_by = (_VERSION, PIL.__version__, *decoding)
+  return files.digest([root, made_by, source.records])
+
+
+def _listed(root: pathlib.Path) -> tuple[Open, list[_File]]:
+  """How to open a file by its name, and all files there are."""
+  if root.is_dir():
+    return lambda name: (root / name).open("rb"), [
+      _File(path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns)
+      for top in root.iterdir()  # these may be links to folders
+      for path in (top.rglob("*") if top.is_dir() else [top])
+      if path.is_file() and (stat := path.stat())
     ]
-  )
+  if not root.is_file():
+    raise FolderError(f"there is no folder or zip archive {str(root)!r}")
+  try:
+    archive = zipfile.ZipFile(root)
+  except zipfile.BadZipFile as error:
+    raise FolderError(
+      f"{str(root)!r} is neither a folder nor a whole zip archive: {error}"
+    ) from error
+  return archive.open, [
+    _File(info.filename, info.file_size, info.CRC)
+    for info in archive.infolist()
+    if not info.is_dir()
+  ]
+
+
+def _why_skipped(name: str) -> str:
+  """What it is that isn't read; "" of an image."""
+  path = pathlib.PurePosixPath(name)
+  if any(part.startswith(".") for part in path.parts):
+    return "hidden"
+  suffix = path.suffix.lower()
+  return "" if suffix in SUFFIXES else suffix or "without a suffix"
+
+
+def _told(reasons: list[str]) -> str:
+  common = collections.Counter(sorted(filter(None, reasons))).most_common()
+  counts = [f"{n:,} {why}" for why, n in common]
+  return f"; not read: {', '.join(counts)}" if counts else ""
+
+
+def _summary(open_file: Open, found: list[_File]) -> str:
+  """How many images, in how many folders, their sides and Pillow's modes."""
+  looked_at = found[:: 1 + len(found) // _MOST_HEADERS]
+
+  def header(file: _File) -> tuple[int, int, str] | None:
+    try:
+      with open_file(file.name) as opened, Image.open(opened) as picture:
+        return min(picture.size), max(picture.size), picture.mode
+    except Exception:  # it is named when it is decoded
+      return None
+
+  with pool.ThreadPool(sources.NUM_THREADS) as threads:
+    headers = list(filter(None, threads.map(header, looked_at)))
+  folders = len({file.name.rpartition("/")[0] for file in found})
+  parts = [f"{len(found):,} images"]
+  parts += [f"in {folders:,} folders"] * (folders > 1)
+  if headers:
+    shortest, longest, modes = zip(*headers, strict=True)
+    counts = collections.Counter(sorted(modes)).most_common()
+    parts += [f"of sides {min(shortest):,} to {max(longest):,} and modes"]
+    parts += [", ".join(f"{mode} ({n:,})" for mode, n in counts)]
+  if len(looked_at) < len(found):
+    parts += [f"(as {len(looked_at):,} of them tell)"]
+  return " ".join(parts)
 
 
 def _decode(
+  open_file: Open,
   max_megapixels: float,
   num_channels: int,
   crop_size: int,
   image_size: int,
-  path: pathlib.Path,
+  file: _File,
 ) -> np.ndarray:
   """An image, upright by EXIF, of 8 bits a channel, transparency on white."""
   try:
-    with Image.open(path) as picture:
+    with open_file(file.name) as opened, Image.open(opened) as picture:
       pixels = picture.width * picture.height
       if pixels > max_megapixels * 1e6:
         raise ValueError(
@@ -103,8 +194,11 @@ def _decode(
       with _ONE_LARGE if pixels > _LARGE else contextlib.nullcontext():
         square = _square(picture, num_channels, crop_size, image_size)
         return images.from_picture(square, num_channels)
+  except UnidentifiedImageError as error:
+    raise ValueError(f"{file.name}: no image of a known format") from error
   except Exception as error:
-    raise ValueError(f"{path}: {error}") from error
+    reason = str(error) or type(error).__name__
+    raise ValueError(f"{file.name}: {reason}") from error
 
 
 def _square(
@@ -153,37 +247,43 @@ def _upright(picture: Image.Image, orientation: int) -> Image.Image:
   return ImageOps.exif_transpose(picture)
 
 
-def _splits(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+def _splits(
+  root: pathlib.Path, found: list[_File], inside: str = ""
+) -> dict[str, list[_File]]:
   """The images of each split; FolderError if they are none, or not clear."""
-  flat = _images(root.iterdir())
-  below = {
-    folder.name: found
-    for folder in sorted(root.iterdir())
-    if not folder.name.startswith(".")
-    and folder.is_dir()
-    and (found := _images(folder.rglob("*")))
-  }
+  flat: list[_File] = []
+  below: dict[str, list[_File]] = {}
+  for file in found:
+    top, is_below, _ = file.name.removeprefix(inside).partition("/")
+    (below.setdefault(top, []) if is_below else flat).append(file)
+  where = str(root / inside)
   if flat and below:
     raise FolderError(
-      f"folder {str(root)!r} holds {len(flat)} images itself, and"
-      f" {sum(map(len, below.values()))} in {', '.join(below)}: move them"
+      f"{where!r} holds {len(flat)} images itself, and"
+      f" {len(found) - len(flat)} in {', '.join(below)}: move them"
       " together, or give one of these folders as data.path"
     )
   if not flat and not below:
     raise FolderError(
-      f"folder {str(root)!r} holds no images, neither itself nor in folders;"
-      f" {', '.join(SUFFIXES)} are read"
+      f"{where!r} holds no images, neither itself nor in folders;"
+      f" {', '.join(SUFFIXES)} are read, and a zip archive as data.path itself"
     )
   if any(name.lower() in SPLITS for name in below):
     return below
-  return {"train": flat or [path for found in below.values() for path in found]}
+  deeper = sorted(filter(None, map(_split_in, found)))
+  if deeper and len(below) > 1:
+    raise FolderError(
+      f"{where!r} has a split below another folder, {deeper[0]}: give that"
+      " folder as data.path, or rename the split"
+    )
+  if deeper:
+    return _splits(root, found, f"{inside}{next(iter(below))}/")
+  return {"train": found}
 
 
-def _images(paths) -> list[pathlib.Path]:
-  """Those that are images by their names, sorted; hidden files are not."""
-  is_image = lambda path: (
-    path.suffix.lower() in SUFFIXES
-    and not path.name.startswith(".")
-    and path.is_file()
-  )
-  return sorted(filter(is_image, paths), key=pathlib.Path.as_posix)
+def _split_in(file: _File) -> str:
+  """The folder of a file that has a split's name, or ""."""
+  for folder in pathlib.PurePosixPath(file.name).parents:
+    if folder.name.lower() in SPLITS:
+      return str(folder)
+  return ""

@@ -8,14 +8,16 @@ from multiprocessing import pool
 from typing import Any
 
 import numpy as np
+import psutil
 import tqdm
 from jaxtyping import UInt8
 
 from rad_jax.data.images import Pixels
 
 _LOG = logging.getLogger("rad_jax")
-_NUM_THREADS = 8
+NUM_THREADS = 8
 _CHUNK_SIZE = 64
+_MOST_NAMED = 20  # unreadable images, in one message
 
 Transform = Callable[[Pixels], Pixels]
 # The image at an index, transformed.
@@ -43,7 +45,7 @@ class Source:
     try:
       return self.decode(self.records[index])
     except Exception as error:
-      message = f"{self.label}: example {index} cannot be decoded: {error}"
+      message = f"{self.label}: example {index}: {error}"
       raise ExampleError(message) from error
 
 
@@ -55,9 +57,7 @@ def reader(
   An image that cannot be used is logged, and the next one takes its place, so
   that indices stay; ExampleError at more than max_unreadable of them.
   """
-  if not len(source):
-    raise ValueError(f"{source.label} is empty")
-  allowed = min(max_unreadable, len(source) - 1)
+  _refuse_empty(source)
   lock, unreadable = threading.Lock(), set[int]()
 
   def note(index: int, error: ExampleError) -> None:
@@ -65,20 +65,14 @@ def reader(
       if index in unreadable:
         return
       unreadable.add(index)
-      count = f"{len(unreadable)} of at most {max_unreadable} unreadable"
-      if len(unreadable) > allowed:
-        raise ExampleError(f"{error} ({count}: data.max_unreadable)") from error
-      _LOG.warning("%s; the next one takes its place (%s)", error, count)
+      if remedy := _remedy(source, len(unreadable), max_unreadable):
+        raise ExampleError(f"{error}: {remedy}") from error
+      _LOG.warning("%s: the next one takes its place", error)
 
   def read_at(index: int) -> Pixels:
     while True:
       try:
-        image = source[index]
-        try:
-          return transform(image)
-        except ValueError as error:
-          message = f"{source.label}: example {index}: {error}"
-          raise ExampleError(message) from error
+        return _read(source, transform, index)
       except ExampleError as error:
         note(index, error)
         index = (index + 1) % len(source)
@@ -86,22 +80,88 @@ def reader(
   return read_at
 
 
-def load(source: Source, read_at: Reader) -> UInt8[np.ndarray, "n h w c"]:
-  """All images of a source; ExampleError as its reader, or if shapes differ."""
-  shape = read_at(0).shape
-  images = np.empty((len(source), *shape), np.uint8)
+def fill(
+  images: UInt8[np.ndarray, "n h w c"],
+  source: Source,
+  transform: Transform,
+  max_unreadable: int = 0,
+) -> int:
+  """Reads a whole source into an array; returns how many were unreadable.
+
+  They are named together, in an ExampleError at more than max_unreadable; else
+  they are logged, and the next one takes the place of each.
+  """
+  _refuse_empty(source)
+  unreadable: dict[int, ExampleError] = {}
 
   def read(index: int) -> None:
-    image = read_at(index)
-    if image.shape != shape:
-      raise ExampleError(
-        f"{source.label}: example {index} has shape {image.shape}, "
-        f"example 0 has {shape}"
-      )
-    images[index] = image
+    try:
+      images[index] = _read(source, transform, index)
+    except ExampleError as error:
+      unreadable[index] = error
 
-  with pool.ThreadPool(_NUM_THREADS) as threads:
+  with pool.ThreadPool(NUM_THREADS) as threads:
     done = threads.imap(read, range(len(source)), _CHUNK_SIZE)
     for _ in tqdm.tqdm(done, "loading", len(source), unit="image"):
       pass
-  return images
+  if not unreadable:
+    return 0
+  named = [
+    str(unreadable[index]).removeprefix(f"{source.label}: ")
+    for index in sorted(unreadable)[:_MOST_NAMED]
+  ]
+  if (more := len(unreadable) - len(named)) > 0:
+    named += [f"and {more:,} more"]
+  told = (
+    f"{source.label}: {len(unreadable):,} of {len(source):,} images cannot be"
+    f" read: {'; '.join(named)}"
+  )
+  if remedy := _remedy(source, len(unreadable), max_unreadable):
+    raise ExampleError(f"{told}: {remedy}")
+  _LOG.warning("%s: the next one takes the place of each", told)
+  for index in unreadable:
+    stand_in = index
+    while stand_in in unreadable:
+      stand_in = (stand_in + 1) % len(source)
+    images[index] = images[stand_in]
+  return len(unreadable)
+
+
+def refuse_too_large(
+  source: Source, shape: tuple[int, ...], bytes_each: int, remedy: str
+) -> None:
+  """Raises ValueError if all images of a source don't fit into free memory."""
+  needed = len(source) * bytes_each
+  free = psutil.virtual_memory().available
+  if needed > free:
+    raise ValueError(
+      f"{source.label}: its {len(source):,} images of {shape} take"
+      f" {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free, enough"
+      f" for {free // bytes_each:,}: {remedy}"
+    )
+
+
+def _read(source: Source, transform: Transform, index: int) -> Pixels:
+  image = source[index]
+  try:
+    return transform(image)
+  except ValueError as error:
+    message = f"{source.label}: example {index}: {error}"
+    raise ExampleError(message) from error
+
+
+def _refuse_empty(source: Source) -> None:
+  if not len(source):
+    raise ValueError(f"{source.label} is empty")
+
+
+def _remedy(source: Source, count: int, max_unreadable: int) -> str:
+  """What to do about so many unreadable images; "" where they are allowed."""
+  if count == len(source):
+    return "there is no other"
+  if count <= max_unreadable:
+    return ""
+  return (
+    f"mend or remove what cannot be read, or set data.max_unreadable={count},"
+    " and the next image takes its place"
+  )

@@ -1,5 +1,8 @@
 """Opens the clean training set, whatever kind of source it comes from."""
 
+import logging
+import math
+import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -7,6 +10,7 @@ import numpy as np
 from rad_jax.data import (
   batches,
   builders,
+  decoded,
   examples,
   folder,
   images,
@@ -14,6 +18,8 @@ from rad_jax.data import (
   subspace,
   synthetic,
 )
+
+_LOG = logging.getLogger("rad_jax")
 
 
 class TrainingSet(NamedTuple):
@@ -38,6 +44,7 @@ def open_training_set(
   path: str,
   split: str,
   data_dir: str,
+  cache: str,
   loading: str,
   crop_size: int,
   image_size: int,
@@ -50,25 +57,41 @@ def open_training_set(
 
   Synthetic sets have num_examples drawn by seed. Images, of the folder `path`
   or of TFDS's data_dir ("" is its default), go through `images.fit`, then,
-  unless linear_rank is 0, onto that many principal components of the set.
+  unless linear_rank is 0, onto that many principal components of the set. A
+  folder's are kept in, and if possible taken from, the folder `cache`.
   """
   if name in synthetic.WORLDS:
     # Apart from the streams [seed, epoch] of the data order.
     generator = np.random.default_rng([seed, 0, 1])
     return _in_memory(synthetic.WORLDS[name]().sample(generator, num_examples))
-  files = ""
+  files, kept = "", None
   if name == folder.NAME:
-    source = folder.open_folder(
-      path, split, num_channels, crop_size, image_size, max_megapixels
-    )
-    files, crop_size = folder.digest(path, source), 0  # it has been cut
+    decoding = (num_channels, crop_size, image_size)
+    source = folder.open_folder(path, split, *decoding, max_megapixels)
+    files, crop_size = folder.digest(source), 0  # it has been cut
+    if cache:
+      of_pixels = folder.decoded_digest(path, source, *decoding)
+      kept = pathlib.Path(cache).expanduser() / f"{of_pixels}.npy"
   else:
     source = builders.open_source(name, split, data_dir or None)
+  if len(source) == 1:
+    _LOG.warning("%s: of one image, nothing but it is learnt", source.label)
   fit = lambda image: images.fit(image, crop_size, image_size, num_channels)
-  read_at = sources.reader(source, fit, max_unreadable)
-  if loading == "stream":
+  shape = (len(source), image_size, image_size, num_channels)
+  x_0 = decoded.read(kept, shape) if kept else None
+  if x_0 is None and loading == "stream":
+    read_at = sources.reader(source, fit, max_unreadable)
     return TrainingSet(batches.fetch_from(read_at), len(source), files=files)
-  x_0 = sources.load(source, read_at)
+  fill = lambda empty: sources.fill(empty, source, fit, max_unreadable)
+  if x_0 is None and kept:
+    x_0 = decoded.keep(kept, shape, fill)
+  # Of uint8, and of the floats that a projection takes.
+  bytes_each = math.prod(shape[1:]) * ((x_0 is None) + 16 * bool(linear_rank))
+  remedy = f"set data.{'linear_rank=0' if linear_rank else 'loading=stream'}"
+  sources.refuse_too_large(source, shape[1:], bytes_each, remedy)
+  if x_0 is None:
+    x_0 = np.empty(shape, np.uint8)
+    fill(x_0)
   if linear_rank:
     x_0 = examples.to_model_range(x_0)
     x_0 = subspace.project(subspace.fit(x_0, linear_rank), x_0)
