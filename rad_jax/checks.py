@@ -57,7 +57,7 @@ def _data(config: ConfigDict) -> Checks:
   yield (
     "data.path",
     bool(data.path) == is_folder,
-    f"the folder of {folder.NAME}"
+    f"the folder or zip archive of {folder.NAME}"
     if is_folder
     else f'"" where data.name is {data.name!r}: it is for {folder.NAME}',
   )

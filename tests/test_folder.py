@@ -393,7 +393,7 @@ def test_a_crop_beyond_an_image_is_named(tmp_path):
 
 def test_path_and_name_go_together():
   checks.validate(_config("somewhere"))
-  with pytest.raises(configs.ConfigError, match="path='': .*folder of image_"):
+  with pytest.raises(configs.ConfigError, match="path='': .*archive of image_"):
     checks.validate(_config(""))
   with pytest.raises(configs.ConfigError, match="path='x': it must be \"\" "):
     checks.validate(_config("x", name="cifar10"))

@@ -43,6 +43,8 @@ def page() -> str:
       lines += ["", f"## {title}", "", "| `--config.` | default | meaning |"]
       lines.append("|---|---|---|")
     default = f"`{field.default!r}`"
+    if path == "data.cache":  # an environment's may be another
+      default = "`'~/.cache/rad_jax/data'`"
     lines.append(f"| `{path}` | {default} | {_cell(config.meaning(field))} |")
   return "\n".join(lines) + "\n"
 

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import pathlib
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -83,8 +84,9 @@ def open_folder(
       + ", ".join(sorted(splits))
     )
   found = splits[split]
-  # In its place, max_megapixels is checked, with a message of its own.
+  # In their place are max_megapixels, and messages that name the file.
   Image.MAX_IMAGE_PIXELS = None
+  warnings.filterwarnings("ignore", module="PIL")
   label = f"{str(root)!r}, split {split!r}"
   _LOG.info("%s: %s%s", label, _summary(open_file, found), _told(reasons))
   return sources.Source(
