@@ -63,7 +63,7 @@ def test_splits_and_labels_are_tfds_image_folders(tmp_path):
   np.testing.assert_array_equal(list(train), written[:3])
   test = folder.open_folder(str(tmp_path), "test", 3)
   np.testing.assert_array_equal(list(test), written[3:])
-  with pytest.raises(folder.FolderError, match="'val'; .*: test, train$"):
+  with pytest.raises(folder.FolderError, match="'val'; .*: test, train \\("):
     folder.open_folder(str(tmp_path), "val", 3)
 
 

@@ -40,9 +40,9 @@ def keep(
 ) -> Images | None:
   """The array that fill(images) makes, mapped, and kept as `path`.
 
-  One of which fill could not read a number of images, which it returns, is not
-  kept for others. Processes that ask for the same wait for the one that makes
-  it. None, told, if the disk does not take it.
+  fill returns how many images it could not read; a set with any is not kept for
+  others. Processes that ask for the same wait for the one that makes it. None,
+  told, if the disk does not take it.
   """
   part = path.with_suffix(".part")
   try:
@@ -52,7 +52,9 @@ def keep(
         return images
       try:
         images = _empty(part, shape)
-        if not fill(images):
+        if fill(images):
+          _LOG.warning("with unreadable images, no set is kept for later runs")
+        else:
           os.replace(part, path)
           files.write_json(path.with_suffix(".json"), _about(images))
           _LOG.info("the decoded images are kept in %s", path)
@@ -64,7 +66,7 @@ def keep(
     _LOG.warning(
       "%s: %s: the decoded images are not kept for later runs (data.cache)",
       path.parent,
-      error.strerror,
+      error.strerror or error,
     )
     return None
 

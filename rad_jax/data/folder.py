@@ -80,8 +80,9 @@ def open_folder(
   splits = _splits(root, read)
   if split not in splits:
     raise FolderError(
-      f"{str(root)!r} has no split {split!r}; available: "
-      + ", ".join(sorted(splits))
+      f"{str(root)!r} has no split {split!r}; available:"
+      f" {', '.join(sorted(splits))} (classes are not told apart: to train on"
+      " one alone, give its folder as data.path)"
     )
   found = splits[split]
   # In their place are max_megapixels, and messages that name the file.

@@ -104,21 +104,8 @@ def fill(
     done = threads.imap(read, range(len(source)), _CHUNK_SIZE)
     for _ in tqdm.tqdm(done, "loading", len(source), unit="image"):
       pass
-  if not unreadable:
-    return 0
-  named = [
-    str(unreadable[index]).removeprefix(f"{source.label}: ")
-    for index in sorted(unreadable)[:_MOST_NAMED]
-  ]
-  if (more := len(unreadable) - len(named)) > 0:
-    named += [f"and {more:,} more"]
-  told = (
-    f"{source.label}: {len(unreadable):,} of {len(source):,} images cannot be"
-    f" read: {'; '.join(named)}"
-  )
-  if remedy := _remedy(source, len(unreadable), max_unreadable):
-    raise ExampleError(f"{told}: {remedy}")
-  _LOG.warning("%s: the next one takes the place of each", told)
+  if unreadable:
+    _tell(source, unreadable, max_unreadable)
   for index in unreadable:
     stand_in = index
     while stand_in in unreadable:
@@ -148,6 +135,25 @@ def _read(source: Source, transform: Transform, index: int) -> Pixels:
   except ValueError as error:
     message = f"{source.label}: example {index}: {error}"
     raise ExampleError(message) from error
+
+
+def _tell(
+  source: Source, unreadable: dict[int, ExampleError], max_unreadable: int
+) -> None:
+  """Names unreadable images in the log, or in an ExampleError."""
+  named = [
+    str(unreadable[index]).removeprefix(f"{source.label}: ")
+    for index in sorted(unreadable)[:_MOST_NAMED]
+  ]
+  if len(unreadable) > len(named):
+    named += [f"and {len(unreadable) - len(named):,} more"]
+  told = (
+    f"{source.label}: {len(unreadable):,} of {len(source):,} images cannot be"
+    f" read: {'; '.join(named)}"
+  )
+  if remedy := _remedy(source, len(unreadable), max_unreadable):
+    raise ExampleError(f"{told}: {remedy}")
+  _LOG.warning("%s: the next one takes the place of each", told)
 
 
 def _refuse_empty(source: Source) -> None:
