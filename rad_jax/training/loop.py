@@ -96,7 +96,7 @@ def train(run: Run, folder: pathlib.Path) -> State:
 def _told(about: dict[str, Any]) -> dict[str, Any]:
   """What must be the same on all hosts of a run, by name."""
   fields = configs.flatten(about["config"])
-  of_a_host = ("data.data_dir", "data.num_threads")
+  of_a_host = ("data.cache", "data.data_dir", "data.num_threads")
   same = {name: x for name, x in fields.items() if name not in of_a_host}
   return same | about["data"] | {"the version of rad_jax": __version__}
 
