@@ -120,7 +120,11 @@ def test_links_and_anchors_lead_somewhere(page):
   assert broken_links(text, page.parent, anchors(text)) == []
 
 
-@every_page
+@pytest.mark.parametrize(
+  "page",
+  [*PAGES, *DOCS.glob("*.ipynb")],
+  ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_fields_are_of_the_config(page):
   assert unknown_fields(page.read_text()) == set()
 
