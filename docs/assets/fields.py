@@ -24,7 +24,7 @@ def page() -> str:
     "",
     "## Flags",
     "",
-    "| flag | default | allowed | meaning |",
+    "| flag | meaning | default | allowed |",
     "|---|---|---|---|",
   ]
   for flag in flags.FLAGS.flags_by_module_dict()["rad_jax.main"]:
@@ -37,7 +37,7 @@ def page() -> str:
       section = parent
       title = f"`{parent}`" if parent else "The run"
       lines += ["", f"## {title}", ""]
-      lines += ["| `--config.` | default | allowed | meaning |"]
+      lines += ["| `--config.` | meaning | default | allowed |"]
       lines += ["|---|---|---|---|"]
     allowed = field.rule.words if field.rule else ""
     lines.append(_row(path, repr(field.default), allowed, field.doc))
@@ -59,7 +59,7 @@ def _of_flag(flag: flags.Flag) -> tuple[str, str, str]:
 
 def _row(name: str, default: str, allowed: str, meaning: str) -> str:
   code = f"`{default}`" if default else ""
-  return f"| `{name}` | {code} | {_cell(allowed)} | {_cell(meaning)} |"
+  return f"| `{name}` | {_cell(meaning)} | {code} | {_cell(allowed)} |"
 
 
 def _cell(text: str) -> str:
