@@ -114,7 +114,7 @@ def execute(notebook, parameters, folder, monkeypatch):
   cell.source = "\n".join(f"{k} = {v!r}" for k, v in parameters.items())
   nbclient.NotebookClient(
     notebook,
-    timeout=300,
+    timeout=900,
     kernel_name="python3",
     resources={"metadata": {"path": str(folder)}},
   ).execute()
@@ -146,7 +146,7 @@ def test_your_images_runs(data, measure, tmp_path, monkeypatch):
   ):
     Image.fromarray(pixels).save(folder / "my photos" / f"{number}.png")
   notebook = read("your_images.ipynb")
-  tiny = {"DATA": data, "NUM_STEPS": 3}
+  tiny = {"DATA": data, "NUM_STEPS": 3, "NUM_SAMPLES": 60}
   execute(notebook, tiny, folder, monkeypatch)
   assert_clean(notebook, num_figures=1)
   assert re.search(rf"^{measure} +\S+ +\S+$", printed(notebook), re.MULTILINE)

@@ -14,6 +14,8 @@ import re
 import ziamath
 
 BRANCH = "main"
+# In notebooks, for the repository's own.
+ADDRESS = "https://github.com/OWNER/rad_jax"
 # Whole shapes in each formula, so that ids need not differ within a page.
 ziamath.config.svg2 = False
 ziamath.config.precision = 2
@@ -44,6 +46,8 @@ def on_files(files, config):
     if file.src_uri.endswith(".ipynb"):
       files.remove(file)
       text = _notebook(json.loads(pathlib.Path(file.abs_src_path).read_text()))
+      if config.repo_url:
+        text = text.replace(ADDRESS, config.repo_url.rstrip("/"))
       name = file.src_uri.removesuffix(".ipynb") + ".md"
       files.append(type(file).generated(config, name, content=text))
   return files
