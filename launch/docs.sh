@@ -2,7 +2,8 @@
 # Builds the documentation into site/, strictly: a broken link is an error.
 # The first call makes .venv-docs from requirements-docs.txt; the build itself
 # needs no network. Arguments go to mkdocs build, or, as `launch/docs.sh serve`,
-# to mkdocs serve. REPO_URL=https://... gives links to the repository's files.
+# to mkdocs serve. Pages link to files of the repository if its address is given:
+#   REPO_URL=https://github.com/OWNER/rad_jax bash launch/docs.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -84,8 +84,8 @@ FIELDS: dict[str, Field] = {
   "seed": Field(0, "Root of all randomness.", within("[0, 4294967296)")),
   "data.name": Field(
     "cifar10",
-    "A TFDS name; oblique_plane or three_gaussians, drawn on the fly;"
-    " image_folder; or huggingface:owner__name.",
+    'A TFDS set; "oblique_plane" or "three_gaussians", which are generated;'
+    ' "image_folder"; or "huggingface:owner__name".',
   ),
   "data.path": Field(
     "",
@@ -93,7 +93,7 @@ FIELDS: dict[str, Field] = {
     " split/class/x.png.",
   ),
   "data.split": Field("train", "Of TFDS, or a folder in data.path."),
-  "data.data_dir": Field("", 'Of TFDS; "": ~/tensorflow_datasets.'),
+  "data.data_dir": Field("", 'Folder of TFDS sets; "": ~/tensorflow_datasets.'),
   "data.cache": Field(
     os.environ.get("RAD_JAX_DATA_CACHE", "~/.cache/rad_jax/data"),
     'Where decoded images of data.path are kept for later runs; "": nowhere.',
@@ -101,16 +101,16 @@ FIELDS: dict[str, Field] = {
   "data.loading": Field(
     "memory",
     '"memory" decodes the set once; "device" also copies it to every device;'
-    ' "stream" decodes on the fly, if the set is not in data.cache.',
+    ' "stream" decodes each image when it is needed, unless data.cache has it.',
     one_of("memory", "device", "stream"),
   ),
   "data.num_threads": Field(16, 'Decoding threads of "stream".', COUNT),
   "data.max_unreadable": Field(
-    0, "Unreadable images tolerated: logged, the next one used.", NATURAL
+    0, "Unreadable images tolerated: logged, and the next one used.", NATURAL
   ),
   "data.max_megapixels": Field(
     150.0,
-    "Of a picture in data.path; each takes 4 bytes while it is decoded.",
+    "Largest picture in data.path; 4 bytes a pixel while it is decoded.",
     POSITIVE,
   ),
   "data.num_examples": Field(10_000, "Points of a synthetic set.", COUNT),
@@ -125,7 +125,7 @@ FIELDS: dict[str, Field] = {
   ),
   "data.corruption.kind": Field(
     "gaussian",
-    'Of dirty examples; "outlier" is uniform noise in their place.',
+    'Of dirty examples; "outlier" puts uniform noise in their place.',
     one_of(*corruptions.CORRUPTIONS),
   ),
   "data.corruption.fraction": Field(
@@ -133,8 +133,8 @@ FIELDS: dict[str, Field] = {
   ),
   "data.corruption.sigma": Field(
     0.2,
-    "Strength. gaussian: standard deviation, outlier: half-range, both in"
-    " [-1, 1] units; salt_and_pepper: share of the elements; mask: share of"
+    "Strength. gaussian: standard deviation, outlier: half-range, both with"
+    " data in [-1, 1]; salt_and_pepper: share of the elements; mask: share of"
     " the area; jpeg: 100 - quality; blur: standard deviation in pixels.",
     NATURAL,
   ),
@@ -145,7 +145,7 @@ FIELDS: dict[str, Field] = {
     "ddpm", "The noise process.", one_of(*schedules.PROCESSES)
   ),
   "diffusion.prediction": Field(
-    "eps", "Of the network.", one_of(*parametrisation.PREDICTIONS)
+    "eps", "What the network predicts.", one_of(*parametrisation.PREDICTIONS)
   ),
   "diffusion.weighting": Field(
     "own",
@@ -153,14 +153,14 @@ FIELDS: dict[str, Field] = {
     one_of(*parametrisation.WEIGHTINGS),
   ),
   "diffusion.schedule": Field(
-    "linear", "alpha_bar of ddpm.", one_of(*schedules.ALPHA_BAR)
+    "linear", "Shape of ddpm's alpha_bar.", one_of(*schedules.ALPHA_BAR)
   ),
-  "diffusion.num_timesteps": Field(1000, "Noise levels of ddpm.", COUNT),
-  "diffusion.sigma_min": Field(0.002, "Least noise edm samples at.", POSITIVE),
-  "diffusion.sigma_max": Field(80.0, "Most noise edm samples at.", POSITIVE),
+  "diffusion.num_timesteps": Field(1000, "ddpm's noise levels.", COUNT),
+  "diffusion.sigma_min": Field(0.002, "Lowest, in edm's sampling.", POSITIVE),
+  "diffusion.sigma_max": Field(80.0, "Highest, in edm's sampling.", POSITIVE),
   "diffusion.rho": Field(7.0, "Spacing of edm's sampling levels.", POSITIVE),
-  "diffusion.log_mean": Field(-1.2, "Of ln sigma in edm's training.", FINITE),
-  "diffusion.log_std": Field(1.2, "Of ln sigma in edm's training.", POSITIVE),
+  "diffusion.log_mean": Field(-1.2, "Mean of edm's ln sigma.", FINITE),
+  "diffusion.log_std": Field(1.2, "Deviation of edm's ln sigma.", POSITIVE),
   "diffusion.sigma_data": Field(
     0.5, "Standard deviation of the data, for edm.", POSITIVE
   ),
@@ -169,17 +169,17 @@ FIELDS: dict[str, Field] = {
   ),
   "model.name": Field("unet", "The network.", one_of("unet", "mlp")),
   "model.dtype": Field(
-    "float32", "Compute type; parameters stay float32.", one_of(*_DTYPES)
+    "float32", "Of the computation; parameters stay float32.", one_of(*_DTYPES)
   ),
-  "model.unet.channels": Field(128, "Of the first level, even.", at_least(4)),
+  "model.unet.channels": Field(128, "Of the first level; even.", at_least(4)),
   "model.unet.channel_multipliers": Field(
-    (1, 2, 2, 2), "One for each level; each level halves the side."
+    (1, 2, 2, 2), "For each level; each level halves the side."
   ),
-  "model.unet.num_res_blocks": Field(2, "Of a level on the way down.", COUNT),
+  "model.unet.num_res_blocks": Field(2, "Per level, on the way down.", COUNT),
   "model.unet.attention_resolutions": Field(
     (16,), "Sides, in pixels, at which attention is used."
   ),
-  "model.unet.dropout": Field(0.1, "Probability.", DECAY),
+  "model.unet.dropout": Field(0.1, "Probability of dropout.", DECAY),
   "model.unet.remat": Field(
     False, "Recompute activations in the backward pass: less memory.", SWITCH
   ),
@@ -189,16 +189,16 @@ FIELDS: dict[str, Field] = {
     one_of("ddpm", "improved"),
   ),
   "model.unet.num_groups": Field(
-    0, "Of each group norm; 0: 32, or fewer in a narrow layer.", NATURAL
+    0, "Groups of each group norm; 0: 32, or fewer in a narrow layer.", NATURAL
   ),
-  "model.unet.num_heads": Field(1, "Of attention.", COUNT),
+  "model.unet.num_heads": Field(1, "Heads of attention.", COUNT),
   "model.unet.scale_shift": Field(
-    False, "The time scales a norm as well as shifting it.", SWITCH
+    False, "The time embedding scales a norm as well as shifting it.", SWITCH
   ),
   "model.unet.time_scale": Field(
     1.0, "Factor of the time index before it is embedded.", POSITIVE
   ),
-  "model.mlp.width": Field(128, "Of the hidden layers.", COUNT),
+  "model.mlp.width": Field(128, "Units of each hidden layer.", COUNT),
   "model.mlp.depth": Field(3, "Number of hidden layers.", COUNT),
   "objective.name": Field(
     "robust_adv", "What is minimised.", one_of(*objectives.OBJECTIVES)
@@ -206,11 +206,11 @@ FIELDS: dict[str, Field] = {
   "objective.lam": Field(0.3, "Weight of the regulariser.", NATURAL),
   "objective.lambda_t": Field(
     "constant",
-    'lambda_t: lam, or for "inverse_std" lam over a uniform w\'s deviation.',
+    'lam, or for "inverse_std" lam over the standard deviation of w.',
     one_of(*radius.LAMBDAS),
   ),
   "objective.radius": Field(
-    "falling", "How r(t) goes with the noise.", one_of(*radius.RADII)
+    "falling", "How r(t) changes with the noise.", one_of(*radius.RADII)
   ),
   "objective.omega": Field(2.0, "Exponent of the radius.", COUNT),
   "objective.beta": Field(
@@ -218,7 +218,7 @@ FIELDS: dict[str, Field] = {
   ),
   "objective.beta_role": Field(
     "additive",
-    "Whether beta is the radius's floor or its factor.",
+    "Whether beta is added to the radius or multiplies it.",
     one_of("additive", "multiplicative"),
   ),
   "objective.radius_units": Field(
@@ -227,11 +227,11 @@ FIELDS: dict[str, Field] = {
     one_of("noise", "state"),
   ),
   "objective.stop_gradient": Field(
-    False, "No gradient through the regulariser's target.", SWITCH
+    False, "Send no gradient through the regulariser's target.", SWITCH
   ),
   "attack.name": Field(
     "",
-    'What finds w; "": the objective\'s own.',
+    'What finds w; "": what the objective asks for.',
     one_of("", "none", "gaussian", *attacks.ATTACKS),
   ),
   "attack.norm": Field(
@@ -257,38 +257,38 @@ FIELDS: dict[str, Field] = {
   ),
   "attack.monitor_every_steps": Field(
     0,
-    "Log how much more PGD-10 finds, every N steps (some 27 forward passes"
+    "Every N steps, log how much more PGD-10 finds (some 27 forward passes"
     " each time); 0: never.",
     NATURAL,
   ),
   "regulariser.every_steps": Field(
-    1, "One step in N has the regulariser. lam is not scaled up.", COUNT
+    1, "Use the regulariser in one step of N. lam is not scaled up.", COUNT
   ),
   "regulariser.batch_fraction": Field(
     1.0, "Share of each batch that has it.", within("(0, 1]")
   ),
-  "regulariser.start": Field(0.0, "Share of the training before it.", DECAY),
-  "regulariser.warmup_steps": Field(0, "lam then rises from 0.", NATURAL),
+  "regulariser.start": Field(0.0, "Share of the training without it.", DECAY),
+  "regulariser.warmup_steps": Field(0, "Steps in which lam rises.", NATURAL),
   "regulariser.free_replays": Field(
     1, "Updates on each batch, w climbing by the last gradient.", COUNT
   ),
-  "optimizer.learning_rate": Field(2e-4, "Of Adam, after warm-up.", POSITIVE),
-  "optimizer.warmup_steps": Field(5000, "It rises linearly from 0.", NATURAL),
+  "optimizer.learning_rate": Field(2e-4, "Adam's, after warm-up.", POSITIVE),
+  "optimizer.warmup_steps": Field(5000, "In steps: it rises from 0.", NATURAL),
   "optimizer.decay": Field(
     "constant",
-    "After warm-up; to 0 at the last step.",
+    "How the learning rate falls after the warm-up, to 0 at the last step.",
     one_of("constant", "cosine", "linear"),
   ),
   "optimizer.b1": Field(0.9, "Decay of Adam's mean gradient.", DECAY),
   "optimizer.b2": Field(0.999, "Decay of its mean square.", DECAY),
   "optimizer.max_grad_norm": Field(
-    1.0, "Clip the gradient's global norm; 0 does not clip.", NATURAL
+    1.0, "Clip the gradient to this global norm; 0: no clipping.", NATURAL
   ),
   "optimizer.ema_decay": Field(
-    0.9999, "Of the parameters' moving average.", DECAY
+    0.9999, "Decay, per step, of the moving average of the parameters.", DECAY
   ),
-  "train.num_steps": Field(800_000, "Of the whole run, resumed or not.", COUNT),
-  "train.batch_size": Field(128, "Over all devices and processes.", COUNT),
+  "train.num_steps": Field(800_000, "In all, however often resumed.", COUNT),
+  "train.batch_size": Field(128, "Examples a step, on all devices.", COUNT),
   "train.steps_per_dispatch": Field(
     1,
     "Steps that run as one program: faster where the network is small. The"
@@ -300,7 +300,7 @@ FIELDS: dict[str, Field] = {
     1, "Pieces of the batch, in turn: as many times less memory.", COUNT
   ),
   "train.fsdp": Field(
-    1, "Devices that share one copy of the state; 1: all hold it.", COUNT
+    1, "Devices that share one copy of the state; 1: each has a copy.", COUNT
   ),
   "train.max_skipped": Field(
     0,
@@ -310,8 +310,8 @@ FIELDS: dict[str, Field] = {
   ),
   "train.rollback_above": Field(
     0.0,
-    "A logged loss above so many times the median of those before takes the"
-    " run back to its last checkpoint, past this data; 0: never.",
+    "Go back to the last checkpoint, and past this data, when a logged loss"
+    " is more than so many times the median of those before; 0: never.",
     Rule("0, or above 1", lambda x: x == 0 or 1 < x < math.inf),
   ),
   "train.max_rollbacks": Field(3, "Before the run stops.", COUNT),
@@ -323,46 +323,46 @@ FIELDS: dict[str, Field] = {
       lambda x: not x or (len(x) == 2 and 1 <= x[0] <= x[1]),
     ),
   ),
-  "train.wandb_project": Field("", "Of Weights & Biases, to log to as well."),
+  "train.wandb_project": Field("", 'Of Weights & Biases; "": none.'),
   "train.debug": Field(
     False, "Slow: NaNs are raised, and reused keys refused.", SWITCH
   ),
   "train.init_from": Field(
     "",
     "Where a new run's parameters come from: a run's workdir, a diffusers"
-    ' folder, a .safetensors or .pt file; "": they are drawn.',
+    ' folder, a .safetensors or .pt file; "": random.',
   ),
   "train.init_weights": Field(
     "",
     'Which, where init_from has both; "": as that run\'s sampling.ema says.',
     one_of("", "ema", "raw"),
   ),
-  "checkpoint.every_steps": Field(5000, "And after the last.", COUNT),
+  "checkpoint.every_steps": Field(5000, "Steps; the last has one too.", COUNT),
   "checkpoint.keep": Field(3, "How many of the newest are kept.", COUNT),
   "checkpoint.keep_every_steps": Field(
-    0, "Those at its multiples are kept as well; 0: none.", NATURAL
+    0, "Checkpoints at multiples of it are kept as well; 0: none.", NATURAL
   ),
   "sampling.sampler": Field("ddpm", "The sampler.", one_of(*samplers.SAMPLERS)),
-  "sampling.num_steps": Field(1000, "Noise levels visited.", COUNT),
+  "sampling.num_steps": Field(1000, "Noise levels that are visited.", COUNT),
   "sampling.stop_sigma": Field(
     0.0,
-    "Levels of sigma / alpha below it are skipped, for models that were"
-    " trained on noisy data alone; 0 skips none.",
+    "Skip the levels with sigma / alpha below it, for models that were"
+    " trained on noisy data alone; 0: skip none.",
     NATURAL,
   ),
   "sampling.variance": Field(
-    "small", "Of the ddpm sampler.", one_of("small", "large")
+    "small", "Variance of the ddpm sampler's steps.", one_of("small", "large")
   ),
-  "sampling.eta": Field(0.0, "Of the ddim sampler.", SHARE),
+  "sampling.eta": Field(0.0, "Noise of ddim's steps; 0: none.", SHARE),
   "sampling.clip_x_0": Field(
     1.0, "Half-range of clean estimates, data units; 0: no clipping.", NATURAL
   ),
   "sampling.ema": Field(True, "Use the parameters' moving average.", SWITCH),
-  "sampling.num_samples": Field(64, "Of --mode=sample.", COUNT),
-  "sampling.batch_size": Field(64, "Over all devices, in any mode.", COUNT),
-  "diagnose.num_levels": Field(10, "Evenly spaced on the grid.", COUNT),
-  "diagnose.num_examples": Field(256, "Clean ones at each level.", COUNT),
-  "diagnose.power_iterations": Field(10, "For the Lipschitz estimate.", COUNT),
+  "sampling.num_samples": Field(64, "Samples that --mode=sample draws.", COUNT),
+  "sampling.batch_size": Field(64, "On all devices, in any mode.", COUNT),
+  "diagnose.num_levels": Field(10, "Noise levels, evenly spaced.", COUNT),
+  "diagnose.num_examples": Field(256, "Clean examples at each level.", COUNT),
+  "diagnose.power_iterations": Field(10, "Of the Lipschitz estimate.", COUNT),
   "sweep.objective": Field((), "Of objective.name; (): the config's own."),
   "sweep.lam": Field((), "Of objective.lam."),
   "sweep.radius": Field((), "Of objective.radius."),
@@ -372,20 +372,20 @@ FIELDS: dict[str, Field] = {
   "sweep.seed": Field((), "Of seed."),
   "sweep.match": Field(
     "steps",
-    'Runs have the same "steps", "passes" (as many network passes as'
-    ' train.num_steps steps of ddpm), or "seconds" (as long as they take'
-    " here).",
+    'What the runs have in common: the number of "steps", of network'
+    ' "passes" (as many as train.num_steps steps of ddpm), or of "seconds"'
+    " (as long as those take here).",
     one_of("steps", "passes", "seconds"),
   ),
   "sweep.processes": Field(1, "Runs at the same time.", COUNT),
   "study.data": Field(
     ("oblique_plane", "three_gaussians", "digits"),
-    "Names in experiments.study; colour is a folder of images at data.path.",
+    'Named in experiments.study; "colour": a folder at data.path.',
   ),
-  "study.schemes": Field("cheap", "Of --mode=schemes: in experiments.schemes."),
+  "study.schemes": Field("cheap", "Which table of experiments.schemes."),
   "study.corruptions": Field(
     ("clean", "p50-s0.1", "p50-s0.2", "p90-s0.1", "p90-s0.2", "outliers"),
-    "p50-s0.1: 50% with noise of sigma 0.1.",
+    '"p50-s0.1": 50% of the examples with noise of sigma 0.1.',
   ),
   "study.methods": Field(
     (
@@ -396,23 +396,23 @@ FIELDS: dict[str, Field] = {
       "robust_adv-lam3",
       "noise_aware",
     ),
-    "-lam3: objective.lam 3.",
+    'Objectives; "-lam3" sets objective.lam to 3.',
   ),
-  "study.seeds": Field(3, "How many: 0, 1, ...", COUNT),
-  "study.group_size": Field(18, "Runs trained together at most.", COUNT),
-  "study.notes": Field("", 'A text of paragraphs for the report; "": none.'),
+  "study.seeds": Field(3, "How many seeds: 0, 1, ...", COUNT),
+  "study.group_size": Field(18, "Most runs that are trained together.", COUNT),
+  "study.notes": Field("", 'Text file for the report; "": none.'),
   "study.processes": Field(1, "Groups at the same time.", COUNT),
   "evaluation.protocols": Field(
-    ("truth",), "What is measured: names in evaluation.evaluate.PROTOCOLS."
+    ("truth",), "What is measured, named in evaluation.evaluate.PROTOCOLS."
   ),
   "evaluation.num_samples": Field(
-    5000, "Of the model; a covariance needs 2.", at_least(2)
+    5000, "Samples of the model; a covariance needs 2.", at_least(2)
   ),
   "evaluation.num_reference": Field(
-    5000, "Clean images to compare with, at most, evenly spaced.", COUNT
+    5000, "Most clean images to compare with, evenly spaced in the set.", COUNT
   ),
   "evaluation.subspace_rank": Field(
-    16, "Rank of the clean subspace of a set that is not linearised.", COUNT
+    16, "Rank of the clean subspace, for a set without data.linear_rank.", COUNT
   ),
   "evaluation.frechet_dims": Field(
     32, "Principal components of the Frechet distance.", COUNT
@@ -422,22 +422,22 @@ FIELDS: dict[str, Field] = {
   ),
   "evaluation.extractor_dims": Field(64, "Of the extractor pca.", COUNT),
   "evaluation.inception_weights": Field(
-    "", "Path of the FID Inception's weights, .safetensors or .pth."
+    "", "File with the weights of FID's Inception, .safetensors or .pth."
   ),
   "evaluation.dinov2_weights": Field(
-    "", "Path of DINOv2's weights, .safetensors or .pth."
+    "", "File with the weights of DINOv2, .safetensors or .pth."
   ),
   "evaluation.reference": Field(
-    "", 'File of reference features, shared among runs; "": one in the run.'
+    "", 'File of reference features that runs share; "": one in the run.'
   ),
-  "evaluation.held_out": Field("", 'Split not trained on; "": none.'),
+  "evaluation.held_out": Field("", 'A split that is not trained on; "": none.'),
   "evaluation.num_levels": Field(
-    8, "Noise levels of reconstruction, flow and score.", COUNT
+    8, "Noise levels of the protocols reconstruction, flow and score.", COUNT
   ),
   "evaluation.num_level_examples": Field(256, "Clean, at each level.", COUNT),
   "evaluation.samplers": Field(
     ("ddpm", "ddim", "heun", "dpm_solver"),
-    "Of the protocol steps.",
+    'Samplers of the protocol "steps".',
     Rule(
       f"among {', '.join(sorted(samplers.SAMPLERS))}",
       lambda x: samplers.SAMPLERS.keys() >= set(x),
@@ -445,19 +445,19 @@ FIELDS: dict[str, Field] = {
   ),
   "evaluation.step_counts": Field(
     (10, 30, 100, 300, 1000),
-    "Numbers of steps, each by each sampler.",
+    "Numbers of steps, each tried with each sampler.",
     Rule("one number or more, from 2", lambda x: x and min(x) >= 2),
   ),
-  "evaluation.num_step_samples": Field(1000, "By each of them.", COUNT),
+  "evaluation.num_step_samples": Field(1000, "Samples of each of them.", COUNT),
   "evaluation.attack_budgets": Field(
     (0.0, 0.1, 0.3),
-    "Of the protocol attack, in noise units.",
+    'Sizes of w in the protocol "attack", in noise units.',
     Rule("one number or more, of at least 0", lambda x: x and min(x) >= 0),
   ),
   "evaluation.attack_norm": Field(
-    "linf", "Of the attack's ball.", one_of(*attacks.BALLS)
+    "linf", "Shape of the ball that w stays in.", one_of(*attacks.BALLS)
   ),
-  "evaluation.attack_steps": Field(5, "Its gradient steps.", COUNT),
+  "evaluation.attack_steps": Field(5, "Gradient steps of that attack.", COUNT),
   "evaluation.attack_levels": Field(20, "Of the attacked sampler.", COUNT),
   "evaluation.attack_every": Field(4, "One level in N is attacked.", COUNT),
   "evaluation.num_attack_samples": Field(256, "At each budget.", COUNT),
@@ -479,9 +479,9 @@ FIELDS: dict[str, Field] = {
     1000, "Levels of the whole grid; those up to t_star are visited.", COUNT
   ),
   "purify.sampler": Field(
-    "ddpm", "Of the way back.", one_of(*samplers.SAMPLERS)
+    "ddpm", "The sampler that denoises.", one_of(*samplers.SAMPLERS)
   ),
-  "purify.num_examples": Field(64, "Of the input.", COUNT),
+  "purify.num_examples": Field(64, "How many inputs are purified.", COUNT),
 }
 
 
@@ -534,7 +534,7 @@ def meaning(field: Field) -> str:
 
 
 def variant(config: ConfigDict, name: str) -> ConfigDict:
-  """config itself for "", shrunk to seconds for "smoke"."""
+  """config itself for "", made tiny, to run in seconds, for "smoke"."""
   if name == "":
     return config
   if name != "smoke":

@@ -1,4 +1,4 @@
-"""The notebook: what it shows is there, and it runs from top to bottom."""
+"""The notebooks: what they show is there, and they run from top to bottom."""
 
 import ast
 import pathlib
@@ -6,9 +6,11 @@ import re
 
 import nbclient
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
-PATH = pathlib.Path(__file__).parent.parent / "docs/new_objective.ipynb"
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
 FORBIDDEN_MODULES = (
   "ml_collections",
   "rad_jax.config",
@@ -28,11 +30,15 @@ print(len(results), "objectives tried")
 """
 
 
-@pytest.fixture
-def notebook():
-  notebook = nbformat.read(PATH, as_version=4)
+def read(name):
+  notebook = nbformat.read(DOCS / name, as_version=4)
   nbformat.validate(notebook)
   return notebook
+
+
+@pytest.fixture
+def notebook():
+  return read("new_objective.ipynb")
 
 
 def code_cells(notebook):
@@ -53,18 +59,21 @@ def figures(notebook):
   ]
 
 
-def assert_clean(notebook):
+def assert_clean(notebook, num_figures=3):
   """Nothing went wrong, and nothing was warned of."""
   assert [out for out in outputs(notebook) if out.output_type == "error"] == []
   assert [out for out in outputs(notebook) if out.get("name") == "stderr"] == []
   counts = [cell.execution_count for cell in code_cells(notebook)]
   assert counts == list(range(1, len(counts) + 1))
-  assert len(figures(notebook)) == 3
+  assert len(figures(notebook)) == num_figures
 
 
-def test_stored_outputs(notebook):
-  assert PATH.stat().st_size < 300_000
-  assert_clean(notebook)
+@pytest.mark.parametrize(
+  "name, num_figures", [("new_objective.ipynb", 3), ("your_images.ipynb", 1)]
+)
+def test_stored_outputs(name, num_figures):
+  assert (DOCS / name).stat().st_size < 300_000
+  assert_clean(read(name), num_figures)
 
 
 def test_text_quotes_the_numbers_printed(notebook):
@@ -91,28 +100,55 @@ def test_functions_alone(notebook):
   assert called & WRITERS == set()
 
 
-@pytest.mark.slow
-def test_runs(notebook, tmp_path, monkeypatch):
-  """All of it, but for the length of training and the number of samples."""
+def execute(notebook, parameters, folder, monkeypatch):
+  """Runs it in `folder`, with other values of its parameters."""
   for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):
-    monkeypatch.setenv(name, str(tmp_path / name))
-  folder = tmp_path / "folder"
-  folder.mkdir()
-  (parameters,) = (
+    monkeypatch.setenv(name, str(folder.parent / name))
+  (cell,) = (
     cell
     for cell in notebook.cells
     if "parameters" in cell.metadata.get("tags", ())
   )
-  names = re.findall(r"^(\w+) = \d+$", parameters.source, re.MULTILINE)
-  assert names == ["NUM_STEPS", "NUM_SAMPLES"]
-  parameters.source = "NUM_STEPS = 3\nNUM_SAMPLES = 20"
-  notebook.cells.append(nbformat.v4.new_code_cell(CHECK))
+  assigned = re.findall(r"^(\w+) = \S+$", cell.source, re.MULTILINE)
+  assert assigned == list(parameters)
+  cell.source = "\n".join(f"{k} = {v!r}" for k, v in parameters.items())
   nbclient.NotebookClient(
     notebook,
-    timeout=300,
+    timeout=900,
     kernel_name="python3",
     resources={"metadata": {"path": str(folder)}},
   ).execute()
+
+
+@pytest.mark.slow
+def test_new_objective_runs(notebook, tmp_path, monkeypatch):
+  """All of it, but for the length of training and the number of samples."""
+  folder = tmp_path / "folder"
+  folder.mkdir()
+  notebook.cells.append(nbformat.v4.new_code_cell(CHECK))
+  tiny = {"NUM_STEPS": 3, "NUM_SAMPLES": 20}
+  execute(notebook, tiny, folder, monkeypatch)
   assert_clean(notebook)
   assert printed(notebook).endswith("4 objectives tried\n")
   assert list(folder.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "data, measure", [("digits", "support_rms"), ("my photos", "feature_frechet")]
+)
+def test_your_images_runs(data, measure, tmp_path, monkeypatch):
+  """On a set that comes along, and on a folder with a space in its name."""
+  folder = tmp_path / "folder"
+  (folder / "my photos").mkdir(parents=True)
+  for number, pixels in enumerate(
+    np.random.default_rng(0).integers(0, 256, (40, 9, 7, 3), np.uint8)
+  ):
+    Image.fromarray(pixels).save(folder / "my photos" / f"{number}.png")
+  notebook = read("your_images.ipynb")
+  tiny = {"DATA": data, "NUM_STEPS": 3, "NUM_SAMPLES": 60}
+  execute(notebook, tiny, folder, monkeypatch)
+  assert_clean(notebook, num_figures=1)
+  assert re.search(rf"^{measure} +\S+ +\S+$", printed(notebook), re.MULTILINE)
+  (report,) = folder.glob("runs/*/ddpm/report/report.html")
+  assert report.stat().st_size > 10_000

@@ -1,13 +1,16 @@
 """The documentation's pages: links, anchors, fields and paths exist.
 
-Nothing is built: `bash launch/docs.sh` does that. Each check is a function
-from text to what is wrong with it, and is shown a planted error as well.
+Each check is a function from text to what is wrong with it, and is shown a
+planted error as well. The site itself is built and looked at only where
+`bash launch/docs.sh` was run before.
 """
 
 import pathlib
 import re
+import subprocess
 import unicodedata
 
+import browser
 import pytest
 import yaml
 
@@ -120,7 +123,11 @@ def test_links_and_anchors_lead_somewhere(page):
   assert broken_links(text, page.parent, anchors(text)) == []
 
 
-@every_page
+@pytest.mark.parametrize(
+  "page",
+  [*PAGES, *DOCS.glob("*.ipynb")],
+  ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_fields_are_of_the_config(page):
   assert unknown_fields(page.read_text()) == set()
 
@@ -187,3 +194,75 @@ def test_a_wrong_path_is_found():
 def test_a_page_outside_the_navigation_is_found():
   nested = [{"A": "a.md"}, {"B": ["b.md", {"C": "c/d.ipynb"}]}]
   assert navigation(nested) == ["a.md", "b.md", "c/d.ipynb"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+  """The site, opened as files in a browser: (browser, its folder)."""
+  made_of = ROOT / ".venv-docs" / "installed"
+  pins = (ROOT / "requirements-docs.txt").read_text()
+  if not made_of.exists() or made_of.read_text() != pins:
+    pytest.skip("bash launch/docs.sh has not been run")
+  folder = tmp_path_factory.mktemp("site")
+  build = ["bash", "launch/docs.sh", "--quiet", "--site-dir", str(folder)]
+  subprocess.run(build, cwd=ROOT, check=True)
+  with browser.chromium(tmp_path_factory.mktemp("profile")) as opened:
+    yield opened, folder
+
+
+FOUND = """
+const [query, done] = arguments;
+const box = document.querySelector(".md-search__input");
+document.querySelector("[data-md-toggle=search]").click();
+box.focus();
+box.value = query;
+box.dispatchEvent(new Event("input", { bubbles: true }));
+box.dispatchEvent(new Event("keyup", { bubbles: true }));
+const look = () => {
+  const links = [...document.querySelectorAll(".md-search-result__link")];
+  if (links.length) done(links.map((link) => link.href));
+  else setTimeout(look, 50);
+};
+look();
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "query, page",
+  [
+    ("image_folder", "howto/own_data.html"),
+    ("linear_rank", "fields.html"),
+    ("wandb", "fields.html"),
+    ("config.train.batch_size", "fields.html"),
+    ("--config.train.batch_size=64", "fields.html"),
+    ("--workdir", "fields.html"),
+  ],
+)
+def test_search_finds(query, page, site):
+  opened, folder = site
+  browser.open_page(opened, folder / "index.html", 1200)
+  found = opened.execute_async_script(FOUND, query)
+  assert any(f"/{page}" in link for link in found[:3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 500, 1280])
+@pytest.mark.parametrize("page", ["index.html", "mathematics.html"])
+def test_page_fits(page, width, site):
+  """It is no wider than its window, nor are pictures, and fetches nothing."""
+  opened, folder = site
+  requests = browser.open_page(opened, folder / page, width)
+  here = (folder.as_uri(), "data:")
+  assert [url for url in requests if not url.startswith(here)] == []
+  seen = opened.execute_async_script(browser.SEEN)
+  assert seen["overflow"] <= 0
+  for shown, _, natural, _ in seen["pictures"]:
+    assert 250 < shown <= min(width, 900)
+    assert natural < 1000 or width > 900
+  drawn = opened.execute_script(
+    "return [...document.querySelectorAll('svg.formula')].map("
+    "(svg) => svg.getBoundingClientRect().height)"
+  )
+  assert len(drawn) > 30 or page != "mathematics.html"
+  assert all(5 < height < 50 for height in drawn)

@@ -18,35 +18,51 @@ def page() -> str:
   lines = [
     "# Flags and fields",
     "",
-    "Made from the code by `python docs/assets/fields.py`. What a run has is",
-    "printed by `--mode=show_config`.",
+    "All of them, made from the code by `python docs/assets/fields.py`.",
+    "`--mode=show_config` prints what a run has. Where *allowed* is empty, any",
+    "value of the default's type is.",
     "",
     "## Flags",
     "",
-    "| flag | default | meaning |",
-    "|---|---|---|",
+    "| flag | meaning | default | allowed |",
+    "|---|---|---|---|",
   ]
   for flag in flags.FLAGS.flags_by_module_dict()["rad_jax.main"]:
-    if flag.name != "config" and not flag.name.startswith("config."):
-      default = "" if flag.default in (None, "") else f"`{flag.default}`"
-      if flag.name == "compile_cache":
-        default = "`~/.cache/rad_jax`"
-      lines.append(f"| `--{flag.name}` | {default} | {_cell(flag.help)} |")
-    elif flag.name == "config":
-      lines.append(f"| `--config` | | {_cell(flag.help)} |")
+    if not flag.name.startswith("config."):
+      lines.append(_row(f"--{flag.name}", *_of_flag(flag)))
   section = None
   for path, field in config.FIELDS.items():
     parent = path.rpartition(".")[0]
     if parent != section:
       section = parent
       title = f"`{parent}`" if parent else "The run"
-      lines += ["", f"## {title}", "", "| `--config.` | default | meaning |"]
-      lines.append("|---|---|---|")
-    default = f"`{field.default!r}`"
+      lines += ["", f"## {title}", ""]
+      lines += ["| `--config.` | meaning | default | allowed |"]
+      lines += ["|---|---|---|---|"]
+    default = field.default
     if path == "data.cache":  # an environment's may be another
-      default = "`'~/.cache/rad_jax/data'`"
-    lines.append(f"| `{path}` | {default} | {_cell(config.meaning(field))} |")
+      default = "~/.cache/rad_jax/data"
+    allowed = field.rule.words if field.rule else ""
+    lines.append(_row(path, repr(default), allowed, field.doc))
   return "\n".join(lines) + "\n"
+
+
+def _of_flag(flag: flags.Flag) -> tuple[str, str, str]:
+  """A flag's default, what it may be, and what it means."""
+  default = "" if flag.default is None else repr(flag.default)
+  if flag.name == "compile_cache":
+    default = "'~/.cache/rad_jax'"  # Whatever the environment says here.
+  if isinstance(flag, flags.EnumFlag):
+    # What it may be stands before its meaning.
+    names = flag.parser.enum_values
+    return default, f"one of {', '.join(names)}", flag.help.split(">: ", 1)[1]
+  allowed = "True or False" if flag.boolean else flag.parser.syntactic_help
+  return default, allowed, flag.help
+
+
+def _row(name: str, default: str, allowed: str, meaning: str) -> str:
+  code = f"`{default}`" if default else ""
+  return f"| `{name}` | {_cell(meaning)} | {code} | {_cell(allowed)} |"
 
 
 def _cell(text: str) -> str:

@@ -1,8 +1,8 @@
 """Hooks of the site's build: links to the repository, formulas, notebooks.
 
 The pages are written to be read on GitHub as well. What GitHub does by itself
-is done here: links that leave docs/, blocks of mathematics, notebooks. Nothing
-is fetched, neither while building nor while reading.
+is done here: links that leave docs/, mathematics, notebooks. Nothing is
+fetched, neither while building nor while reading.
 """
 
 import html
@@ -14,19 +14,27 @@ import re
 import ziamath
 
 BRANCH = "main"
+# In notebooks, for the repository's own.
+ADDRESS = "https://github.com/OWNER/rad_jax"
 # Whole shapes in each formula, so that ids need not differ within a page.
 ziamath.config.svg2 = False
+ziamath.config.precision = 2
+
+# In the search: what explains comes before what lists every function.
+_BOOST = {"fields.md": 4, "api.md": 0.25}
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
+# GitHub's inline formulas: $`x_0`$.
+_MATH = re.compile(r"\$`([^`]+)`\$")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def on_config(config):
-  """```math blocks become pictures; notebooks are pages in the navigation."""
+  """```math blocks become drawings; notebooks are pages in the navigation."""
   fences = config.mdx_configs.setdefault("pymdownx.superfences", {})
   fences["custom_fences"] = [
-    {"name": "math", "class": "math", "format": _drawn}
+    {"name": "math", "class": "math", "format": _block}
   ]
   config.nav = json.loads(json.dumps(config.nav).replace(".ipynb", ".md"))
   return config
@@ -38,13 +46,16 @@ def on_files(files, config):
     if file.src_uri.endswith(".ipynb"):
       files.remove(file)
       text = _notebook(json.loads(pathlib.Path(file.abs_src_path).read_text()))
+      if config.repo_url:
+        text = text.replace(ADDRESS, config.repo_url.rstrip("/"))
       name = file.src_uri.removesuffix(".ipynb") + ".md"
       files.append(type(file).generated(config, name, content=text))
   return files
 
 
 def on_page_markdown(markdown, page, config, files):
-  """Points links that leave docs/ at the repository, or leaves them out."""
+  """Draws formulas; links that leave docs/ go to the repository, or go."""
+  page.meta["search"] = {"boost": _BOOST.get(page.file.src_uri, 1)}
   folder = posixpath.dirname(page.file.src_uri)
 
   def moved(match):
@@ -66,7 +77,10 @@ def on_page_markdown(markdown, page, config, files):
   # Code is left as it is.
   parts = re.split(r"(^```.*?^```\s*$)", markdown, flags=re.M | re.S)
   return "".join(
-    part if part.startswith("```") else _LINK.sub(moved, part) for part in parts
+    part
+    if part.startswith("```")
+    else _MATH.sub(_inline, _LINK.sub(moved, part))
+    for part in parts
   )
 
 
@@ -78,16 +92,34 @@ def _is_left_out(place: str, files) -> bool:
   return file is None or file.inclusion.is_excluded()
 
 
-def _drawn(source, language, css_class, options, md, **kwargs) -> str:
-  """One formula a block, as SVG: it needs neither scripts nor fonts.
+def _block(source, language, css_class, options, md, **kwargs) -> str:
+  """A formula in lines of its own."""
+  svg = _drawn(" ".join(source.split()), size=18)
+  return f'<div class="{css_class}" tabindex="0">{svg}</div>'
+
+
+def _inline(match: re.Match[str]) -> str:
+  """A formula in a line of text: as large as its letters, on their line."""
+  svg = _drawn(match[1], size=16, inline=True)
+  box = re.findall(r'viewBox="(.*?)"', svg)[0]
+  # The font's letters are smaller than those of the text around.
+  _, top, width, height = (float(x) / 14.5 for x in box.split())
+  style = (
+    f"width:{width:.3f}em;height:{height:.3f}em;"
+    f"vertical-align:{-top - height:.3f}em"
+  )
+  return svg.replace("<svg ", f'<svg class="formula" style="{style}" ', 1)
+
+
+def _drawn(tex: str, **kwargs) -> str:
+  """A formula as SVG: it needs neither scripts nor fonts.
 
   (Browsers draw MathML well only where a font for mathematics is installed.)
   """
-  tex = " ".join(source.split())
-  svg = ziamath.Latex(tex, size=18, color="currentColor").svg()
-  label = html.escape(tex, quote=True)
-  svg = svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
-  return f'<div class="{css_class}" tabindex="0">{svg}</div>'
+  svg = ziamath.Latex(tex, color="currentColor", **kwargs).svg()
+  # As entities: in a line of text, Markdown would read it.
+  label = "".join(f"&#{ord(x)};" for x in tex)
+  return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
 def _notebook(notebook) -> str:

@@ -134,7 +134,7 @@ def from_state_dict(
   """Params from Meta's or Hugging Face's state dict; or WeightsError."""
   if any("register_tokens" in key for key in state):
     raise weights.WeightsError(
-      "the weights are of a network with registers: take those without"
+      "the weights are of a network with registers: use those of one without"
     )
   width = _shape(state, "cls_token")[2]
   if width % _HEAD:

@@ -66,7 +66,7 @@ def eot_attack(
   by other keys. Jit-able, without gradient.
   """
   if attack.momentum:
-    raise ValueError(f"no momentum here, got {attack.momentum}")
+    raise ValueError(f"this attack has no momentum, not {attack.momentum}")
 
   moved = lambda delta: jnp.clip(x + delta, low, high)
 

@@ -113,7 +113,7 @@ def restore(manager: ocp.CheckpointManager, like: PyTree, sharding) -> Any:
     return found
   others = f", nor can the {len(steps) - 1} older" if len(steps) > 1 else ""
   raise CheckpointError(
-    f"{damaged[0]}{others}: bring back a copy, or train in another --workdir"
+    f"{damaged[0]}{others}: restore a copy, or train in another --workdir"
   ) from cause
 
 

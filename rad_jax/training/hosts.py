@@ -80,7 +80,7 @@ def _wait_for(address: str, timeout_s: int) -> None:
       if time.monotonic() > end or isinstance(error, ValueError):
         raise HostError(
           f"no process 0 at --coordinator={address} in {timeout_s} s: start all"
-          " processes, and see that the address can be reached"
+          " processes, and check that the address can be reached"
         ) from error
       time.sleep(0.2)
 
