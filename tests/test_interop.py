@@ -662,12 +662,13 @@ def edit(path, **fields):
 @pytest.mark.parametrize(
   "fields, expected",
   [
-    ({"beta_end": 0.03}, r"another noise schedule \(.*beta_end=0.03"),
+    ({"beta_end": 0.03}, r"schedule that ours cannot be \(.*beta_end=0.03"),
     ({"num_train_timesteps": 500}, "num_train_timesteps=500"),
     ({"beta_schedule": "scaled_linear"}, "beta_schedule='scaled_linear'"),
-    ({"beta_schedule": "squaredcos_cap_v2"}, "'squaredcos_cap_v2'"),
+    ({"beta_schedule": "squaredcos_cap_v2"}, "--config.*schedule=cosine$"),
     ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True"),
-    ({"prediction_type": "sample"}, "diffusion.prediction: x_0 -> eps"),
+    ({"prediction_type": "sample"}, "--config.diffusion.prediction=x_0$"),
+    ({"prediction_type": "flow"}, "predicts 'flow', and ours one of epsilon, "),
   ],
 )
 def test_another_schedule_is_refused(tmp_path, fields, expected):
@@ -684,12 +685,16 @@ def test_another_schedule_is_refused(tmp_path, fields, expected):
     ({"norm_eps": 1e-5}, "norm_eps=1e-05, downsample_padding=0"),
     ({"freq_shift": 0}, "freq_shift=0"),
     ({"act_fn": "relu"}, "cannot be: act_fn='relu'"),
-    ({"attention_head_dim": 8}, "model.unet.num_heads: 2 -> 1"),
-    ({"layers_per_block": 2}, "model.unet.num_res_blocks: 2 -> 1"),
-    ({"sample_size": 16}, "data.image_size: 16 -> 8.*resolutions: "),
+    ({"attention_head_dim": 8}, "--config.model.unet.num_heads=2$"),
+    ({"layers_per_block": 2}, "--config.model.unet.num_res_blocks=2$"),
+    (
+      {"sample_size": 16},
+      r"image_size=16 --config.model.*attention_resolutions='\(8,\)'$",
+    ),
+    ({"sample_size": [8, 16]}, r"cannot be: sample_size=\[8, 16\]"),
     ({"up_block_types": ["UpBlock2D"] * 2}, "up_block_types=\\['UpBlock2D'"),
     ({"_class_name": "UNet2DConditionModel"}, "and no UNet2DModel"),
-    (OF_DIFFUSERS, "model.unet.conventions: improved -> ddpm"),
+    (OF_DIFFUSERS, "--config.model.unet.conventions=improved$"),
   ],
 )
 def test_another_network_is_refused(tmp_path, fields, expected):
@@ -719,13 +724,20 @@ def test_what_is_no_model(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  "fields",
-  [{"model__name": "mlp"}, {"diffusion__process": "flow"}],
+  "fields, expected",
+  [
+    ({"model__name": "mlp"}, "--config.model.name=unet$"),
+    ({"diffusion__process": "flow"}, "--config.diffusion.process=ddpm$"),
+  ],
 )
-def test_only_ddpm_s_u_net_is_started_from(tmp_path, fields):
-  folder = write_folder(tiny(), tmp_path)
-  with pytest.raises(pretrained.MismatchError, match="is a U-Net of DDPM's"):
-    load(folder, tiny(**fields))
+def test_only_ddpm_s_u_net_is_started_from(tmp_path, fields, expected):
+  """Also a file alone, which says neither."""
+  folder = write_folder(tiny(), tmp_path / "pipeline")
+  alone = tmp_path / "alone.safetensors"
+  alone.write_bytes((folder / "unet" / FILE).read_bytes())
+  for source in (folder, alone):
+    with pytest.raises(pretrained.MismatchError, match=expected):
+      load(source, tiny(**fields))
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,14 @@ class HubError(ValueError):
   """The hub refused, could not be reached, or its library is missing."""
 
 
-def local(source: str) -> pathlib.Path:
+def local(source: str | pathlib.Path) -> pathlib.Path:
   """The path of a source; hf:owner/name, or hf:owner/name@revision, fetched.
 
   It is fetched once; without the network, what was fetched is taken. HubError.
   """
-  if not source.startswith(_PREFIX):
+  if not str(source).startswith(_PREFIX):
     return pathlib.Path(source)
-  name, _, revision = source.removeprefix(_PREFIX).partition("@")
+  name, _, revision = str(source).removeprefix(_PREFIX).partition("@")
   with _opened(name) as hub:
     return pathlib.Path(
       hub.snapshot_download(

@@ -125,7 +125,9 @@ def load(source: pathlib.Path, like: PyTree, fields: Fields) -> PyTree:
   return _read(chosen, like, fields["model.unet.num_heads"])
 
 
-def load_diffusers(source: str, init_weights: str = "") -> Pretrained:
+def load_diffusers(
+  source: str | pathlib.Path, init_weights: str = ""
+) -> Pretrained:
   """The network of a diffusers folder, or of hf:owner/name, and its process.
 
   `init_weights` is "ema" or "raw" where the folder has both. Raises

@@ -343,7 +343,7 @@ def resume_or_start(run: Run, manager, mesh: Mesh) -> State:
   state = jax.jit(run.initial_state, out_shardings=of_state)()
   if not run.train.init_from:
     return state
-  return workdir.start_from(run.train.init_from, state, run, mesh)
+  return workdir.start_from(pathlib.Path(run.train.init_from), state, run, mesh)
 
 
 def restored_state(run: Run, manager, mesh: Mesh) -> State:

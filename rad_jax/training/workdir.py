@@ -101,12 +101,14 @@ def _restore(folder: pathlib.Path, run: Run, mesh: Mesh) -> State:
     return checkpoints.restore(manager, like, sharding.replicated(mesh))
 
 
-def start_from(name: str, state: State, run: Run, mesh: Mesh) -> State:
+def start_from(
+  source: pathlib.Path, state: State, run: Run, mesh: Mesh
+) -> State:
   """`state` with the parameters of another run, or of `pretrained.load`.
 
-  `name` is a path, or hf:owner/name. Raises what they raise, and HubError.
+  `source` may be hf:owner/name; raises HubError as well as what they raise.
   """
-  source = hub.local(name)
+  source = hub.local(source)
   if pretrained.is_foreign(source):
     params = jax.tree.map(
       lambda array, like: jax.device_put(array, like.sharding),
