@@ -60,8 +60,11 @@ def _opened(name: str) -> Iterator[Any]:
     ) from None
   try:
     yield huggingface_hub.HfApi()
-  except Exception as error:  # it raises those of its HTTP library, too
-    raise HubError(f"{_PREFIX}{name}: {_said(error)}") from None
+  except Exception as error:  # those of its HTTP library, too
+    module = type(error).__module__.split(".")[0]
+    if isinstance(error, OSError) or module in ("huggingface_hub", "httpx"):
+      raise HubError(f"{_PREFIX}{name}: {_said(error)}") from None
+    raise
 
 
 def _said(error: Exception) -> str:
