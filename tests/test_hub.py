@@ -13,6 +13,7 @@ import urllib.parse
 import jax
 import numpy as np
 import pytest
+import yaml
 from begun import begin
 from tiny import plane
 
@@ -63,7 +64,9 @@ class Server(http.server.BaseHTTPRequestHandler):
       url = {"url": f"http://{self.headers['Host']}/{name}"}
       if name in self.repos:
         return self.answer(url, 409)
-      self.repos[name], self.private[name] = {}, made["private"]
+      # It was renamed in 2.x.
+      private = made.get("private") or made.get("visibility") == "private"
+      self.repos[name], self.private[name] = {}, private
       return self.answer(url)
     *_, owner, name, what, _ = self.path.split("/")
     files = self.repos[f"{owner}/{name}"]
@@ -187,6 +190,65 @@ def test_what_is_pushed_is_read_back(server, tmp_path):
     sharding.device_mesh(),
   )
   assert_same(started.params, state.ema_params)
+
+
+def test_card_says_what_it_is_of():
+  """Every figure, with what it was measured by; and no folder of ours."""
+  config = plane(
+    objective__lam=0.7,
+    data__corruption__fraction=0.25,
+    data__data_dir="/home/me/data",
+    evaluation__inception_weights="/home/me/inception.pth",
+  )
+  run = runs.build(config)
+  evaluation = {
+    "step": 20,
+    "weights": "ema",
+    "sampling": run.sampling._asdict(),
+    "evaluation": run.evaluation._asdict(),
+    "measures": {"distance": 0.123456, "spread": 2.0},
+  }
+  fields = configs.flatten(config.to_dict())
+  told = card.write_card(fields, evaluation, 40, NAME, "mit", True)
+  _, head, _ = told.split("---\n", 2)
+  assert yaml.safe_load(head) == {
+    "license": "mit",
+    "library_name": "diffusers",
+    "pipeline_tag": "unconditional-image-generation",
+    "tags": ["diffusion", "rad_jax", config.objective.name],
+  }
+  for text in (
+    "| Data | oblique_plane, points |",
+    "| Corruption | 25% of the examples: gaussian, strength 0.2 |",
+    f"| Method | {config.objective.name}, lambda 0.7 |",
+    "| Process | ddpm, linear schedule, 50 timesteps |",
+    "| measure | at step 20 (this is step 40), ema |",
+    "| distance | 0.1235 |",
+    "num_steps 4, sampler ddpm, stop_sigma 0.0,",
+    "num_samples 4000",
+    f'DDPMPipeline.from_pretrained("{NAME}")',
+    f"--config.train.init_from=hf:{NAME}",
+  ):
+    assert text in told
+  assert "/home" not in told
+  untold = card.write_card(fields, {}, 40, NAME, "mit", False)
+  assert "None were taken." in untold and "DDPMPipeline" not in untold
+
+
+def test_diffusers_reads_the_folder_that_is_pushed(tmp_path, monkeypatch):
+  """Where it has such a network; the checkpoint goes with it."""
+  (tmp_path / "checkpoints/20/state").mkdir(parents=True)
+  (tmp_path / "config.json").write_text("{}")
+  written = []
+  monkeypatch.setattr(
+    pretrained, "export", lambda *given: written.append(given)
+  )
+  fields = configs.flatten(plane().to_dict())
+  for _ in range(2):
+    folder = card.write(tmp_path, "params", 20, fields, NAME, "mit")
+    assert (folder / "checkpoints/20/state").is_dir()
+    assert "DDPMPipeline" in (folder / "README.md").read_text()
+  assert written == [("params", folder, fields)] * 2
 
 
 def test_a_revision_is_asked_for(server):

@@ -145,7 +145,9 @@ def _measures(evaluation: Mapping[str, Any], step: int) -> str:
   measured, settings = evaluation["measures"], evaluation["evaluation"]
   used = evaluation["sampling"] | {name: settings[name] for name in _SETTINGS}
   shown = ", ".join(
-    f"{key} {value}" for key, value in used.items() if value != ""
+    f"{key} {value}"
+    for key, value in used.items()
+    if value != "" and key != "batch_size"
   )
   figures = {key: f"{value:.4g}" for key, value in measured.items()}
   at = evaluation["step"]

@@ -61,8 +61,8 @@ def _opened(name: str) -> Iterator[Any]:
   try:
     yield huggingface_hub.HfApi()
   except Exception as error:  # those of its HTTP library, too
-    module = type(error).__module__.split(".")[0]
-    if isinstance(error, OSError) or module in ("huggingface_hub", "httpx"):
+    own = type(error).__module__.startswith(("huggingface_hub", "httpx"))
+    if own or isinstance(error, OSError):
       raise HubError(f"{_PREFIX}{name}: {_said(error)}") from None
     raise
 
