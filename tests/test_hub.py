@@ -168,7 +168,9 @@ def test_what_is_pushed_is_read_back(server, tmp_path):
   for step in (20, 40):
     state = begin(run, folder, step)
     assert push(config, folder).endswith(f"/{NAME}")
+    server.repos[NAME]["theirs.json"] = b"{}"
   files = server.repos[NAME]
+  assert "theirs.json" in files
   assert server.private == {NAME: True}
   steps = {
     path.split("/")[1] for path in files if path.startswith("checkpoint")
@@ -272,9 +274,9 @@ def closed_port():
 @pytest.mark.parametrize(
   "name, told",
   [
-    ("someone/none", r"no such repository.*\(404\).*hf auth login"),
+    ("someone/none", r"no such repository.*\(404\).*`hf auth login`"),
     ("someone/its-private", r"no such repository.*\(401\).*hf auth login"),
-    ("not a name", "it must be owner/name"),
+    ("not a name", "type --hub=owner/name, or hf:owner/name"),
   ],
 )
 def test_what_is_not_on_the_hub_is_one_line(server, name, told, capfd, caplog):
@@ -288,7 +290,7 @@ def test_what_is_not_on_the_hub_is_one_line(server, name, told, capfd, caplog):
   [
     (NAME, "hf_wrong", r"\(401\)"),
     ("someone/its-broken", TOKEN, "status 400"),
-    ("someone/../x", TOKEN, "it must be owner/name"),
+    ("", TOKEN, "'' is no repository: type --hub=owner/name"),
   ],
 )
 def test_what_cannot_be_pushed_is_one_line(

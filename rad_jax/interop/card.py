@@ -129,13 +129,10 @@ def _corruption(fields: Fields) -> str:
 
 
 def _process(fields: Fields) -> str:
-  process, steps = (
-    fields["diffusion.process"],
-    fields["diffusion.num_timesteps"],
-  )
-  if process != "ddpm":
-    return process
-  return f"ddpm, {fields['diffusion.schedule']} schedule, {steps} timesteps"
+  of = lambda name: fields[f"diffusion.{name}"]
+  if of("process") != "ddpm":
+    return of("process")
+  return f"ddpm, {of('schedule')} schedule, {of('num_timesteps')} timesteps"
 
 
 def _measures(evaluation: Mapping[str, Any], step: int) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,13 @@ _PREFIX = "hf:"
 # What is read of a repository: no weights of other libraries, no samples.
 _READ = ["*.json", "*.safetensors", "*.pt", "*.pth", "checkpoints/*"]
 # What a push replaces whole.
-_OURS = ["checkpoints/*", "unet/*", "scheduler/*", "*.json"]
+_OURS = [
+  "checkpoints/*",
+  "unet/*",
+  "scheduler/*",
+  "evaluation.json",
+  "model_index.json",
+]
 
 
 class HubError(ValueError):
@@ -52,6 +59,10 @@ def upload(folder: pathlib.Path, name: str) -> str:
 @contextlib.contextmanager
 def _opened(name: str) -> Iterator[Any]:
   """The library's HfApi; its errors as one line, without what it sent."""
+  if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    raise HubError(
+      f"{name!r} is no repository: type --hub=owner/name, or hf:owner/name"
+    )
   try:
     huggingface_hub = importlib.import_module("huggingface_hub")
   except ImportError:
@@ -73,13 +84,11 @@ def _said(error: Exception) -> str:
   kind = type(error).__name__
   if status in (401, 403, 404) or kind == "LocalTokenNotFoundError":
     return (
-      f"the hub has no such repository, or none that you may use"
-      f" ({status or 'no token'}): check the name, and log in with hf auth"
-      " login"
+      "the hub has no such repository, or none that you may use"
+      f" ({status or 'no token'}): check the name, and log in with `hf auth"
+      " login`"
     )
   if status:
     return f"the hub answered with status {status}: try again later"
-  if kind == "HFValidationError":
-    return "no name of a repository: it must be owner/name"
   reason = getattr(error, "strerror", None) or kind
   return f"the hub cannot be reached, or the disk cannot be used ({reason})"
