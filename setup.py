@@ -58,10 +58,12 @@ setuptools.setup(
     "cuda": ["jax[cuda13]>=0.7.1"],
     "tpu": ["jax[tpu]>=0.7.1"],
     "lsun": ["lmdb>=1.4"],
+    "hub": ["huggingface_hub>=0.34"],
     "tensorboard": ["tensorboard>=2.17"],
     "dev": [
       "beartype>=0.20",
       "equinox>=0.13",
+      "huggingface_hub>=0.34",
       "hypothesis>=6.130",
       "ipykernel>=6.29",
       "lmdb>=1.4",

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with the exact pins of requirements.txt; done once, then quick.
+# Makes .venv with the exact pins of requirements.txt, each file by its hash;
+# done once, then quick.
 # PYTHON=python3.12 chooses the interpreter (3.11 or newer).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,7 +16,7 @@ if ! cmp --silent requirements.txt "$stamp"; then
   echo "Setting up .venv (about a minute) ..."
   [[ -x .venv/bin/python ]] || "$PYTHON" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    -r requirements.txt
+    --require-hashes -r requirements.txt
   .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     --no-deps -e .
   cp requirements.txt "$stamp"

@@ -12,7 +12,7 @@ file. They come in modules, and what most programs use has its name here too:
   synthetic, corruptions, examples, subspace, batches   the data
   optimizers, passes                              training
   measures, reference                             evaluation
-  Level, Network, mlp, unet                       levels and networks
+  Level, Network, mlp, unet, load_diffusers       levels and networks
   Method, as_predictor, make_train_step, State, initial_state, state_of
 
 A module is imported when it is first named.
@@ -35,6 +35,7 @@ with epy.lazy_api_imports(globals()):
   from rad_jax.diffusion.process import Level as Level
   from rad_jax.evaluation import measures as measures
   from rad_jax.evaluation import reference as reference
+  from rad_jax.interop.pretrained import load_diffusers as load_diffusers
   from rad_jax.models.mlp import mlp as mlp
   from rad_jax.models.network import Network as Network
   from rad_jax.models.unet import unet as unet

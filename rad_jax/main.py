@@ -23,6 +23,7 @@ from rad_jax import config as configs
 from rad_jax import run as runs
 from rad_jax.config import ConfigDict
 from rad_jax.data import builders, training_set
+from rad_jax.interop import pretrained
 from rad_jax.training import hosts, loop
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -60,6 +61,10 @@ _TIMEOUT_S = flags.DEFINE_integer(
 )
 _HEARTBEAT_S = flags.DEFINE_integer(
   "heartbeat_s", 60, "A process silent for so long is lost, and ends the rest."
+)
+_HUB = flags.DEFINE_string("hub", "", "owner/name, of --mode=push.")
+_LICENSE = flags.DEFINE_string(
+  "license", "unknown", "Of the model that --mode=push uploads, as apache-2.0."
 )
 _TRACEBACK = flags.DEFINE_bool(
   "traceback", False, "Show where an error was raised."
@@ -174,7 +179,6 @@ def _report_rows(
 
 def _export(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.evaluation import sampling
-  from rad_jax.interop import pretrained
 
   model = sampling.newest_model(runs.build(config), workdir)
   folder = pretrained.export(
@@ -182,6 +186,18 @@ def _export(config: ConfigDict, workdir: pathlib.Path) -> None:
   )
   which = "moving average" if config.sampling.ema else "raw weights"
   print(f"exported: {folder} ({which} of step {model.step})")
+
+
+def _push(config: ConfigDict, workdir: pathlib.Path) -> None:
+  from rad_jax.evaluation import sampling
+  from rad_jax.interop import card, hub
+
+  model, name = sampling.newest_model(runs.build(config), workdir), _HUB.value
+  fields = configs.flatten(config.to_dict())
+  folder = card.write(
+    workdir, model.params, model.step, fields, name, _LICENSE.value
+  )
+  print(f"pushed: {hub.upload(folder, name)} (from {folder})")
 
 
 def _prepare(config: ConfigDict, _: pathlib.Path) -> None:
@@ -229,6 +245,7 @@ MODES: dict[str, tuple[str, str, Mode | None]] = {
   "demo": ("the effect", "--config=configs/demo.py", _demo),
   "report": ("runs as one page", "--workdir=runs/ddpm,runs/adv", None),
   "export": ("to diffusers", "--config=configs/cifar10.py", _export),
+  "push": ("upload the model", "--hub=owner/name", _push),
   "prepare_data": ("fetch the set", "--config=configs/cifar10.py", _prepare),
   "show_config": ("all fields", "--config.train.num_steps=100", _show_config),
 }
@@ -262,8 +279,14 @@ def main(argv: list[str]) -> None:
       raise hosts.HostError(
         f"--mode={mode} runs in one process, on all its devices"
       )
-    config = _CONFIG.value
-    config.lock()  # The first access raises if the file could not be read.
+    config = _CONFIG.value  # The first access raises if it cannot be read.
+    taken = pretrained.taken_over(
+      configs.flatten(config.to_dict()),
+      config_flags.get_override_values(flags.FLAGS["config"]),
+      console.local_path(workdir),
+    )
+    config.update_from_flattened_dict(taken)
+    config.lock()
     if mode not in _UNCHECKED:
       training = mode in ("train", "sweep")
       checks.validate(config, jax.device_count(), training=training)

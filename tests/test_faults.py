@@ -241,7 +241,7 @@ DAMAGES = {
   "the state is gone": lambda folder: shutil.rmtree(folder / "state"),
   "nothing about it": lambda folder: shutil.rmtree(folder / "about"),
   "another digest": lambda folder: (folder / "about/metadata").write_text(
-    '{"digest": "0"}'
+    json.dumps({"format": checkpoints.FORMAT, "digest": "0"})
   ),
 }
 

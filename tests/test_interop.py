@@ -6,6 +6,7 @@ published names, in torch's functions. Without torch or diffusers those are
 skipped; names, axes and errors are tested with NumPy and safetensors alone.
 """
 
+import doctest
 import functools
 import json
 import math
@@ -13,6 +14,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tiny import plane
 
+import rad_jax
 from rad_jax import checks
 from rad_jax import config as configs
 from rad_jax import run as runs
@@ -551,6 +554,130 @@ def test_round_trip_is_exact_and_old_names_are_read():
   assert {x.dtype for x in jax.tree.leaves(read)} == {np.dtype("float32")}
 
 
+# ---- What a source says of its network ----
+
+
+def taken(config, folder, *given):
+  fields = configs.flatten(config.to_dict())
+  return pretrained.taken_over(fields, given, folder)
+
+
+def test_a_network_is_taken_from_its_folder(tmp_path):
+  """All that differs at once: then its parameters can be read."""
+  there = tiny(
+    diffusion__prediction="v",
+    diffusion__schedule="cosine",
+    diffusion__num_timesteps=300,
+    model__unet__conventions="improved",
+    model__unet__num_heads=2,
+    model__unet__scale_shift=True,
+  )
+  params = random_params(there)
+  source = write_folder(there, tmp_path / "source", params)
+  config = configs.default()
+  config.train.init_from = str(source)
+  config.diffusion.process = "edm"
+  config.update_from_flattened_dict(taken(config, tmp_path / "run", "seed"))
+  assert config.diffusion == there.diffusion
+  assert config.data == there.data
+  assert config.model == there.model
+  assert taken(config, tmp_path / "run") == {}
+  assert_same(load(source, config), params)
+
+
+def test_equal_networks_in_other_words_take_nothing_over(tmp_path):
+  """num_groups=0 is 32 at these widths; sides are in any order."""
+  (tmp_path / "config.json").write_text(
+    json.dumps(CIFAR10 | {"_class_name": "UNet2DModel"})
+  )
+  config = configs.default()
+  config.train.init_from = str(tmp_path)
+  assert taken(config, tmp_path / "run") == {}
+  config.model.unet.channel_multipliers = (2, 1, 2, 2)
+  assert taken(config, tmp_path / "run") == {
+    "model.unet.channel_multipliers": (1, 2, 2, 2)
+  }
+
+
+def test_a_flag_that_contradicts_the_folder_is_refused(tmp_path):
+  config = tiny(
+    train__init_from=str(write_folder(tiny(), tmp_path / "source")),
+    model__unet__channels=16,
+    model__unet__num_res_blocks=2,
+  )
+  flags = "model.unet.channels", "seed", "model.unet.num_res_blocks"
+  with pytest.raises(pretrained.MismatchError) as error:
+    taken(config, tmp_path / "run", *flags)
+  assert (
+    "leave out --config.model.unet.channels=16"
+    " --config.model.unet.num_res_blocks=2, or type"
+    " --config.model.unet.channels=8 --config.model.unet.num_res_blocks=1"
+  ) in str(error.value)
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+def test_a_begun_run_needs_its_source_no_more(tmp_path, foreign):
+  there, source, run = tiny(), tmp_path / "source", tmp_path / "run"
+  if foreign:
+    write_folder(there, source)
+  else:
+    source.mkdir()
+    workdir.claim(source, runs.build(there))
+  config = configs.default()
+  config.train.init_from = str(source)
+  first = taken(config, run)
+  assert first["model.unet.channels"] == 8
+  begun = configs.default()
+  begun.update_from_flattened_dict({"train.init_from": str(source)} | first)
+  run.mkdir()
+  workdir.claim(run, runs.build(begun))
+  source.rename(tmp_path / "gone")
+  assert taken(config, run) == first
+  config.train.init_from = "another"
+  assert taken(config, run) == {}
+
+
+def test_nothing_is_taken_over_without_a_source(tmp_path):
+  assert taken(tiny(), tmp_path) == {}
+
+
+def test_diffusers_folder_is_loaded_without_a_config(tmp_path):
+  """The network, its process and prediction are those of the config's run."""
+  config = tiny(
+    diffusion__prediction="v",
+    diffusion__schedule="cosine",
+    model__unet__conventions="improved",
+    model__unet__num_heads=2,
+  )
+  run, params = runs.build(config), random_params(config)
+  folder = write_folder(config, tmp_path, params)
+  (folder / "config.json").write_text("{}")  # as a run's in a hub's folder
+  found = rad_jax.load_diffusers(folder)
+  assert_same(found.params, params)
+  assert found.example_shape == run.example_shape
+  assert found.prediction is parametrisation.v
+  assert_same(found.process.grid(10), run.process.grid(10))
+  args = params, images(config), jnp.array(TIMES)
+  text = lambda network: str(jax.make_jaxpr(network.apply)(*args))
+  assert text(found.network) == text(run.network)
+
+  parser = doctest.DocTestParser()
+  (example,) = parser.get_examples(rad_jax.load_diffusers.__doc__)
+  names = {"rad_jax": rad_jax, "jax": jax, "jnp": jnp}
+  exec(example.source, names)
+  drawn = jax.eval_shape(lambda: names["samples"](str(folder), 2))
+  assert drawn.shape == (2, 8, 8, 1)
+
+
+def test_a_network_without_its_noise_is_not_loaded_alone(tmp_path):
+  folder = write_folder(tiny(), tmp_path)
+  (folder / "scheduler/scheduler_config.json").unlink()
+  with pytest.raises(pretrained.MismatchError, match="scheduler_config.json"):
+    rad_jax.load_diffusers(folder)
+  with pytest.raises(pretrained.MismatchError, match="no folder of diffusers"):
+    rad_jax.load_diffusers(tmp_path / "nowhere")
+
+
 # ---- Which weights ----
 
 
@@ -662,12 +789,13 @@ def edit(path, **fields):
 @pytest.mark.parametrize(
   "fields, expected",
   [
-    ({"beta_end": 0.03}, r"another noise schedule \(.*beta_end=0.03"),
+    ({"beta_end": 0.03}, r"schedule that ours cannot be \(.*beta_end=0.03"),
     ({"num_train_timesteps": 500}, "num_train_timesteps=500"),
     ({"beta_schedule": "scaled_linear"}, "beta_schedule='scaled_linear'"),
-    ({"beta_schedule": "squaredcos_cap_v2"}, "'squaredcos_cap_v2'"),
+    ({"beta_schedule": "squaredcos_cap_v2"}, "--config.*schedule=cosine$"),
     ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True"),
-    ({"prediction_type": "sample"}, "diffusion.prediction: x_0 -> eps"),
+    ({"prediction_type": "sample"}, "--config.diffusion.prediction=x_0$"),
+    ({"prediction_type": "flow"}, "predicts 'flow', and ours one of epsilon, "),
   ],
 )
 def test_another_schedule_is_refused(tmp_path, fields, expected):
@@ -684,12 +812,16 @@ def test_another_schedule_is_refused(tmp_path, fields, expected):
     ({"norm_eps": 1e-5}, "norm_eps=1e-05, downsample_padding=0"),
     ({"freq_shift": 0}, "freq_shift=0"),
     ({"act_fn": "relu"}, "cannot be: act_fn='relu'"),
-    ({"attention_head_dim": 8}, "model.unet.num_heads: 2 -> 1"),
-    ({"layers_per_block": 2}, "model.unet.num_res_blocks: 2 -> 1"),
-    ({"sample_size": 16}, "data.image_size: 16 -> 8.*resolutions: "),
+    ({"attention_head_dim": 8}, "--config.model.unet.num_heads=2$"),
+    ({"layers_per_block": 2}, "--config.model.unet.num_res_blocks=2$"),
+    (
+      {"sample_size": 16},
+      r"image_size=16 --config.model.*attention_resolutions='\(8,\)'$",
+    ),
+    ({"sample_size": [8, 16]}, r"cannot be: sample_size=\[8, 16\]"),
     ({"up_block_types": ["UpBlock2D"] * 2}, "up_block_types=\\['UpBlock2D'"),
     ({"_class_name": "UNet2DConditionModel"}, "and no UNet2DModel"),
-    (OF_DIFFUSERS, "model.unet.conventions: improved -> ddpm"),
+    (OF_DIFFUSERS, "--config.model.unet.conventions=improved$"),
   ],
 )
 def test_another_network_is_refused(tmp_path, fields, expected):
@@ -719,13 +851,43 @@ def test_what_is_no_model(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  "fields",
-  [{"model__name": "mlp"}, {"diffusion__process": "flow"}],
+  "version, read",
+  [("1.13.1", False), ("2.5.1+cu121", False), ("2.6.0", True)]
+  + [("2.13.0+cpu", True), ("3.0.0a0+git1", True)],
 )
-def test_only_ddpm_s_u_net_is_started_from(tmp_path, fields):
-  folder = write_folder(tiny(), tmp_path)
-  with pytest.raises(pretrained.MismatchError, match="is a U-Net of DDPM's"):
-    load(folder, tiny(**fields))
+def test_torch_that_could_run_a_file_s_code_reads_none(
+  tmp_path, monkeypatch, version, read
+):
+  path, opened = tmp_path / "x.pt", []
+  path.write_bytes(b"")
+  torch = types.SimpleNamespace(
+    __version__=version, load=lambda *_, **options: opened.append(options) or {}
+  )
+  monkeypatch.setitem(sys.modules, "torch", torch)
+  if read:
+    assert weights.load(path, dict, "") == {}
+    assert opened[0]["weights_only"]
+    return
+  with pytest.raises(weights.WeightsError, match=r"torch>=2\.6") as error:
+    weights.load(path, dict, "")
+  assert version in str(error.value) and not opened
+
+
+@pytest.mark.parametrize(
+  "fields, expected",
+  [
+    ({"model__name": "mlp"}, "--config.model.name=unet$"),
+    ({"diffusion__process": "flow"}, "--config.diffusion.process=ddpm$"),
+  ],
+)
+def test_only_ddpm_s_u_net_is_started_from(tmp_path, fields, expected):
+  """Also a file alone, which says neither."""
+  folder = write_folder(tiny(), tmp_path / "pipeline")
+  alone = tmp_path / "alone.safetensors"
+  alone.write_bytes((folder / "unet" / FILE).read_bytes())
+  for source in (folder, alone):
+    with pytest.raises(pretrained.MismatchError, match=expected):
+      load(source, tiny(**fields))
 
 
 @pytest.mark.parametrize(
@@ -823,11 +985,6 @@ def test_fine_tuning_and_export_from_the_command_line(tmp_path):
     f"--config.train.init_from={source}",
     "--config.data.name=image_folder",
     f"--config.data.path={pictures}",
-    "--config.data.image_size=8",
-    "--config.data.num_channels=1",
-    "--config.model.unet.channel_multipliers=(1,)",
-    "--config.model.unet.attention_resolutions=()",
-    "--config.model.unet.num_groups=4",
     "--config.train.num_steps=1",
     "--config.train.batch_size=4",
   ]

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 State = Mapping[str, np.ndarray]
 SUFFIXES = (".safetensors", ".pt", ".pth")
+_SAFE_TORCH = 2, 6
 
 
 class WeightsError(ValueError):
@@ -52,6 +53,12 @@ def _torchs(path: pathlib.Path) -> dict[str, np.ndarray]:
       f"reading {path} needs PyTorch: pip install torch, or give the weights"
       " as .safetensors"
     ) from error
+  # Before it, weights_only did not keep a file's code from being run.
+  if tuple(map(int, torch.__version__.split(".")[:2])) < _SAFE_TORCH:
+    raise WeightsError(
+      f"reading {path} with torch {torch.__version__} could run code that is in"
+      " it: pip install 'torch>=2.6', or give the weights as .safetensors"
+    )
   damaged = AttributeError, EOFError, RuntimeError, pickle.UnpicklingError
   try:
     state = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,7 +1,7 @@
 """Checkpoints: the state, and what it is of, by orbax's asynchronous manager.
 
-N/state holds the arrays; N/about holds JSON: a digest of the arrays, without
-which they are not taken, and what the caller says of their run.
+N/state holds the arrays; N/about holds JSON: the format's number, a digest of
+the arrays, without which they are not taken, and what the caller says of them.
 """
 
 import contextlib
@@ -19,11 +19,19 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree
 
+from rad_jax.version import __version__
+
 _LOG = logging.getLogger("rad_jax")
+# Of what a checkpoint holds. One of each is in tests/data.
+FORMAT = 1
 
 
 class CheckpointError(RuntimeError):
   """No checkpoint, or one that cannot be read."""
+
+
+class FormatError(CheckpointError):
+  """A checkpoint of another version of rad_jax."""
 
 
 class WriteError(CheckpointError):
@@ -68,7 +76,12 @@ def save(
 
   `about` is what JSON can hold, for `read_about`.
   """
-  found = {"digest": digest(state), **(about or {})}
+  found = {
+    "format": FORMAT,
+    "rad_jax": __version__,
+    "digest": digest(state),
+    **(about or {}),
+  }
   with _writing(manager):
     manager.save(
       step,
@@ -87,7 +100,8 @@ def finish(manager: ocp.CheckpointManager) -> None:
 def restore(manager: ocp.CheckpointManager, like: PyTree, sharding) -> Any:
   """The newest checkpoint that can be read, shaped as `like`.
 
-  A damaged one gives a warning; CheckpointError if none is whole.
+  A damaged one gives a warning; CheckpointError if none is whole, FormatError
+  if one is of another version.
   """
   steps = sorted(manager.all_steps(), reverse=True)
   if not steps:
@@ -100,10 +114,13 @@ def restore(manager: ocp.CheckpointManager, like: PyTree, sharding) -> Any:
   for step in steps:
     path = manager.directory / str(step)
     try:
+      about = read_about(manager, step)
       with ocp.StandardCheckpointer() as reader:
         found = reader.restore(path / "state", abstract)
-      if read_about(manager, step)["digest"] != digest(found):
+      if about["digest"] != digest(found):
         raise ValueError("its digest is not that of the values")
+    except FormatError:
+      raise
     except Exception as error:  # orbax and tensorstore raise many kinds
       cause = error
       damaged.append(f"checkpoint {path} cannot be read ({_first_line(error)})")
@@ -118,9 +135,19 @@ def restore(manager: ocp.CheckpointManager, like: PyTree, sharding) -> Any:
 
 
 def read_about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-  """What a checkpoint was saved with beside its state."""
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-    return reader.restore(manager.directory / str(step) / "about")
+  """What a checkpoint was saved with beside its state; or FormatError."""
+  path = manager.directory / str(step)
+  about: dict[str, Any] = {}
+  if not (path / "default").is_dir():  # as it was before formats had numbers
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+      about = reader.restore(path / "about")
+  if (format := about.get("format")) != FORMAT:
+    raise FormatError(
+      f"checkpoint {path} is of rad_jax {about.get('rad_jax', 'before 0.1.0')}"
+      f" (format {format or 'without a number'}), and rad_jax {__version__}"
+      f" reads format {FORMAT}: use that version, or train in another --workdir"
+    )
+  return about
 
 
 def set_aside_after(

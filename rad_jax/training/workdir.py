@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from rad_jax import config as configs
 from rad_jax import files
 from rad_jax.data import training_set
-from rad_jax.interop import pretrained
+from rad_jax.interop import hub, pretrained
 from rad_jax.run import Run
 from rad_jax.training import checkpoints, hosts, sharding
 from rad_jax.training.state import State
@@ -104,7 +104,11 @@ def _restore(folder: pathlib.Path, run: Run, mesh: Mesh) -> State:
 def start_from(
   source: pathlib.Path, state: State, run: Run, mesh: Mesh
 ) -> State:
-  """`state` with the parameters of another run, or of `pretrained.load`."""
+  """`state` with the parameters of another run, or of `pretrained.load`.
+
+  `source` may be hf:owner/name; raises HubError as well as what they raise.
+  """
+  source = hub.local(source)
   if pretrained.is_foreign(source):
     params = jax.tree.map(
       lambda array, like: jax.device_put(array, like.sharding),
