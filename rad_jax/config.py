@@ -280,7 +280,9 @@ FIELDS: dict[str, Field] = {
   "optimizer.ema_decay": Field(
     0.9999, "Of the parameters' moving average.", DECAY
   ),
-  "train.num_steps": Field(800_000, "Of the whole run, resumed or not.", COUNT),
+  "train.num_steps": Field(
+    800_000, "Of the whole run, resumed or not.", within("[1, 2147483647]")
+  ),
   "train.batch_size": Field(128, "Over all devices and processes.", COUNT),
   "train.steps_per_dispatch": Field(
     1,
@@ -509,16 +511,18 @@ def show(
     if path.rpartition(".")[0] != section:
       section = path.rpartition(".")[0]
       lines += ["", f"# {section}"]
-    value = values[path]
-    value = tuple(value) if isinstance(value, list) else value
-    origin = "default" if value == field.default else source
+    flag = as_flag(path, values[path])
+    origin = "default" if flag == as_flag(path, field.default) else source
     if path in overridden:
       origin = "command line"
-    lines += [
-      f"--config.{path}={shlex.quote(str(value))}  ({origin})",
-      f"    {meaning(field)}",
-    ]
+    lines += [f"{flag}  ({origin})", f"    {meaning(field)}"]
   return "\n".join(lines)
+
+
+def as_flag(path: str, value: Any) -> str:
+  """A field as it is given on a command line."""
+  value = tuple(value) if isinstance(value, list) else value
+  return f"--config.{path}={shlex.quote(str(value))}"
 
 
 def meaning(field: Field) -> str:

@@ -1,4 +1,4 @@
-"""python -m rad_jax.main --config=configs/cifar10.py [--mode=...]
+"""python -m rad_jax --config=configs/cifar10.py [--mode=...]
 
 Each mode's function imports what it alone needs: matplotlib takes seconds.
 """
@@ -18,18 +18,20 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 import rad_jax
-from rad_jax import checks, console
+from rad_jax import checks, choices, console, files, memory, saved
 from rad_jax import config as configs
 from rad_jax import run as runs
 from rad_jax.config import ConfigDict
 from rad_jax.data import builders, training_set
 from rad_jax.training import hosts, loop
 
+_LOG = logging.getLogger("rad_jax")
+
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
   "Config file, yours or one that comes with the package; with :smoke behind it"
-  " it takes seconds.",
+  " it takes seconds. Or a run's folder, as --workdir where none is given.",
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir",
@@ -120,8 +122,8 @@ def _show_config(config: ConfigDict, _: pathlib.Path) -> None:
 def _cost(config: ConfigDict, _: pathlib.Path) -> None:
   from rad_jax.experiments import cost
 
-  rows = cost.cost(config)
-  print(f"{cost.table(rows)}\n\n{cost.forecast(config, rows)}")
+  for line in cost.lines(config):
+    print(line, flush=True)
 
 
 def _hint(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -239,9 +241,9 @@ _UNCHECKED = ("study", "schemes", "demo", "show_config")
 
 def main(argv: list[str]) -> None:
   """Runs the mode that the flags ask for."""
-  if len(argv) > 1:
-    raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
+  del argv  # parse_flags
   absl_logging.set_verbosity(absl_logging.WARNING)  # orbax's running comment
+  absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
   if not _TRACEBACK.value:
     console.say_errors_once()
   console.keep_compiled(_COMPILE_CACHE.value)
@@ -262,18 +264,29 @@ def main(argv: list[str]) -> None:
       raise hosts.HostError(
         f"--mode={mode} runs in one process, on all its devices"
       )
-    config = _CONFIG.value
+    config, folder = _CONFIG.value, console.local_path(workdir)
     config.lock()  # The first access raises if the file could not be read.
+    chosen = choices.fill(config, files.read_json(folder / "config.json"))
+    for path, (value, reason) in chosen.items():
+      _LOG.info(f"{configs.as_flag(path, value)}: {reason}")
+    training = mode in ("train", "sweep")
     if mode not in _UNCHECKED:
-      training = mode in ("train", "sweep")
       checks.validate(config, jax.device_count(), training=training)
-    work(config, console.local_path(workdir))
+    section = "train" if training else "sampling"
+    size = config[section].batch_size
+    with memory.clear_errors(f"{section}.batch_size", size):
+      work(config, folder)
 
 
 def default_workdir() -> str:
-  """runs/cifar10 for --config=configs/cifar10.py, runs/cifar10_smoke, ..."""
+  """runs/cifar10 for --config=configs/cifar10.py, runs/cifar10_smoke, ...
+
+  A run's own folder, for the config of a run.
+  """
   path = config_flags.get_config_filename(flags.FLAGS["config"])
   name, _, argument = path.partition(":")
+  if pathlib.Path(name) == pathlib.Path(saved.__file__):
+    return argument
   return "_".join(filter(None, [f"runs/{pathlib.Path(name).stem}", argument]))
 
 
@@ -285,18 +298,13 @@ def help_text() -> str:
 def run() -> None:
   """The entry of the command line."""
   console.end_on_sigterm()
-  logging.basicConfig(format="%(message)s", level=logging.WARNING)
   logging.getLogger("rad_jax").setLevel(logging.INFO)
-  flags.register_multi_flags_validator(
-    ["config", "workdir", "mode"],
-    lambda given: (
-      given["config"] is not None
-      or (given["mode"] == "report" and given["workdir"])
-    ),
-    "Flag --config must have a value; --mode=report takes --workdir as well;"
-    " --help has examples",
-  )
-  app.run(main, flags_parser=lambda argv: console.parse_flags(argv, help_text))
+  app.run(main, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  console.parse_flags(argv, MODES, help_text)
+  return argv[:1]
 
 
 if __name__ == "__main__":
