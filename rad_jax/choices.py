@@ -19,7 +19,7 @@ from rad_jax.data import folder, sources, training_set
 _LOOKED_AT = 32
 # Of a training step with a U-Net, over channels x side^2 x examples: as XLA for
 # CPUs needs for Robust_adv, float32. docs/howto/own_data.md.
-_BYTES = 250
+_BYTES = 1000
 
 
 class Images(NamedTuple):
@@ -176,7 +176,7 @@ def _micro_batches(
 
 def _num_steps(config: ConfigDict, images: Images, machine: Machine) -> Choice:
   if not machine.is_accelerated:
-    return 3000, "an hour or so on a slow CPU; more is better"
+    return 3000, "for a first result on a CPU; more is better"
   steps = 1000 * images.num_images // config.train.batch_size
   steps = min(max(round(steps, -3), 20_000), 400_000)
   seen = steps * config.train.batch_size / images.num_images

@@ -114,6 +114,8 @@ def parse_flags(
     sys.exit(0)
   given = _given(argv)
   try:
+    if argv[1:] and not argv[1].startswith("-"):
+      raise flags.Error(_meant(argv[1], modes))
     _refuse_misspelt(given, modes)
     config = _config_of(given)
     rest = flags.FLAGS([argv[0], *config, *_without_config(argv)])[1:]
@@ -123,7 +125,7 @@ def parse_flags(
   except flags.UnrecognizedFlagError as error:
     message = f"no flag --{error.flagname}{_close_fields(error.flagname)}"
   except flags.IllegalFlagValueError as error:
-    message = _illegal(str(error))
+    message = _illegal(error, given)
   except (flags.Error, AttributeError, KeyError, *_USER_ERRORS) as error:
     message = one_line(error).rstrip(".")
   sys.exit(f"rad_jax: error: {message} (--help shows examples)")
@@ -160,8 +162,8 @@ def _config_of(given: Mapping[str, str]) -> list[str]:
     return [f"--config={find_config(workdir_)}"]
   where = f"no run in --workdir={workdir_}, and " if workdir_ else ""
   raise flags.Error(
-    f"{where}no config: --config=digits is one of the package's,"
-    " --config=FILE.py yours, --workdir=RUN that of a run which was begun"
+    f"{where}no config: give --config=digits (one of the package's),"
+    " --config=FILE.py (yours) or --workdir=RUN (the folder of a run)"
   )
 
 
@@ -171,13 +173,15 @@ def _refuse_misspelt(given: Mapping[str, str], modes: Collection[str]) -> None:
     field = name.removeprefix("config.")
     if field != name and field not in configs.FIELDS:
       raise flags.Error(f"no field --{name}{_close_fields(field)}")
-    if name in ("config", "workdir", "mode") and value[:1] in ("", "-"):
-      raise flags.Error(f"--{name} has no value: write --{name}=VALUE")
+    if name in ("config", "workdir", "mode") and value[:1] in ("", "-", "="):
+      raise flags.Error(
+        f"--{name} has no value: write --{name}=VALUE, without spaces"
+      )
     if name == "mode" and value not in modes:
       close = difflib.get_close_matches(value, modes, 1)
-      hint = f"did you mean --mode={close[0]}? " if close else ""
+      hint = f"; did you mean --mode={close[0]}?" if close else "."
       known = ", ".join(modes)
-      raise flags.Error(f"no mode {value!r}; {hint}There are {known}")
+      raise flags.Error(f"no mode {value!r}{hint} There are {known}")
   if given.get("mode") == "report" and "workdir" not in given:
     raise flags.Error(
       "--mode=report takes --workdir=RUN, or several: --workdir=RUN,RUN"
@@ -208,16 +212,16 @@ def _meant(argument: str, modes: Collection[str]) -> str:
   return f"{argument!r} is no flag: write --NAME=VALUE, without spaces"
 
 
-def _illegal(error: str) -> str:
+def _illegal(error: Exception, given: Mapping[str, str]) -> str:
   """absl's message on a value, in words where it is a field's."""
-  found = re.match(r"flag --config\.(\S+?)=(.*): ", error, re.DOTALL)
+  found = re.match(r"flag --config\.([^=]+)=", str(error))
   if not found or found[1] not in configs.FIELDS:
-    return one_line(ValueError(error)).rstrip(".")
-  path, value = found.groups()
-  field = configs.FIELDS[path]
-  kind = _KINDS[type(field.default)]
-  rule = f", {field.rule.words}" if field.rule else ""
-  return f"--config.{path}={value}: it must be {kind}{rule}"
+    return one_line(error).rstrip(".")
+  field, flag = configs.FIELDS[found[1]], f"config.{found[1]}"
+  allowed = _KINDS[type(field.default)]
+  if field.rule and field.rule is not configs.SWITCH:
+    allowed += f", {field.rule.words}"
+  return f"--{flag}={given[flag]}: it must be {allowed}"
 
 
 def end_on_sigterm() -> None:
