@@ -92,6 +92,8 @@ def find_config(given: str) -> str:
   if (pathlib.Path(given) / "config.json").is_file():
     return f"{pathlib.Path(__file__).with_name('saved.py')}:{given}"
   if path.is_file():
+    if path.suffix != ".py":
+      raise ValueError(f"--config={given} is no config file: they end in .py")
     return given
   hint = f"the package has {', '.join(known)}"
   if str(path.parent) in (".", "configs"):
@@ -118,6 +120,10 @@ def parse_flags(
       raise flags.Error(_meant(argv[1], modes))
     _refuse_misspelt(given, modes)
     config = _config_of(given)
+    if "config" in given:  # ml_collections wants it before its fields
+      sys.argv[1:] = [f"--config={given['config']}", *_without_config(argv)]
+    if "config" in given:  # ml_collections wants it before its fields
+      sys.argv[1:] = [f"--config={given['config']}", *_without_config(argv)]
     rest = flags.FLAGS([argv[0], *config, *_without_config(argv)])[1:]
     if rest:
       raise flags.Error(_meant(rest[0], modes))

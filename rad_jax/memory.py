@@ -19,7 +19,7 @@ def available() -> float | None:
   """Free bytes of the first device, a CPU's being the machine's, if known."""
   device = jax.local_devices()[0]
   if stats := device.memory_stats():
-    return stats["bytes_limit"] - stats["bytes_in_use"]
+    return float(stats["bytes_limit"] - stats["bytes_in_use"])
   meminfo = pathlib.Path("/proc/meminfo")
   if device.platform != "cpu" or not meminfo.exists():
     return None

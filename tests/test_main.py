@@ -406,7 +406,6 @@ def test_batch_that_the_devices_cannot_share(tmp_path):
     ("--config.train.num_steps=1.5", "=1.5: it must be a whole number"),
     ("--config.train.num_steps=2147483648", "in [1, 2147483647]"),
     ("--config.data.flip=maybe", "=maybe: it must be True or False"),
-    ("--config.sweep.lam=(3", 'must be values in brackets, such as "(1, 2)"'),
     ("--config.nothing.beta=1", "did you mean --config.objective.beta or"),
     ("--config.train.num_stps=3", "did you mean --config.train.num_steps?"),
     ("--objective.lam=3", "did you mean --config.objective.lam?"),
@@ -497,10 +496,7 @@ def test_workdir_below_a_file(tmp_path, run, mode):
   )
   assert_one_clear_line(code, stderr, str(tmp_path / "file"))
   if mode == "train":
-    assert (
-      f"is a file where a folder is needed; change --workdir={tmp_path}"
-      in (stderr)
-    )
+    assert "is a file where a folder is needed; change --workdir=" in stderr
 
 
 @pytest.mark.parametrize("mode", ["sample", "evaluate"])
@@ -673,6 +669,16 @@ def test_configs_of_the_package_are_found_anywhere(
   assert console.find_config("configs/digits.py") == "configs/digits.py"
   with pytest.raises(FileNotFoundError, match="the package has butterflies"):
     console.find_config(str(tmp_path / "digits.py"))
+
+
+def test_file_that_is_no_config(run):
+  code, stderr = run("--config=README.md")
+  assert_one_clear_line(code, stderr, "--config=README.md is no config file")
+
+
+def test_fields_may_come_before_their_config(run, capsys):
+  assert_succeeds(run("--config.seed=7", PLANE, "--mode=show_config"))
+  assert "--config.seed=7  (command line)" in capsys.readouterr().out
 
 
 def test_misspelt_config_file(run):

@@ -51,10 +51,10 @@ def load(workdir: str | pathlib.Path) -> Model:
   Raises ConfigError or CheckpointError if the folder has no run that can be
   read. To sample from it, and to call its noise predictor:
 
-  >>> model = rad_jax.load("runs/plane")
-  >>> x_0 = rad_jax.sampling.draw(model, count=16)
-  >>> level = model.run.process.grid(10)
-  >>> eps_fn = rad_jax.sampling.eps_fn(model.run, model.params)
+    model = rad_jax.load("runs/plane")
+    x_0 = rad_jax.sampling.draw(model, count=16)
+    eps_fn = rad_jax.sampling.eps_fn(model.run, model.params)
+    eps_hat = eps_fn(x_t, level)
   """
   folder = pathlib.Path(workdir)
   return newest_model(runs.build(saved.get_config(workdir)), folder)

@@ -90,7 +90,7 @@ def duration(seconds: float) -> str:
   for unit, size in _TIMES.items():
     if seconds >= 2 * size:
       return f"{seconds / size:,.3g} {unit}"
-  return f"{seconds:.2g} seconds"
+  return f"{seconds:.3g} seconds"
 
 
 def amount(number: float, unit: str) -> str:
@@ -106,7 +106,8 @@ def _memory(config: ConfigDict) -> tuple[float, float]:
   found = _compile(config).memory_analysis()
   state = jax.eval_shape(runs.build(config).initial_state)
   held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-  return float(found.argument_size_in_bytes + found.temp_size_in_bytes), held
+  needed = found.argument_size_in_bytes + found.temp_size_in_bytes
+  return float(needed), float(held)
 
 
 def _compile(config: ConfigDict):
