@@ -12,7 +12,7 @@ folder alone.
 
 Nothing is made dirty: the images are taken as they are.
 
-Expected: EXPECTED
+Expected: it depends on the images. Few steps on a CPU give a first look.
 """
 
 from ml_collections.config_dict import placeholder

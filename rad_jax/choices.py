@@ -17,8 +17,8 @@ from rad_jax.data import folder, sources, training_set
 
 # How many images of a folder are looked at.
 _LOOKED_AT = 32
-# Of a training step with a U-Net, over channels x side^2 x examples: as XLA for
-# CPUs needs for Robust_adv, float32. docs/howto/own_data.md.
+# A Robust_adv step's, over channels x side^2 x examples: measured for float32,
+# 32 channels, a side of 16 and XLA for CPUs.
 _BYTES = 1000
 
 

@@ -122,14 +122,15 @@ def parse_flags(
     config = _config_of(given)
     if "config" in given:  # ml_collections wants it before its fields
       sys.argv[1:] = [f"--config={given['config']}", *_without_config(argv)]
-    if "config" in given:  # ml_collections wants it before its fields
-      sys.argv[1:] = [f"--config={given['config']}", *_without_config(argv)]
     rest = flags.FLAGS([argv[0], *config, *_without_config(argv)])[1:]
     if rest:
       raise flags.Error(_meant(rest[0], modes))
     return
   except flags.UnrecognizedFlagError as error:
-    message = f"no flag --{error.flagname}{_close_fields(error.flagname)}"
+    close = difflib.get_close_matches(error.flagname, flags.FLAGS, 1, 0.8)
+    meant = f"; did you mean --{close[0]}?" if close else ""
+    message = f"no flag --{error.flagname}"
+    message += meant or _close_fields(error.flagname)
   except flags.IllegalFlagValueError as error:
     message = _illegal(error, given)
   except (flags.Error, AttributeError, KeyError, *_USER_ERRORS) as error:
@@ -197,12 +198,11 @@ def _refuse_misspelt(given: Mapping[str, str], modes: Collection[str]) -> None:
 def _close_fields(name: str) -> str:
   """A question for the fields that a misspelt name may have meant, or ""."""
   last = name.rpartition(".")[2]
-  close = [name] if name in configs.FIELDS else []
-  close = close or difflib.get_close_matches(name, configs.FIELDS, 1, 0.8)
-  close = close or [
-    path for path in configs.FIELDS if path.rpartition(".")[2] == last
-  ]
-  close = close or difflib.get_close_matches(name, configs.FIELDS, 1)
+  close = (
+    difflib.get_close_matches(name, configs.FIELDS, 1, 0.8)
+    or [path for path in configs.FIELDS if path.rpartition(".")[2] == last]
+    or difflib.get_close_matches(name, configs.FIELDS, 1)
+  )
   meant = " or ".join(f"--config.{path}" for path in close)
   return f"; did you mean {meant}?" if close else ""
 
@@ -219,15 +219,18 @@ def _meant(argument: str, modes: Collection[str]) -> str:
 
 
 def _illegal(error: Exception, given: Mapping[str, str]) -> str:
-  """absl's message on a value, in words where it is a field's."""
-  found = re.match(r"flag --config\.([^=]+)=", str(error))
-  if not found or found[1] not in configs.FIELDS:
+  """absl's message on a value, in words where it names no type."""
+  found = re.match(r"flag --([^=]+)=", str(error))
+  name = found[1] if found else ""
+  field = configs.FIELDS.get(name.removeprefix("config."))
+  if not field and name in flags.FLAGS:
+    field = configs.Field(flags.FLAGS[name].default, "")
+  if not field or type(field.default) not in _KINDS:
     return one_line(error).rstrip(".")
-  field, flag = configs.FIELDS[found[1]], f"config.{found[1]}"
   allowed = _KINDS[type(field.default)]
   if field.rule and field.rule is not configs.SWITCH:
     allowed += f", {field.rule.words}"
-  return f"--{flag}={given[flag]}: it must be {allowed}"
+  return f"--{name}={given[name]}: it must be {allowed}"
 
 
 def end_on_sigterm() -> None:

@@ -299,6 +299,14 @@ def test_a_run_is_a_config_of_others(begun_run, run, capsys):
   )
 
 
+def test_workdir_of_a_run_s_config_is_its_own(begun_run, monkeypatch):
+  argv = ["rad_jax", f"--config={begun_run}"]
+  monkeypatch.setattr(sys, "argv", argv)
+  with flagsaver.flagsaver():
+    console.parse_flags(argv, main.MODES, main.help_text)
+    assert main.default_workdir() == str(begun_run)
+
+
 @pytest.mark.parametrize(
   "text, expected",
   [
@@ -410,7 +418,8 @@ def test_batch_that_the_devices_cannot_share(tmp_path):
     ("--config.train.num_stps=3", "did you mean --config.train.num_steps?"),
     ("--objective.lam=3", "did you mean --config.objective.lam?"),
     ("--lam=3", "--config.objective.lam or --config.sweep.lam?"),
-    ("--flagg=1", "no flag --flagg"),
+    ("--worksdir=1", "no flag --worksdir; did you mean --workdir?"),
+    ("--num_processes=two", "--num_processes=two: it must be a whole number"),
     ("--mode=fly", "There are train, sample, evaluate, purify, diagnose"),
     ("--mode=trian", "did you mean --mode=train?"),
     ("--mode=", "--mode has no value"),
