@@ -4,7 +4,7 @@ configs/my_images.py leaves fields open: they are None unless a flag sets them.
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -42,32 +42,47 @@ class Machine(NamedTuple):
   has_bfloat16: bool
 
 
-Choice = tuple[Any, str]
-Rule = Callable[[ConfigDict, Images, Machine], Choice]
+# A field, its value, and the reason.
+Choices = Iterator[tuple[str, Any, str]]
 
 
-def fill(config: ConfigDict, saved: dict[str, Any]) -> dict[str, Choice]:
-  """Fills open fields in place; returns value and reason of each, by path.
+def fill(config: ConfigDict, saved: dict[str, Any]) -> list[tuple[str, str]]:
+  """Fills open fields in place; returns each as a flag, and the reason.
 
   `saved` is the config.json of the run that goes on, or {}: its values stay.
   """
   fields = configs.flatten(config.to_dict())
-  kept = configs.flatten(saved)
-  unset = [path for path in RULES if fields[path] is None]
-  chosen: dict[str, Choice] = {}
+  unset = [path for path, value in fields.items() if value is None]
+  said: list[tuple[str, str]] = []
   if not unset:
-    return chosen
+    return said
   if saved:
-    choose = lambda path: (kept[path], "as in the run that goes on")
+    found = _kept(unset, saved)
   else:
-    images, machine = look_at(config), this_machine()
-    choose = lambda path: RULES[path](config, images, machine)
+    found = choices(config, look_at(config), this_machine())
+  for path, value, reason in found:
+    if path in unset:
+      value = tuple(value) if isinstance(value, list) else value
+      config.update_from_flattened_dict({path: value})
+      said.append((configs.as_flag(path, value), reason))
+  return said
+
+
+def _kept(unset: list[str], saved: dict[str, Any]) -> Choices:
+  values = configs.flatten(saved)
   for path in unset:
-    value, reason = choose(path)
-    value = tuple(value) if isinstance(value, list) else value
-    config.update_from_flattened_dict({path: value})
-    chosen[path] = value, reason
-  return chosen
+    value = values.get(path, configs.FIELDS[path].default)
+    yield path, value, "as in the run that goes on"
+
+
+def choices(config: ConfigDict, images: Images, machine: Machine) -> Choices:
+  """What an open field is to be; config is filled before the next is asked."""
+  yield from _data(config, images, machine)
+  yield from _network(config, machine)
+  yield from _training(config, images, machine)
+  lam = "the paper's; at 3 a U-Net collapsed on real images"
+  yield "objective.lam", 0.3, lam
+  yield "sampling.clip_x_0", 1.0, "images lie in [-1, 1]"
 
 
 def look_at(config: ConfigDict) -> Images:
@@ -105,125 +120,83 @@ def this_machine() -> Machine:
   )
 
 
-def _num_channels(config: ConfigDict, images: Images, _: Machine) -> Choice:
-  return (1, "the images are grey") if images.is_grey else (3, "colour")
-
-
-def _image_size(config: ConfigDict, images: Images, machine: Machine) -> Choice:
-  side = config.data.crop_size or images.side
-  most = 64 if machine.is_accelerated else 16
-  size = max(8, min(most, 2 ** (side.bit_length() - 1)))
-  where = "an accelerator" if machine.is_accelerated else "a CPU"
-  return size, f"a power of two, at most {most} on {where}, of images of {side}"
-
-
-def _loading(config: ConfigDict, images: Images, machine: Machine) -> Choice:
+def _data(config: ConfigDict, images: Images, machine: Machine) -> Choices:
   data = config.data
+  channels, colour = (1, "grey") if images.is_grey else (3, "in colour")
+  yield "data.num_channels", channels, f"the images are {colour}"
+  side = data.crop_size or images.side
+  most, where = (
+    (64, "a GPU or TPU") if machine.is_accelerated else (16, "a CPU")
+  )
+  size = max(8, min(most, 2 ** (side.bit_length() - 1)))
+  reason = f"of images of {side}; a power of two, at most {most} on {where}"
+  yield "data.image_size", size, reason
   gigabytes = images.num_images * data.image_size**2 * data.num_channels / 1e9
-  if gigabytes < 2:
-    return "memory", f"the decoded images take {gigabytes:.2g} GB"
-  return "stream", f"decoded, the images would take {gigabytes:.2g} GB"
+  loading = "memory" if gigabytes < 2 else "stream"
+  yield "data.loading", loading, f"decoded, the images take {gigabytes:.2g} GB"
 
 
-def _dtype(config: ConfigDict, images: Images, machine: Machine) -> Choice:
-  if machine.has_bfloat16:
-    return "bfloat16", "half the memory and more speed on this accelerator"
-  return "float32", "bfloat16 is not faster on this machine"
-
-
-def _channels(config: ConfigDict, images: Images, machine: Machine) -> Choice:
+def _network(config: ConfigDict, machine: Machine) -> Choices:
+  dtype, is_it = (
+    ("bfloat16", "") if machine.has_bfloat16 else ("float32", "not ")
+  )
+  yield "model.dtype", dtype, f"bfloat16 is {is_it}faster on this machine"
   if machine.is_accelerated:
-    return 128, "as DDPM's network on CIFAR-10"
-  return 32, "a narrow network, for a CPU"
-
-
-def _multipliers(config: ConfigDict, images: Images, _: Machine) -> Choice:
-  side, levels = config.data.image_size, 1
-  while side % 2 == 0 and side >= 8 and levels < 6:
-    side, levels = side // 2, levels + 1
-  return (1, 2, 2, 2, 4, 4)[:levels], f"levels down to a side of {side}"
-
-
-def _attention(config: ConfigDict, images: Images, _: Machine) -> Choice:
+    yield "model.unet.channels", 128, "as DDPM's network on CIFAR-10"
+  else:
+    yield "model.unet.channels", 32, "a narrow network, for a CPU"
+  sides = [config.data.image_size]
+  while sides[-1] % 2 == 0 and sides[-1] >= 8 and len(sides) < 6:
+    sides.append(sides[-1] // 2)
+  multipliers = (1, 2, 2, 2, 4, 4)[: len(sides)]
+  reason = f"levels down to a side of {sides[-1]}"
+  yield "model.unet.channel_multipliers", multipliers, reason
   levels = len(config.model.unet.channel_multipliers)
-  sides = [config.data.image_size // 2**level for level in range(1, levels)]
-  chosen = tuple(side for side in sides if side <= 16)[:1]
-  return chosen, "the largest side below the image's, up to 16"
+  attended = tuple(side for side in sides[1:levels] if side <= 16)[:1]
+  reason = "the largest side below the image's, up to 16"
+  yield "model.unet.attention_resolutions", attended, reason
 
 
-def _batch_size(config: ConfigDict, images: Images, machine: Machine) -> Choice:
-  devices = machine.num_devices
+def _training(config: ConfigDict, images: Images, machine: Machine) -> Choices:
+  train, count, devices = config.train, images.num_images, machine.num_devices
   most = 128 if machine.is_accelerated else 32
-  size = min(most, 2 ** (images.num_images.bit_length() - 1))
+  size = min(most, 2 ** (count.bit_length() - 1))
   size = max(size // devices, 1) * devices
-  return size, f"at most {most}, no more than there are images"
+  reason = f"at most {most}, and no more than there are images"
+  yield "train.batch_size", size, reason
+  pieces, reason = _pieces(config, machine)
+  yield "train.micro_batches", pieces, reason
+  if machine.is_accelerated:
+    steps = min(
+      max(round(1000 * count // train.batch_size, -3), 20_000), 400_000
+    )
+    seen = steps * train.batch_size / count
+    yield (
+      "train.num_steps",
+      steps,
+      f"{count:,} images are seen {seen:,.0f} times",
+    )
+  else:
+    yield "train.num_steps", 3000, "for a first result on a CPU; more is better"
+  if config.model.unet.channels >= 128:
+    yield "optimizer.learning_rate", 2e-4, "as DDPM's"
+  else:
+    yield "optimizer.learning_rate", 1e-3, "the network is narrow"
+  warmup = min(train.num_steps // 20, 5000)
+  yield "optimizer.warmup_steps", warmup, "a 20th of the steps, at most 5,000"
+  decay = 0.9999 if train.num_steps >= 100_000 else 0.999
+  yield "optimizer.ema_decay", decay, "0.9999 from 100,000 steps"
 
 
-def _micro_batches(
-  config: ConfigDict, images: Images, machine: Machine
-) -> Choice:
-  data, size = config.data, config.train.batch_size // machine.num_devices
-  need = _BYTES * config.model.unet.channels * data.image_size**2 * size
-  need /= 2 if config.model.dtype == "bfloat16" else 1
+def _pieces(config: ConfigDict, machine: Machine) -> tuple[int, str]:
+  """train.micro_batches, and the reason."""
+  size = config.train.batch_size // machine.num_devices
+  elements = config.model.unet.channels * config.data.image_size**2 * size
+  need = _BYTES * elements / (1 + (config.model.dtype == "bfloat16"))
   if machine.memory is None:
-    return 1, "the memory is not known"
+    return 1, "how much memory is free is not known"
   pieces = 1
   while need / pieces > 0.7 * machine.memory and size % (2 * pieces) == 0:
     pieces *= 2
-  gigabytes = f"{need / pieces / 1e9:.2g} of {machine.memory / 1e9:.2g} GB"
-  return pieces, f"a step then takes some {gigabytes} that are free"
-
-
-def _num_steps(config: ConfigDict, images: Images, machine: Machine) -> Choice:
-  if not machine.is_accelerated:
-    return 3000, "for a first result on a CPU; more is better"
-  steps = 1000 * images.num_images // config.train.batch_size
-  steps = min(max(round(steps, -3), 20_000), 400_000)
-  seen = steps * config.train.batch_size / images.num_images
-  return (
-    steps,
-    f"each of {images.num_images:,} images is then seen {seen:,.0f} times",
-  )
-
-
-def _learning_rate(config: ConfigDict, images: Images, _: Machine) -> Choice:
-  if config.model.unet.channels >= 128:
-    return 2e-4, "as DDPM's"
-  return 1e-3, "the network is narrow"
-
-
-def _warmup_steps(config: ConfigDict, images: Images, _: Machine) -> Choice:
-  return min(config.train.num_steps // 20, 5000), "a 20th of the steps"
-
-
-def _ema_decay(config: ConfigDict, images: Images, _: Machine) -> Choice:
-  long = config.train.num_steps >= 100_000
-  return (0.9999 if long else 0.999), "by the number of steps"
-
-
-def _lam(config: ConfigDict, images: Images, _: Machine) -> Choice:
-  return 0.3, "the paper's; at 3 a U-Net collapsed on real images"
-
-
-def _clip_x_0(config: ConfigDict, images: Images, _: Machine) -> Choice:
-  return 1.0, "images lie in [-1, 1]"
-
-
-# In this order: a rule sees what those before it have chosen.
-RULES: dict[str, Rule] = {
-  "data.num_channels": _num_channels,
-  "data.image_size": _image_size,
-  "data.loading": _loading,
-  "model.dtype": _dtype,
-  "model.unet.channels": _channels,
-  "model.unet.channel_multipliers": _multipliers,
-  "model.unet.attention_resolutions": _attention,
-  "train.batch_size": _batch_size,
-  "train.micro_batches": _micro_batches,
-  "train.num_steps": _num_steps,
-  "objective.lam": _lam,
-  "sampling.clip_x_0": _clip_x_0,
-  "optimizer.learning_rate": _learning_rate,
-  "optimizer.warmup_steps": _warmup_steps,
-  "optimizer.ema_decay": _ema_decay,
-}
+  used, free = need / pieces / 1e9, machine.memory / 1e9
+  return pieces, f"a step then takes some {used:.2g} GB; {free:.2g} are free"

@@ -266,9 +266,9 @@ def main(argv: list[str]) -> None:
       )
     config, folder = _CONFIG.value, console.local_path(workdir)
     config.lock()  # The first access raises if the file could not be read.
-    chosen = choices.fill(config, files.read_json(folder / "config.json"))
-    for path, (value, reason) in chosen.items():
-      _LOG.info(f"{configs.as_flag(path, value)}: {reason}")
+    begun = files.read_json(folder / "config.json")
+    for flag, reason in choices.fill(config, begun):
+      _LOG.info(f"{flag}: {reason}")
     training = mode in ("train", "sweep")
     if mode not in _UNCHECKED:
       checks.validate(config, jax.device_count(), training=training)
