@@ -93,19 +93,18 @@ def look_at(config: ConfigDict) -> Images:
   source = folder.open_folder(
     data.path, data.split, 3, max_megapixels=data.max_megapixels
   )
-  seen, error = [], None
+  sides, are_grey, error = [], [], None
   for i in np.unique(training_set.evenly(len(source), _LOOKED_AT)):
     try:
-      seen.append(source[int(i)])
+      image = source[int(i)]
     except sources.ExampleError as found:
       error = found
-  if error and not seen:
+      continue
+    sides.append(min(image.shape[:2]))
+    are_grey.append(bool((image == image[..., :1]).all()))
+  if error and not sides:
     raise error
-  return Images(
-    len(source),
-    int(statistics.median(min(x.shape[:2]) for x in seen)),
-    all((x == x[..., :1]).all() for x in seen),
-  )
+  return Images(len(source), int(statistics.median(sides)), all(are_grey))
 
 
 def this_machine() -> Machine:
@@ -125,11 +124,9 @@ def _data(config: ConfigDict, images: Images, machine: Machine) -> Choices:
   channels, colour = (1, "grey") if images.is_grey else (3, "in colour")
   yield "data.num_channels", channels, f"the images are {colour}"
   side = data.crop_size or images.side
-  most, where = (
-    (64, "a GPU or TPU") if machine.is_accelerated else (16, "a CPU")
-  )
+  most, here = (64, "") if machine.is_accelerated else (16, " on a CPU")
   size = max(8, min(most, 2 ** (side.bit_length() - 1)))
-  reason = f"of images of {side}; a power of two, at most {most} on {where}"
+  reason = f"a power of two, of images of {side}; at most {most}{here}"
   yield "data.image_size", size, reason
   gigabytes = images.num_images * data.image_size**2 * data.num_channels / 1e9
   loading = "memory" if gigabytes < 2 else "stream"
@@ -137,10 +134,10 @@ def _data(config: ConfigDict, images: Images, machine: Machine) -> Choices:
 
 
 def _network(config: ConfigDict, machine: Machine) -> Choices:
-  dtype, is_it = (
-    ("bfloat16", "") if machine.has_bfloat16 else ("float32", "not ")
-  )
-  yield "model.dtype", dtype, f"bfloat16 is {is_it}faster on this machine"
+  if machine.has_bfloat16:
+    yield "model.dtype", "bfloat16", "it is faster on this machine"
+  else:
+    yield "model.dtype", "float32", "bfloat16 is not faster on this machine"
   if machine.is_accelerated:
     yield "model.unet.channels", 128, "as DDPM's network on CIFAR-10"
   else:
@@ -167,17 +164,13 @@ def _training(config: ConfigDict, images: Images, machine: Machine) -> Choices:
   pieces, reason = _pieces(config, machine)
   yield "train.micro_batches", pieces, reason
   if machine.is_accelerated:
-    steps = min(
-      max(round(1000 * count // train.batch_size, -3), 20_000), 400_000
-    )
+    steps = round(1000 * count // train.batch_size, -3)
+    steps = min(max(steps, 20_000), 400_000)
     seen = steps * train.batch_size / count
-    yield (
-      "train.num_steps",
-      steps,
-      f"{count:,} images are seen {seen:,.0f} times",
-    )
+    reason = f"{count:,} images are seen {seen:,.0f} times"
   else:
-    yield "train.num_steps", 3000, "for a first result on a CPU; more is better"
+    steps, reason = 3000, "for a first result on a CPU; more is better"
+  yield "train.num_steps", steps, reason
   if config.model.unet.channels >= 128:
     yield "optimizer.learning_rate", 2e-4, "as DDPM's"
   else:
