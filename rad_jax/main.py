@@ -269,12 +269,13 @@ def main(argv: list[str]) -> None:
     begun = files.read_json(folder / "config.json")
     for flag, reason in choices.fill(config, begun):
       _LOG.info(f"{flag}: {reason}")
-    training = mode in ("train", "sweep")
+    training = mode in ("train", "sweep", *_UNCHECKED)
     if mode not in _UNCHECKED:
       checks.validate(config, jax.device_count(), training=training)
-    section = "train" if training else "sampling"
-    size = config[section].batch_size
-    with memory.clear_errors(f"{section}.batch_size", size):
+    size, pieces = config.sampling.batch_size, 0
+    if training:
+      size, pieces = config.train.batch_size, config.train.micro_batches
+    with memory.clear_errors(size, pieces):
       work(config, folder)
 
 

@@ -28,12 +28,12 @@ def available() -> float | None:
 
 
 @contextlib.contextmanager
-def clear_errors(field: str, batch_size: int) -> Iterator[None]:
+def clear_errors(batch_size: int, pieces: int) -> Iterator[None]:
   """Raises TooLarge, which says what to change, where memory runs out.
 
-  `field` is that of the batch size. XLA asks at once for all that a program
-  needs besides its inputs, which grows with the batch.
+  `pieces` is train.micro_batches; 0 where the batch is sampling's.
   """
+  field = "train.batch_size" if pieces else "sampling.batch_size"
   try:
     yield
   except MemoryError as error:
@@ -44,25 +44,33 @@ def clear_errors(field: str, batch_size: int) -> Iterator[None]:
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    raise TooLarge(_advice(str(error), field, batch_size)) from error
+    why, fits = _largest(str(error), batch_size)
+    advice = f"take a smaller network{why}"
+    if fits:
+      advice = f"about {fits} will fit{why} (--config.{field}={fits})"
+    if fits and pieces:
+      # In as many as divide it.
+      more = next(
+        n
+        for n in range(pieces, batch_size * pieces + 1, pieces)
+        if batch_size % n == 0 and batch_size * pieces <= fits * n
+      )
+      advice += f", or take it in pieces (--config.train.micro_batches={more})"
+    raise TooLarge(
+      f"config.{field}={batch_size} does not fit in memory; {advice}"
+    ) from error
 
 
-def _advice(error: str, field: str, batch_size: int) -> str:
-  asked, free = "", available()
-  fits = batch_size // 2
-  if found := _ASKED.search(error):
-    number, unit = found.groups()
-    asked = f": XLA asked for {number} {unit}"
-    if free is not None:
-      num_bytes = float(number) * _UNITS[unit]
-      asked += f", and {free / 2**30:.1f} GiB are free"
-      fits = min(fits, int(batch_size * free / num_bytes))
-  advice = (
-    f"about {fits} will fit (--config.{field}={fits})"
-    if fits
-    else "not one example fits: take a smaller network"
-  )
-  if field == "train.batch_size" and fits:
-    pieces = 2 ** (-(-batch_size // fits) - 1).bit_length()
-    advice += f", or take it in pieces (--config.train.micro_batches={pieces})"
-  return f"config.{field}={batch_size} does not fit in memory{asked}; {advice}"
+def _largest(error: str, batch_size: int) -> tuple[str, int]:
+  """The batch that will fit, 0 if none does, and why; half, if not told.
+
+  XLA asks at once for what a program needs besides its inputs, which goes with
+  the batch.
+  """
+  found, free = _ASKED.search(error), available()
+  if not found or free is None:
+    return "", batch_size // 2
+  asked = float(found[1]) * _UNITS[found[2]]
+  why = f", as {asked / 2**30:.1f} GiB were asked for, and {free / 2**30:.1f}"
+  fits = min(int(batch_size * free / asked), batch_size // 2)
+  return f"{why} are free", fits

@@ -560,7 +560,7 @@ def test_unknown_set(tmp_path, run):
         "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 64.00GiB."
       ),
       # A quarter of the batch of 16.
-      "XLA asked for 64.00 GiB, and 16.0 GiB are free; about 4 will fit"
+      "about 4 will fit, as 64.0 GiB were asked for, and 16.0 are free"
       " (--config.train.batch_size=4), or take it in pieces"
       " (--config.train.micro_batches=4)",
     ),
@@ -582,6 +582,29 @@ def test_memory_runs_out(tmp_path, run, monkeypatch, error, expected):
   monkeypatch.setattr(main.loop, "train", train)
   code, stderr = run(PLANE, f"--workdir={tmp_path}")
   assert_one_clear_line(code, stderr, expected)
+
+
+@pytest.mark.parametrize(
+  "batch_size, pieces, expected",
+  [
+    # 5 of 20 fit; of 30 in 2 pieces of 15, 7, so that 10 pieces of 3 do.
+    (20, 1, "about 5 will fit.*micro_batches=4"),
+    (30, 2, "about 7 will fit.*micro_batches=10"),
+    (20, 0, r"config.sampling.*about 5 will fit.*=5\)$"),
+    (2, 1, "take a smaller network"),
+  ],
+)
+def test_pieces_divide_a_batch_that_does_not_fit(
+  monkeypatch, batch_size, pieces, expected
+):
+  monkeypatch.setattr(memory, "available", lambda: 16.0 * 2**30)
+  with (
+    pytest.raises(memory.TooLarge, match=expected),
+    memory.clear_errors(batch_size, pieces),
+  ):
+    raise jax.errors.JaxRuntimeError(
+      f"RESOURCE_EXHAUSTED: Out of memory allocating {2**36} bytes."
+    )
 
 
 def test_other_errors_of_xla_are_bugs(tmp_path, run, monkeypatch):
