@@ -3,6 +3,7 @@
 configs/my_images.py leaves fields open: they are None unless a flag sets them.
 """
 
+import pathlib
 import statistics
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 
 from rad_jax import config as configs
-from rad_jax import memory
+from rad_jax import files, memory
 from rad_jax.config import ConfigDict, ConfigError
 from rad_jax.data import folder, sources, training_set
 
@@ -46,17 +47,17 @@ class Machine(NamedTuple):
 Choices = Iterator[tuple[str, Any, str]]
 
 
-def fill(config: ConfigDict, saved: dict[str, Any]) -> list[tuple[str, str]]:
+def fill(config: ConfigDict, workdir: pathlib.Path) -> list[tuple[str, str]]:
   """Fills open fields in place; returns each as a flag, and the reason.
 
-  `saved` is the config.json of the run that goes on, or {}: its values stay.
+  The values of the run in workdir stay, if there is one.
   """
   fields = configs.flatten(config.to_dict())
   unset = [path for path, value in fields.items() if value is None]
   said: list[tuple[str, str]] = []
   if not unset:
     return said
-  if saved:
+  if saved := files.read_json(workdir / "config.json"):
     found = _kept(unset, saved)
   else:
     found = choices(config, look_at(config), this_machine())

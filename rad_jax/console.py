@@ -31,7 +31,6 @@ _KINDS = {
   bool: "True or False",
   int: "a whole number",
   float: "a number",
-  str: "a text",
   tuple: 'values in brackets, such as "(1, 2)" or "(\'a\',)"',
 }
 
@@ -105,11 +104,12 @@ def find_config(given: str) -> str:
 
 
 def parse_flags(
-  argv: Sequence[str], modes: Collection[str], help: Callable[[], str]
+  argv: list[str], modes: Collection[str], help: Callable[[], str]
 ) -> None:
   """absl's parsing, with every error as one line and exit code 1.
 
-  Without --config, the config of the run in --workdir serves.
+  Without --config, the config of the run in --workdir serves; with it, it comes
+  to stand first in argv.
   """
   if {"--help", "-help", "-h"} & set(argv):
     print(help())
@@ -121,7 +121,7 @@ def parse_flags(
     _refuse_misspelt(given, modes)
     config = _config_of(given)
     if "config" in given:  # ml_collections wants it before its fields
-      sys.argv[1:] = [f"--config={given['config']}", *_without_config(argv)]
+      argv[1:] = [f"--config={given['config']}", *_without_config(argv)]
     rest = flags.FLAGS([argv[0], *config, *_without_config(argv)])[1:]
     if rest:
       raise flags.Error(_meant(rest[0], modes))

@@ -18,7 +18,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 import rad_jax
-from rad_jax import checks, choices, console, files, memory, saved
+from rad_jax import checks, choices, console, memory, saved
 from rad_jax import config as configs
 from rad_jax import run as runs
 from rad_jax.config import ConfigDict
@@ -266,8 +266,7 @@ def main(argv: list[str]) -> None:
       )
     config, folder = _CONFIG.value, console.local_path(workdir)
     config.lock()  # The first access raises if the file could not be read.
-    begun = files.read_json(folder / "config.json")
-    for flag, reason in choices.fill(config, begun):
+    for flag, reason in choices.fill(config, folder):
       _LOG.info(f"{flag}: {reason}")
     training = mode in ("train", "sweep", *_UNCHECKED)
     if mode not in _UNCHECKED:

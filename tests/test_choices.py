@@ -1,6 +1,7 @@
 """What configs/my_images.py leaves open is chosen so that it can be run."""
 
 import importlib
+import pathlib
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rad_jax import checks, choices
+from rad_jax import checks, choices, files
 from rad_jax import config as configs
 from rad_jax.choices import Images, Machine
 from rad_jax.data import sources
@@ -36,12 +37,15 @@ def my_images(variant="", **fields):
   return config
 
 
-def filled(images, machine, variant="", saved=None, **fields):
+NOWHERE = pathlib.Path("no such folder")
+
+
+def filled(images, machine, variant="", **fields):
   config = my_images(variant, **fields)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(choices, "look_at", lambda config: images)
     patch.setattr(choices, "this_machine", lambda: machine)
-    return config, choices.fill(config, saved or {})
+    return config, choices.fill(config, NOWHERE)
 
 
 @given(images_, machines, st.sampled_from(["", "smoke"]))
@@ -75,17 +79,14 @@ def test_every_open_field_has_a_rule_and_no_other():
   )
 
 
-def test_a_run_goes_on_as_it_was_on_another_machine():
-  images = Images(8000, 500, False)
-  saved, _ = filled(images, FAST)
-  saved = configs.flatten(saved.to_dict())
+def test_a_run_goes_on_as_it_was_on_another_machine(tmp_path):
+  begun, _ = filled(Images(8000, 500, False), FAST)
+  files.write_json(tmp_path / "config.json", begun.to_dict())
   config = my_images(train__num_steps=7)
-  tree = configs.flatten(config.to_dict())
-  tree = {path: saved[path] for path in tree if tree[path] is None}
   # Neither folder nor machine is looked at.
-  choices.fill(config, tree)
-  now = configs.flatten(config.to_dict())
-  assert now == saved | {"train.num_steps": 7}
+  choices.fill(config, tmp_path)
+  now, before = (configs.flatten(c.to_dict()) for c in (config, begun))
+  assert now == before | {"train.num_steps": 7}
 
 
 def test_less_memory_makes_more_pieces():

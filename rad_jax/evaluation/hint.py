@@ -108,7 +108,6 @@ def _advice(
   return {
     "std": std,
     "known": known,
-    "halves": halves,
     "cautious": cautious,
     "lam": lam,
     "left": ratio(std, lam or 0.0),
