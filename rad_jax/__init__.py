@@ -13,6 +13,7 @@ file. They come in modules, and what most programs use has its name here too:
   optimizers, passes                              training
   measures, reference                             evaluation
   Level, Network, mlp, unet, load_diffusers       levels and networks
+  load, sampling                                  a trained run, and samples
   Method, as_predictor, make_train_step, State, initial_state, state_of
 
 A module is imported when it is first named.
@@ -35,6 +36,8 @@ with epy.lazy_api_imports(globals()):
   from rad_jax.diffusion.process import Level as Level
   from rad_jax.evaluation import measures as measures
   from rad_jax.evaluation import reference as reference
+  from rad_jax.evaluation import sampling as sampling
+  from rad_jax.evaluation.sampling import load as load
   from rad_jax.interop.pretrained import load_diffusers as load_diffusers
   from rad_jax.models.mlp import mlp as mlp
   from rad_jax.models.network import Network as Network

@@ -1,6 +1,7 @@
 """The checks of a config: each field by config.FIELDS, then how they fit."""
 
 import functools
+import logging
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,8 @@ from rad_jax import config as configs
 from rad_jax.config import ConfigDict, ConfigError, is_synthetic
 from rad_jax.data import corruptions, folder
 from rad_jax.robustness import attacks, objectives
+
+_LOG = logging.getLogger("rad_jax")
 
 # A field, whether its value fits the others, and what it must be if not.
 Checks = Iterator[tuple[str, bool, str]]
@@ -25,6 +28,29 @@ def validate(
     if not fits:
       value = _get(config, path)
       raise ConfigError(f"config.{path}={value!r}: it must be {allowed}")
+  if _may_collapse(config):
+    _warn_of_collapse(config.objective.lam)
+
+
+def _may_collapse(config: ConfigDict) -> bool:
+  """Whether lambda is large for a U-Net on images, and samples not clipped."""
+  return (
+    config.objective.lam >= 1
+    and config.model.name == "unet"
+    and config.data.linear_rank == 0
+    and config.sampling.clip_x_0 == 0
+    and bool(objectives.OBJECTIVES[config.objective.name].target)
+  )
+
+
+@functools.cache
+def _warn_of_collapse(lam: float) -> None:
+  """Once, however many runs of a sweep are checked."""
+  _LOG.warning(
+    f"config.objective.lam={lam:g} with config.sampling.clip_x_0=0 can collapse"
+    " a U-Net on images: take --config.objective.lam=0.3 or"
+    " --config.sampling.clip_x_0=1"
+  )
 
 
 def _checks(config: ConfigDict, num_devices: int, training: bool) -> Checks:

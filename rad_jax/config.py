@@ -287,7 +287,9 @@ FIELDS: dict[str, Field] = {
   "optimizer.ema_decay": Field(
     0.9999, "Decay, per step, of the moving average of the parameters.", DECAY
   ),
-  "train.num_steps": Field(800_000, "In all, however often resumed.", COUNT),
+  "train.num_steps": Field(
+    800_000, "In all, however often resumed.", within("[1, 2147483647]")
+  ),
   "train.batch_size": Field(128, "Examples a step, on all devices.", COUNT),
   "train.steps_per_dispatch": Field(
     1,
@@ -516,16 +518,18 @@ def show(
     if path.rpartition(".")[0] != section:
       section = path.rpartition(".")[0]
       lines += ["", f"# {section}"]
-    value = values[path]
-    value = tuple(value) if isinstance(value, list) else value
-    origin = "default" if value == field.default else source
+    flag = as_flag(path, values[path])
+    origin = "default" if flag == as_flag(path, field.default) else source
     if path in overridden:
       origin = "command line"
-    lines += [
-      f"--config.{path}={shlex.quote(str(value))}  ({origin})",
-      f"    {meaning(field)}",
-    ]
+    lines += [f"{flag}  ({origin})", f"    {meaning(field)}"]
   return "\n".join(lines)
+
+
+def as_flag(path: str, value: Any) -> str:
+  """A field as it is given on a command line."""
+  value = tuple(value) if isinstance(value, list) else value
+  return f"--config.{path}={shlex.quote(str(value))}"
 
 
 def meaning(field: Field) -> str:

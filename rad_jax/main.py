@@ -1,4 +1,4 @@
-"""python -m rad_jax.main --config=configs/cifar10.py [--mode=...]
+"""python -m rad_jax --config=configs/cifar10.py [--mode=...]
 
 Each mode's function imports what it alone needs: matplotlib takes seconds.
 """
@@ -18,7 +18,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 import rad_jax
-from rad_jax import checks, console
+from rad_jax import checks, choices, console, memory, saved
 from rad_jax import config as configs
 from rad_jax import run as runs
 from rad_jax.config import ConfigDict
@@ -26,11 +26,13 @@ from rad_jax.data import builders, training_set
 from rad_jax.interop import pretrained
 from rad_jax.training import hosts, loop
 
+_LOG = logging.getLogger("rad_jax")
+
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
   "Config file, yours or one that comes with the package; with :smoke behind it"
-  " it takes seconds.",
+  " it takes seconds. Or a run's folder, as --workdir where none is given.",
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir",
@@ -125,8 +127,8 @@ def _show_config(config: ConfigDict, _: pathlib.Path) -> None:
 def _cost(config: ConfigDict, _: pathlib.Path) -> None:
   from rad_jax.experiments import cost
 
-  rows = cost.cost(config)
-  print(f"{cost.table(rows)}\n\n{cost.forecast(config, rows)}")
+  for line in cost.lines(config):
+    print(line, flush=True)
 
 
 def _hint(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -256,9 +258,9 @@ _UNCHECKED = ("study", "schemes", "demo", "show_config")
 
 def main(argv: list[str]) -> None:
   """Runs the mode that the flags ask for."""
-  if len(argv) > 1:
-    raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
+  del argv  # parse_flags
   absl_logging.set_verbosity(absl_logging.WARNING)  # orbax's running comment
+  absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
   if not _TRACEBACK.value:
     console.say_errors_once()
   console.keep_compiled(_COMPILE_CACHE.value)
@@ -279,24 +281,36 @@ def main(argv: list[str]) -> None:
       raise hosts.HostError(
         f"--mode={mode} runs in one process, on all its devices"
       )
-    config = _CONFIG.value  # The first access raises if it cannot be read.
+    config, folder = _CONFIG.value, console.local_path(workdir)
+    # The first access raises if the file could not be read.
     taken = pretrained.taken_over(
       configs.flatten(config.to_dict()),
       config_flags.get_override_values(flags.FLAGS["config"]),
-      console.local_path(workdir),
+      folder,
     )
     config.update_from_flattened_dict(taken)
     config.lock()
+    for flag, reason in choices.fill(config, folder):
+      _LOG.info(f"{flag}: {reason}")
+    training = mode in ("train", "sweep", *_UNCHECKED)
     if mode not in _UNCHECKED:
-      training = mode in ("train", "sweep")
       checks.validate(config, jax.device_count(), training=training)
-    work(config, console.local_path(workdir))
+    size, pieces = config.sampling.batch_size, 0
+    if training:
+      size, pieces = config.train.batch_size, config.train.micro_batches
+    with memory.clear_errors(size, pieces):
+      work(config, folder)
 
 
 def default_workdir() -> str:
-  """runs/cifar10 for --config=configs/cifar10.py, runs/cifar10_smoke, ..."""
+  """runs/cifar10 for --config=configs/cifar10.py, runs/cifar10_smoke, ...
+
+  A run's own folder, for the config of a run.
+  """
   path = config_flags.get_config_filename(flags.FLAGS["config"])
   name, _, argument = path.partition(":")
+  if pathlib.Path(name) == pathlib.Path(saved.__file__):
+    return argument
   return "_".join(filter(None, [f"runs/{pathlib.Path(name).stem}", argument]))
 
 
@@ -308,18 +322,13 @@ def help_text() -> str:
 def run() -> None:
   """The entry of the command line."""
   console.end_on_sigterm()
-  logging.basicConfig(format="%(message)s", level=logging.WARNING)
   logging.getLogger("rad_jax").setLevel(logging.INFO)
-  flags.register_multi_flags_validator(
-    ["config", "workdir", "mode"],
-    lambda given: (
-      given["config"] is not None
-      or (given["mode"] == "report" and given["workdir"])
-    ),
-    "Flag --config must have a value; --mode=report takes --workdir as well;"
-    " --help has examples",
-  )
-  app.run(main, flags_parser=lambda argv: console.parse_flags(argv, help_text))
+  app.run(main, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  console.parse_flags(argv, MODES, help_text)
+  return argv[:1]
 
 
 if __name__ == "__main__":

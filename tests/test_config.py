@@ -18,7 +18,10 @@ from rad_jax import run as runs
 from rad_jax.training import step
 
 ROOT = pathlib.Path(__file__).parents[1]
-FILES = sorted((ROOT / "configs").glob("*.py"))
+# What is open in my_images.py, test_choices.py fills.
+FILES = sorted(
+  path for path in (ROOT / "configs").glob("*.py") if path.stem != "my_images"
+)
 UNETS = {
   *("celeba64", "cifar10", "cifar10_edm", "cifar10_finetune"),
   *("imagenet64", "lsun_bedroom"),
@@ -571,6 +574,26 @@ def test_conflict_with_a_field_of_another_version():
     "data.flip: True -> False",
     "objective.gamma: 2 -> unset",
   ]
+
+
+@pytest.mark.parametrize(
+  "others, warnings",
+  [
+    ({}, 1),
+    ({"sampling__clip_x_0": 1.0}, 0),
+    ({"data__linear_rank": 8}, 0),
+    ({"model__name": "mlp"}, 0),
+    ({"objective__name": "ddpm"}, 0),
+  ],
+)
+def test_large_lambda_of_an_unclipped_unet_is_warned_of_once(
+  caplog, others, warnings
+):
+  checks._warn_of_collapse.cache_clear()
+  fields = {"sampling__clip_x_0": 0.0} | others
+  for _ in range(2):
+    checks.validate(with_field("objective.lam", 3.0, **fields))
+  assert caplog.text.count("can collapse a U-Net") == warnings
 
 
 # ---- What is said of the fields ----

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
+from rad_jax import memory
 from rad_jax import run as runs
 from rad_jax.experiments import cost
 from rad_jax.training import chips
@@ -78,10 +79,10 @@ def compiled_once():
   """Compilation is the cost of these tests: each step's config, once."""
   found, own = {}, cost._compile
 
-  def compile_once(config, regularised=True):
-    key = json.dumps(config.to_dict(), sort_keys=True), regularised
+  def compile_once(config):
+    key = json.dumps(config.to_dict(), sort_keys=True)
     if key not in found:
-      found[key] = own(config, regularised)
+      found[key] = own(config)
     return found[key]
 
   with pytest.MonkeyPatch.context() as patch:
@@ -89,92 +90,16 @@ def compiled_once():
     yield
 
 
-def cost_of(**fields):
-  return cost.cost(wide_config(**fields))
-
-
-@pytest.fixture(scope="module")
-def robust_adv():
-  return cost_of()
-
-
-@pytest.fixture(scope="module")
-def robust_ran():
-  return cost_of(objective__name="robust_ran")
-
-
-def test_robust_adv_beside_ddpm(robust_adv):
-  """A whole training with the regulariser has neither "off" nor "mean"."""
-  ddpm, on = robust_adv["ddpm"], robust_adv["on"]
-  assert list(robust_adv) == ["ddpm", "on"]
-  assert (ddpm["passes"], on["passes"]) == (3, 8)
-  assert 2.2 < on["flops"] / ddpm["flops"] < 2.8
-  # Parameters, their average and Adam's two moments, in float32, at least.
-  state = jax.eval_shape(runs.build(wide_config()).initial_state)
-  assert 16 * num_parameters(state) < ddpm["memory"] < on["memory"]
-
-
-def test_ddpm_costs_what_ddpm_does(robust_adv):
-  rows = cost_of(objective__name="ddpm")
-  assert rows["on"] == rows["ddpm"] == robust_adv["ddpm"]
-
-
-def test_cheaper_schemes_are_means_over_the_timetable(robust_adv):
-  """From step 75 of 100 on each second one: 13 of them."""
-  rows = cost_of(regulariser__start=0.75, regulariser__every_steps=2)
-  on, off, mean = rows["on"], rows["off"], rows["mean"]
-  assert on == robust_adv["on"]
-  assert off == rows["ddpm"]
-  assert mean["passes"] == pytest.approx(0.13 * 8 + 0.87 * 3)
-  flops = 0.13 * on["flops"] + 0.87 * off["flops"]
-  assert mean["flops"] == pytest.approx(flops)
-  assert mean["memory"] == max(on["memory"], off["memory"])
-
-
-def test_each_step_of_an_attack_costs_the_same(robust_ran, robust_adv):
-  """XLA counts the body of PGD's loop once, however often it is run."""
-  pgd = cost_of(attack__name="pgd", attack__num_steps=4)
-  none, one, four = (rows["on"] for rows in (robust_ran, robust_adv, pgd))
-  assert [row["passes"] for row in (none, one, four)] == [6, 8, 14]
-  a_step = one["flops"] - none["flops"]
-  # A pass forward and one back, without the embedding of the level.
-  assert 1.5 < 3 * a_step / pgd["ddpm"]["flops"] < 2
-  assert four["flops"] == pytest.approx(none["flops"] + 4 * a_step, rel=1e-3)
-
-
-def test_each_free_replay_costs_what_a_random_w_does(robust_ran):
-  """The gradient by w is a by-product."""
-  free = cost_of(regulariser__free_replays=3)["on"]
-  assert free["passes"] == 3 * robust_ran["on"]["passes"] == 18
-  flops = 3 * robust_ran["on"]["flops"]
-  assert free["flops"] == pytest.approx(flops, rel=1e-3)
-
-
-def test_the_table_has_ratios_to_ddpm():
-  table = cost.table(
-    {
-      "ddpm": {"passes": 3.0, "flops": 2e9, "memory": 5e6},
-      "on": {"passes": 8.0, "flops": 5e9, "memory": 2e7},
-    }
-  )
-  assert [line.split() for line in table.splitlines()] == [
-    ["passes", "GFLOP", "memory,", "MB"],
-    ["ddpm", "3", "(1.00x)", "2", "(1.00x)", "5", "(1.00x)"],
-    ["on", "8", "(2.67x)", "5", "(2.50x)", "20", "(4.00x)"],
-  ]
-  assert len({len(line) for line in table.splitlines()}) == 1
-
-
-def test_memory_is_a_line_over_the_batch(robust_adv):
+def test_memory_is_a_line_over_the_batch():
   config = wide_config()
-  fixed, each = cost.memory(config, robust_adv["on"]["memory"])
-  # The same line by batches of 128 and 256.
-  config = wide_config(train__batch_size=128)
-  found = cost.memory(config, fixed + 128 * each)
-  four = found[0] + 256 * found[1]
-  assert fixed + 256 * each == pytest.approx(four, rel=0.1)
+  fixed, each = cost.memory_line(config)
   state = jax.eval_shape(runs.build(config).initial_state)
+  # Parameters, their average and Adam's two moments, in float32, at least.
   assert fixed > 16 * num_parameters(state)
+  # The same line by batches of 128 and 256.
+  other = cost.memory_line(wide_config(train__batch_size=128))
+  four = other[0] + 256 * other[1]
+  assert fixed + 256 * each == pytest.approx(four, rel=0.1)
   limit = 2.5 * four
   largest = cost.largest_batch(fixed, each, limit)
   assert fixed + largest * each <= limit
@@ -182,20 +107,82 @@ def test_memory_is_a_line_over_the_batch(robust_adv):
   assert cost.largest_batch(fixed, each, fixed / 2) == 0
 
 
-def test_forecast_is_of_the_whole_run(monkeypatch, robust_adv):
-  flops = 100 * robust_adv["on"]["flops"] / jax.device_count()
-  monkeypatch.setattr(cost, "product_rate", lambda dtype: flops / (3 * 3600))
-  parameters, run, time, memory = cost.forecast(
-    wide_config(), robust_adv
-  ).splitlines()
+@pytest.mark.parametrize(
+  "once, twice, state", [(10.0, 30.0, 4.0), (10.0, 9.0, 4.0), (10.0, 12.0, 4.0)]
+)
+def test_what_is_fixed_is_never_less_than_the_state(
+  monkeypatch, once, twice, state
+):
+  """Nor is an example free; both agree on the batch that was compiled."""
+  sizes = {64: once, 128: twice}
+  monkeypatch.setattr(
+    cost, "_memory", lambda config: (sizes[config.train.batch_size], state)
+  )
+  fixed, each = cost.memory_line(wide_config())
+  assert fixed >= state
+  assert each > 0
+  assert fixed + 64 * each == pytest.approx(once, abs=1.0)
+
+
+def said(monkeypatch, **fields):
+  """`cost.lines`, without the compilation: those before it, those after."""
+  config = wide_config(**fields)
+  monkeypatch.setattr(cost, "product_rate", lambda dtype: 1e9)
+  found = cost.lines(config)
+  before = [next(found)]
+  while not before[-1].startswith("memory"):
+    before.append(next(found))
+  monkeypatch.setattr(cost, "memory_line", lambda config: (2e6, 1e3))
+  return before[:-1], list(found)
+
+
+def test_what_needs_no_compilation_is_said_first(monkeypatch):
+  monkeypatch.setattr(cost, "_compile", lambda config: pytest.fail("compiled"))
+  monkeypatch.setattr(memory, "available", lambda: 5e6)
+  (parameters, step, whole, time), after = said(monkeypatch)
   state = jax.eval_shape(runs.build(wide_config()).initial_state)
-  assert parameters.split() == [
-    "parameters:",
-    f"{num_parameters(state):,}",
-  ]
-  assert "100 steps, 800 passes" in run
-  assert "3 hours at the least" in time
-  assert "the largest batch: " in memory
+  assert parameters == f"parameters: {num_parameters(state):,}"
+  # Of the MLP: 2 FLOP a weight and example, 64 examples, 8 and 3 passes.
+  flops = 2 * num_parameters(state) * 64
+  assert "8 passes of the network" in step
+  ours, ddpm = (float(part.split()[-1]) for part in step.split(" MFLOP")[:2])
+  assert ours == pytest.approx(8 * flops / 1e6, rel=0.1)
+  assert ddpm == pytest.approx(3 * flops / 1e6, rel=0.1)
+  assert "100 steps, " in whole
+  seconds = 100 * ours / 1e3 / jax.device_count()
+  assert cost.duration(seconds).split()[1] in time
+  assert after[0].split() == "2.06 MB a step: 2 MB, and 1 kB an example".split()
+  assert "the largest batch: 3,000 in the 5 MB free here, " in after[1]
+
+
+def test_passes_are_a_mean_over_the_timetable(monkeypatch):
+  """From step 75 of 100 on each second one: 13 of them."""
+  fields = {"regulariser__start": 0.75, "regulariser__every_steps": 2}
+  lines, _ = said(monkeypatch, **fields)
+  assert "on average: 3.65 passes" in lines[2]
+
+
+@pytest.mark.parametrize(
+  "seconds, expected",
+  [
+    (1.8e8, "5.7 years"),
+    (3 * 86_400.0, "3 days"),
+    (7200.0, "2 hours"),
+    (119.0, "119 seconds"),
+    (0.5, "0.5 seconds"),
+  ],
+)
+def test_duration(seconds, expected):
+  assert cost.duration(seconds) == expected
+
+
+@pytest.mark.parametrize(
+  "number, expected",
+  [(0.0, "0 B"), (999.0, "999 B"), (999.9, "1 kB"), (2.5e6, "2.5 MB")]
+  + [(1.234e19, "12.3 EB")],
+)
+def test_amount(number, expected):
+  assert cost.amount(number, "B") == expected
 
 
 def test_rate_of_products_is_of_this_machine():

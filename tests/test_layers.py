@@ -14,7 +14,7 @@ _STEP = {
   f"training.{name}"
   for name in ("optimizers", "passes", "replays", "state", "step")
 }
-_RUN = _DATA | _STEP | {"config", "run"}
+_RUN = _DATA | _STEP | {"config", "run", "memory", "saved"}
 _TRAINER = _RUN | {"training"}
 ALLOWED = {
   "__init__": _DATA | _STEP | {"version", "evaluation"},
@@ -28,6 +28,10 @@ ALLOWED = {
   "data": {"files"},
   "config": _DATA,
   "checks": _DATA | {"config"},
+  "choices": _DATA | {"config", "memory"},
+  "memory": set(),
+  "saved": {"config", "files"},
+  "__main__": {"main"},
   **{name: _DATA | _STEP for name in _STEP},
   "run": _RUN,
   "training": _TRAINER | {"version"},
@@ -36,12 +40,13 @@ ALLOWED = {
   "reports": {"files", "data"},
   "console": _TRAINER,
   "main": _TRAINER
-  | {"__init__", "checks", "console", "evaluation", "experiments", "reports"},
+  | {"__init__", "checks", "choices", "console", "evaluation", "experiments"}
+  | {"reports"},
 }
 # They import the config, and so are no part of `import rad_jax`.
 OF_THE_BORDER = {"rad_jax.run", "rad_jax.training.loop"}
 # These alone see a ConfigDict.
-BORDER = ("config", "checks", "run", "experiments", "main")
+BORDER = ("config", "checks", "choices", "run", "saved", "experiments", "main")
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "misc"}
 
 

@@ -1,23 +1,30 @@
 """The command line, from the first command to the last, and when it errs."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from absl import logging as absl_logging
 from absl.testing import flagsaver
+from begun import begin
 from cifar10_like import prepare_cifar10_like
 from PIL import Image
 
-from rad_jax import console, main
+import rad_jax
+from rad_jax import console, main, memory
+from rad_jax import run as runs
 from rad_jax.evaluation import evaluate
 from rad_jax.training import hosts, metrics
 
@@ -251,6 +258,105 @@ def test_report_needs_no_config(tmp_path, run):
   assert (other / "report/training.png").exists()
 
 
+# ---- A run's own config ----
+
+
+@pytest.fixture(scope="module")
+def begun_run(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("begun") / "run"
+  begin(runs.build(tiny.plane(sampling__num_samples=3)), folder)
+  return folder
+
+
+def test_a_run_needs_no_config(begun_run, run, tmp_path):
+  """Its own serves, with overrides on top."""
+  folder = shutil.copytree(begun_run, tmp_path / "run")
+  args = ["--mode=sample", "--workdir", folder]
+  assert_succeeds(run("--config.sampling.num_steps=2", *args))
+  samples = folder / "samples/step_20"
+  with np.load(samples / "samples.npz") as file:
+    assert file["x_0"].shape == (3, 3)
+  assert json.loads((samples / "sampling.json").read_text())["num_steps"] == 2
+  code, stderr = run(*args, "--config.model.mlp.width=16")
+  assert_one_clear_line(code, stderr, "model.mlp.width: 8 -> 16")
+
+
+def test_a_run_is_a_config_of_others(begun_run, run, capsys):
+  """Every field is as it was, but for those that are overridden."""
+  monitored = "attack.monitor_every_steps"
+  assert_succeeds(
+    run(
+      "--mode=show_config", f"--config={begun_run}", f"--config.{monitored}=7"
+    )
+  )
+  assert main.saved.get_config(begun_run).to_dict() == (
+    json.loads(
+      (begun_run / "config.json").read_text(),
+      object_hook=lambda tree: {
+        k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()
+      },
+    )
+  )
+
+
+def test_workdir_of_a_run_s_config_is_its_own(begun_run, monkeypatch):
+  argv = ["rad_jax", f"--config={begun_run}"]
+  monkeypatch.setattr(sys, "argv", argv)
+  with flagsaver.flagsaver():
+    console.parse_flags(argv, main.MODES, main.help_text)
+    assert main.default_workdir() == str(begun_run)
+
+
+@pytest.mark.parametrize(
+  "text, expected",
+  [
+    ('{"objective": {"beta_law": 3}}', "does not have (objective.beta_law)"),
+    ('{"objective": {"lam": "much"}}', "config.json is damaged"),
+    ('{"objective": ', "config.json is damaged"),
+  ],
+)
+def test_config_of_a_run_that_cannot_be_read(tmp_path, run, text, expected):
+  (tmp_path / "config.json").write_text(text)
+  code, stderr = run(f"--workdir={tmp_path}", "--mode=sample")
+  assert_one_clear_line(code, stderr, expected)
+
+
+def test_loaded_run_samples_and_predicts(begun_run, tmp_path):
+  folder = shutil.copytree(begun_run, tmp_path / "run")
+  model = rad_jax.load(folder)
+  assert model.step == 20
+  assert rad_jax.sampling.draw(model, count=5).shape == (5, 3)
+  x_t = jnp.ones((2, 3))
+  level = jax.tree.map(lambda x: x[:2], model.run.process.grid(4))
+  found = rad_jax.sampling.eps_fn(model.run, model.params)(x_t, level)
+  expected = model.run.network.apply(model.params, x_t, level.time)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_choices_are_said_and_kept(tmp_path, run, monkeypatch, caplog):
+  photos = tmp_path / "photos"
+  photos.mkdir()
+  for i in range(5):
+    Image.new("RGB", (9, 9), (i, 0, 0)).save(photos / f"{i}.png")
+  seen = []
+  monkeypatch.setattr(main.loop, "train", lambda run, _: seen.append(run))
+  args = ["--config=my_images", f"--config.data.path={photos}"]
+  assert_succeeds(run(*args, f"--workdir={tmp_path / 'run'}"))
+  assert seen[0].example_shape == (8, 8, 3)
+  assert seen[0].config["objective"]["lam"] == 0.3
+  assert "--config.data.image_size=8: a power of two" in caplog.text
+
+
+def test_package_is_a_command(monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", ["rad_jax", "--help"])
+  monkeypatch.setattr(absl_logging, "use_absl_handler", lambda: None)
+  monkeypatch.setattr(console, "end_on_sigterm", lambda: None)
+  with pytest.raises(SystemExit) as ended:
+    runpy.run_module("rad_jax", run_name="__main__")
+  assert not ended.value.code
+  assert "--mode=" in capsys.readouterr().out
+
+
 def test_world_needs_no_preparation(tmp_path, run):
   workdir = tmp_path / "run"
   assert_succeeds(run(PLANE, f"--workdir={workdir}", "--mode=prepare_data"))
@@ -275,17 +381,6 @@ def test_default_workdir(monkeypatch, config, folder):
 
 
 # ---- Errors ----
-
-
-@pytest.mark.slow
-def test_misspelt_field():
-  process = command(PLANE, "--config.train.num_stps=3")
-  assert_one_clear_line(
-    process.returncode,
-    process.stderr,
-    "num_stps",
-    'Did you mean "num_steps"',
-  )
 
 
 @pytest.mark.slow
@@ -315,11 +410,21 @@ def test_batch_that_the_devices_cannot_share(tmp_path):
     ("--config.data.corruption.fraction=1.5", "corruption.fraction=1.5"),
     ("--config.data.corruption.fraction=-0.5", "corruption.fraction=-0.5"),
     ("--config.sampling.num_steps=2000", "config.sampling.num_steps=2000"),
-    ("--config.train.num_steps=ten", "config.train.num_steps=ten"),
-    ("--config.train.num_steps=1.5", "config.train.num_steps=1.5"),
-    ("--config.nothing.beta=1", "nothing"),
-    ("--flagg=1", "Unknown command line flag 'flagg'"),
-    ("--mode=fly", "train|sample|evaluate|purify|diagnose|cost|hint|sweep|"),
+    ("--config.train.num_steps=ten", "=ten: it must be a whole number, in [1"),
+    ("--config.train.num_steps=1.5", "=1.5: it must be a whole number"),
+    ("--config.train.num_steps=2147483648", "in [1, 2147483647]"),
+    ("--config.data.flip=maybe", "=maybe: it must be True or False"),
+    ("--config.nothing.beta=1", "did you mean --config.objective.beta or"),
+    ("--config.train.num_stps=3", "did you mean --config.train.num_steps?"),
+    ("--objective.lam=3", "did you mean --config.objective.lam?"),
+    ("--lam=3", "--config.objective.lam or --config.sweep.lam?"),
+    ("--worksdir=1", "no flag --worksdir; did you mean --workdir?"),
+    ("--num_processes=two", "--num_processes=two: it must be a whole number"),
+    ("--mode=fly", "There are train, sample, evaluate, purify, diagnose"),
+    ("--mode=trian", "did you mean --mode=train?"),
+    ("--mode=", "--mode has no value"),
+    ("train", "write --mode=train"),
+    ("configs/digits.py", "write --config=configs/digits.py"),
   ],
 )
 def test_bad_flag(tmp_path, run, flag, expected):
@@ -341,7 +446,11 @@ def test_bad_config_in_every_mode(tmp_path, run, mode):
 
 def test_config_is_missing(tmp_path, run):
   code, stderr = run(f"--workdir={tmp_path}")
-  assert_one_clear_line(code, stderr, "--config must have a value")
+  assert_one_clear_line(
+    code,
+    stderr,
+    f"no run in --workdir={tmp_path}, and no config: give --config",
+  )
 
 
 @pytest.mark.parametrize(
@@ -395,6 +504,8 @@ def test_workdir_below_a_file(tmp_path, run, mode):
     PLANE, f"--workdir={tmp_path / 'file' / 'run'}", f"--mode={mode}"
   )
   assert_one_clear_line(code, stderr, str(tmp_path / "file"))
+  if mode == "train":
+    assert "is a file where a folder is needed; change --workdir=" in stderr
 
 
 @pytest.mark.parametrize("mode", ["sample", "evaluate"])
@@ -441,6 +552,89 @@ def test_unknown_set(tmp_path, run):
   assert_one_clear_line(code, stderr, "unknown dataset 'cifar11'", "cifar10")
 
 
+@pytest.mark.parametrize(
+  "error, expected",
+  [
+    (
+      jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 64.00GiB."
+      ),
+      # A quarter of the batch of 16.
+      "about 4 will fit, as 64.0 GiB were asked for, and 16.0 are free"
+      " (--config.train.batch_size=4), or take it in pieces"
+      " (--config.train.micro_batches=4)",
+    ),
+    (
+      jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+      "does not fit in memory; about 8 will fit",
+    ),
+    (
+      MemoryError("Unable to allocate 12.0 GiB"),
+      "12.0 GiB. --config.data.loading=stream",
+    ),
+  ],
+)
+def test_memory_runs_out(tmp_path, run, monkeypatch, error, expected):
+  def train(*_):
+    raise error
+
+  monkeypatch.setattr(memory, "available", lambda: 16.0 * 2**30)
+  monkeypatch.setattr(main.loop, "train", train)
+  code, stderr = run(PLANE, f"--workdir={tmp_path}")
+  assert_one_clear_line(code, stderr, expected)
+
+
+@pytest.mark.parametrize(
+  "batch_size, pieces, expected",
+  [
+    # 5 of 20 fit; of 30 in 2 pieces of 15, 7, so that 10 pieces of 3 do.
+    (20, 1, "about 5 will fit.*micro_batches=4"),
+    (30, 2, "about 7 will fit.*micro_batches=10"),
+    (20, 0, r"config.sampling.*about 5 will fit.*=5\)$"),
+    (2, 1, "take a smaller network"),
+  ],
+)
+def test_pieces_divide_a_batch_that_does_not_fit(
+  monkeypatch, batch_size, pieces, expected
+):
+  monkeypatch.setattr(memory, "available", lambda: 16.0 * 2**30)
+  with (
+    pytest.raises(memory.TooLarge, match=expected),
+    memory.clear_errors(batch_size, pieces),
+  ):
+    raise jax.errors.JaxRuntimeError(
+      f"RESOURCE_EXHAUSTED: Out of memory allocating {2**36} bytes."
+    )
+
+
+def test_other_errors_of_xla_are_bugs(tmp_path, run, monkeypatch):
+  def train(*_):
+    raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+  monkeypatch.setattr(main.loop, "train", train)
+  with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+    run(PLANE, f"--workdir={tmp_path}")
+
+
+@pytest.mark.parametrize(
+  "number, expected",
+  [
+    (errno.ENOSPC, "the disk is full, at {}/x: free space"),
+    (errno.EACCES, "{}/x: permission denied; change --workdir={}"),
+    (errno.EROFS, "{}/x: read-only file system; change --workdir={}"),
+  ],
+)
+def test_words_of_the_system_name_the_flag(
+  tmp_path, run, monkeypatch, number, expected
+):
+  def train(*_):
+    raise OSError(number, "words", str(tmp_path / "x"))
+
+  monkeypatch.setattr(main.loop, "train", train)
+  code, stderr = run(PLANE, f"--workdir={tmp_path}")
+  assert_one_clear_line(code, stderr, expected.format(tmp_path, tmp_path))
+
+
 def test_traceback_on_demand(tmp_path, run):
   with pytest.raises(main.configs.ConfigError, match="lam"):
     run(
@@ -474,7 +668,7 @@ def test_example_of_a_mode_is_a_command(mode, monkeypatch):
     example = ["--config=configs/digits.py", *example]
   monkeypatch.setattr(sys, "argv", ["rad_jax", f"--mode={mode}", *example])
   with flagsaver.flagsaver():
-    console.parse_flags(sys.argv, main.help_text)
+    console.parse_flags(sys.argv, main.MODES, main.help_text)
     assert main.flags.FLAGS.mode == mode
 
 
@@ -498,7 +692,8 @@ def test_configs_of_the_package_are_found_anywhere(
   found = f"{ROOT / 'configs' / 'digits.py'}:smoke"
   assert console.find_config(given) == found
   with flagsaver.flagsaver():
-    console.parse_flags(["rad_jax", "--config", given], main.help_text)
+    argv = ["rad_jax", "--config", given]
+    console.parse_flags(argv, main.MODES, main.help_text)
     assert main.default_workdir() == "runs/digits_smoke"
   # One's own comes first, and a path elsewhere is taken as it is.
   (tmp_path / "configs").mkdir()
@@ -506,6 +701,16 @@ def test_configs_of_the_package_are_found_anywhere(
   assert console.find_config("configs/digits.py") == "configs/digits.py"
   with pytest.raises(FileNotFoundError, match="the package has butterflies"):
     console.find_config(str(tmp_path / "digits.py"))
+
+
+def test_file_that_is_no_config(run):
+  code, stderr = run("--config=README.md")
+  assert_one_clear_line(code, stderr, "--config=README.md is no config file")
+
+
+def test_fields_may_come_before_their_config(run, capsys):
+  assert_succeeds(run("--config.seed=7", PLANE, "--mode=show_config"))
+  assert "--config.seed=7  (command line)" in capsys.readouterr().out
 
 
 def test_misspelt_config_file(run):

@@ -211,6 +211,28 @@ def test_hint_tells_what_the_closed_form_does(config, tmp_path):
     assert np.all(np.array(row["ratios"]) > after["ratios"])
 
 
+def test_hint_ends_in_a_flag_to_paste(config, tmp_path):
+  """The lambda that halves detail as large as the config's own dirt."""
+  fields = {"fraction": 0.5, "sigma": 0.2}
+  fields = {f"data__corruption__{name}": x for name, x in fields.items()}
+  result = hint.hint(_run(config, **fields), tmp_path)
+  halves = result["halving"][result["stds"].index(0.2)]
+  assert result["advice"]["lam"] == pytest.approx(halves, rel=0.05)
+  assert result["advice"]["left"] == pytest.approx(0.5, abs=0.02)
+  last = curves.hint_table(result).splitlines()[-1]
+  assert (
+    f"--config.objective.lam={result['advice']['lam']:g}: it leaves" in last
+  )
+  assert "standard deviation 0.2 (the corruption's)" in last
+
+
+def test_hint_is_cautious_with_a_unet(config, tmp_path):
+  result = hint.hint(_run(config, model__name="unet"), tmp_path)
+  last = curves.hint_table(result).splitlines()[-1]
+  assert "--config.objective.lam=0.3" in last
+  assert "collapse a U-Net" in last
+
+
 def test_halving_is_none_where_no_lambda_halves(config, tmp_path):
   result = hint.hint(_run(config, sampling__num_steps=5), tmp_path)
   halved = [lam is not None for lam in result["halving"]]

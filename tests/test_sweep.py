@@ -83,6 +83,19 @@ def test_names_are_readable_and_hold_what_is_swept():
   ]
 
 
+def test_sweep_without_an_axis_is_the_frontier():
+  """Its rows are on clean and on dirty data, which frontier.png needs."""
+  config = tiny_config()
+  config.lock()
+  found = sweep.entries(sweep.with_axes(config))
+  points = {(one.labels["lam"], one.labels["fraction"]) for one in found}
+  dirty = config.data.corruption.fraction
+  assert points == {(lam, x) for lam in (0.3, 1, 3) for x in (0, dirty)}
+  assert not config.sweep.lam
+  chosen = tiny_config(sweep__seed=(1, 2))
+  assert sweep.with_axes(chosen) is chosen
+
+
 def test_empty_axes_are_the_configs_own():
   config = tiny_config(objective__lam=0.7, seed=5)
   before = config.to_dict()

@@ -7,12 +7,14 @@ directions far from equivariant shrink more than it says, the others less.
 
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from rad_jax import files
+from rad_jax.data import corruptions
 from rad_jax.diffusion import process as processes
 from rad_jax.diffusion.process import Level
 from rad_jax.evaluation import sampling
@@ -23,6 +25,10 @@ LAMBDAS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 # Standard deviations of the training data along a direction, model units.
 STDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _CURVE_LEVELS = 50
+# Of dirt that is not known.
+_STD = 0.1
+# Where a U-Net on images is begun with: at 3 it collapsed.
+_CAUTIOUS = 0.3
 
 
 class Law(NamedTuple):
@@ -76,10 +82,37 @@ def hint(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
       for lam in sorted({*LAMBDAS, fields.lam})
     ],
     "halving": [halving(q) for q in STDS],
+    "advice": _advice(run, ratio, halving),
     "curves": curves(run, law),
   }
   files.write_json(workdir / "hint.json", result)
   return result
+
+
+def _advice(
+  run: Run,
+  ratio: Callable[[float, float], float],
+  halving: Callable[[float], float | None],
+) -> dict[str, Any]:
+  """The lambda to begin with, None if none halves dirt of std `std`.
+
+  known: whether std is the config's own; left, kept: `ratio` at std and at 1.
+  """
+  fields = run.config["data"]["corruption"]
+  known = fields["kind"] == "gaussian" and fields["fraction"] > 0
+  strength = (fields[name] for name in ("kind", "sigma", "severity"))
+  std = corruptions.strength_of(*strength) if known else _STD
+  halves = halving(std)
+  cautious = run.config["model"]["name"] == "unet" and not run.data.linear_rank
+  lam = _CAUTIOUS if cautious else halves and float(f"{halves:.2g}")
+  return {
+    "std": std,
+    "known": known,
+    "cautious": cautious,
+    "lam": lam,
+    "left": ratio(std, lam or 0.0),
+    "kept": ratio(1.0, lam or 0.0),
+  }
 
 
 def law_of_w(run: Run) -> Law:

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Array
 from tqdm import tqdm
 
-from rad_jax import files
+from rad_jax import files, saved
+from rad_jax import run as runs
 from rad_jax.diffusion import samplers, schedules
 from rad_jax.diffusion.parametrisation import EpsFn
 from rad_jax.diffusion.process import Level
@@ -42,6 +43,21 @@ class Model(NamedTuple):
   def samples_folder(self) -> pathlib.Path:
     """Where this checkpoint's samples are."""
     return self.workdir / "samples" / f"step_{self.step}"
+
+
+def load(workdir: str | pathlib.Path) -> Model:
+  """The newest network of a run's folder, by its own config.json.
+
+  Raises ConfigError or CheckpointError if the folder has no run that can be
+  read. To sample from it, and to call its noise predictor:
+
+    model = rad_jax.load("runs/plane")
+    x_0 = rad_jax.sampling.draw(model, count=16)
+    eps_fn = rad_jax.sampling.eps_fn(model.run, model.params)
+    eps_hat = eps_fn(x_t, level)
+  """
+  folder = pathlib.Path(workdir)
+  return newest_model(runs.build(saved.get_config(workdir)), folder)
 
 
 def newest_model(run: Run, workdir: pathlib.Path) -> Model:

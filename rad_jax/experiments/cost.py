@@ -1,57 +1,73 @@
 """What a config's training costs, before any of it is run."""
 
 import timeit
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 
-from rad_jax import config as configs
+from rad_jax import memory
 from rad_jax import run as runs
 from rad_jax.config import ConfigDict
 from rad_jax.training import chips, passes
 from rad_jax.training.state import num_parameters
 
-Rows = dict[str, dict[str, float]]
+_TIMES = {"years": 31_557_600, "days": 86_400, "hours": 3600, "minutes": 60}
 
 
-def cost(config: ConfigDict) -> Rows:
-  """Passes, FLOPs and bytes of the step, compiled and not run, and DDPM's."""
+def lines(config: ConfigDict) -> Iterator[str]:
+  """The cost in words: first what is counted, then what is compiled for."""
   run = runs.build(config)
-  rows = {
-    "ddpm": _measure(configs.as_ddpm(config)),
-    "on": _measure(config) | {"passes": run.step_passes},
-  }
-  steps = config.train.num_steps
-  share = passes.steps_on(run.timetable, steps) / steps
-  if share < 1:
-    on, off = rows["on"], _measure(config, regularised=False)
-    mean = {k: share * on[k] + (1 - share) * off[k] for k in on}
-    mean["memory"] = max(on["memory"], off["memory"])
-    rows |= {"off": off, "mean": mean}
-  return rows
+  on, num_steps = run.step_passes, config.train.num_steps
+  total = passes.total_passes(run.timetable, num_steps, on)
+  mean = total / num_steps
+  flops = config.train.batch_size * passes.flops(
+    run.network, run.initial_state, run.example_shape
+  )
+  state = jax.eval_shape(run.initial_state)
+  yield f"parameters: {num_parameters(state):,}"
+  yield (
+    f"a step:     {on:g} passes of the network, {amount(on * flops, 'FLOP')};"
+    f" DDPM's: 3, {amount(3 * flops, 'FLOP')}"
+  )
+  if mean < on:
+    yield f"on average: {mean:.3g} passes: some steps have no regulariser"
+  yield f"the run:    {num_steps:,} steps, {amount(total * flops, 'FLOP')}"
+  devices = jax.device_count()
+  rate = devices * product_rate(config.model.dtype)
+  yield (
+    f"time:       {duration(total * flops / rate)} at the least, at the"
+    f" {amount(rate, 'FLOP')}/s of {config.model.dtype} matrix products on"
+    f" {devices} x {jax.devices()[0].device_kind}"
+  )
+  yield "memory:     compiling two steps; minutes, for a large network"
+  fixed, per_example = memory_line(config)
+  found = fixed + per_example * config.train.batch_size
+  yield (
+    f"            {amount(found, 'B')} a step: {amount(fixed, 'B')}, and"
+    f" {amount(per_example, 'B')} an example"
+  )
+  limits = {f"{gb} GB": gb * 1e9 for gb in (16, 40, 80)}
+  if free := memory.available():
+    limits = {f"the {amount(free, 'B')} free here": free} | limits
+  yield "            the largest batch: " + ", ".join(
+    f"{largest_batch(fixed, per_example, limit):,} in {name}"
+    for name, limit in limits.items()
+  )
 
 
-def table(rows: Rows) -> str:
-  """`cost` as aligned text, each number beside its ratio to DDPM's."""
-  units = {"passes": 1.0, "flops": 1e9, "memory": 1e6}
-  lines = [f"{'':6}{'passes':>20}{'GFLOP':>20}{'memory, MB':>20}"]
-  for name, row in rows.items():
-    cells = [
-      f"{row[key] / unit:,.4g} ({row[key] / rows['ddpm'][key]:.2f}x)"
-      for key, unit in units.items()
-    ]
-    lines.append(f"{name:6}" + "".join(f"{cell:>20}" for cell in cells))
-  return "\n".join(lines)
+def memory_line(config: ConfigDict) -> tuple[float, float]:
+  """Bytes of a step, fixed and per example, by two batches; it compiles them.
 
-
-def memory(config: ConfigDict, known: float) -> tuple[float, float]:
-  """Bytes of a step, fixed and per example; `known` is `cost`'s of "on"."""
+  What is fixed is the state at least: a small batch may hide in it.
+  """
   twice = config.copy_and_resolve_references()
   twice.train.batch_size *= 2
-  batch_size = config.train.batch_size
-  # What is fixed is there at least once; a small batch may hide in it.
-  per_example = max(_memory(_compile(twice)) - known, 1.0) / batch_size
-  return known - per_example * batch_size, per_example
+  size = config.train.batch_size
+  once, state = _memory(config)
+  per_example = max((_memory(twice)[0] - once) / size, 0)
+  fixed = max(once - per_example * size, state)
+  return fixed, max(once - fixed, 1.0) / size
 
 
 def largest_batch(fixed: float, per_example: float, limit: float) -> int:
@@ -69,70 +85,32 @@ def product_rate(dtype: str) -> float:
   return 2 * n**3 / min(timeit.repeat(run, number=1, repeat=5))
 
 
-def forecast(config: ConfigDict, rows: Rows) -> str:
-  """What the whole run will take, from its `cost`, in a few lines of text."""
-  num_steps, num_devices = config.train.num_steps, jax.device_count()
-  mean = rows.get("mean", rows["on"])
-  flops = num_steps * mean["flops"]
-  rate = num_devices * product_rate(config.model.dtype)
-  state = jax.eval_shape(runs.build(config).initial_state)
-  fixed, per_example = memory(config, rows["on"]["memory"])
-  fits = ", ".join(
-    f"{largest_batch(fixed, per_example, gb * 1e9):,} in {gb} GB"
-    for gb in (16, 40, 80)
-  )
-  return (
-    f"parameters: {num_parameters(state):,}\n"
-    f"run:        {num_steps:,} steps, {num_steps * mean['passes']:,.0f}"
-    f" passes, {flops:.3g} FLOP\n"
-    f"time:       {_duration(flops / rate)} at the least, at the"
-    f" {rate / 1e12:.3g} TFLOP/s of matrix products in {config.model.dtype}"
-    f" on {num_devices} x {jax.devices()[0].device_kind}\n"
-    f"memory:     {fixed / 1e9:.3g} GB and {per_example / 1e6:.3g} MB an"
-    f" example; the largest batch: {fits}"
-  )
-
-
-def _duration(seconds: float) -> str:
-  for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+def duration(seconds: float) -> str:
+  """Seconds in the largest unit of which there are two."""
+  for unit, size in _TIMES.items():
     if seconds >= 2 * size:
-      return f"{seconds / size:.3g} {unit}"
+      return f"{seconds / size:,.3g} {unit}"
   return f"{seconds:.3g} seconds"
 
 
-def _measure(config: ConfigDict, regularised: bool = True) -> dict[str, float]:
-  compiled = _compile(config, regularised)
-  flops = _flops(config, regularised, compiled)
-  return {"passes": 3.0, "flops": flops, "memory": _memory(compiled)}
+def amount(number: float, unit: str) -> str:
+  """A number as 1.2 MB."""
+  prefixes, prefix = iter("kMGTPEZY"), ""
+  while number >= 999.5:
+    number, prefix = number / 1000, next(prefixes)
+  return f"{number:.3g} {prefix}{unit}"
 
 
-def _memory(compiled) -> float:
-  found = compiled.memory_analysis()
-  return float(found.argument_size_in_bytes + found.temp_size_in_bytes)
+def _memory(config: ConfigDict) -> tuple[float, float]:
+  """Bytes of the compiled step, and those of them that are the state."""
+  found = _compile(config).memory_analysis()
+  state = jax.eval_shape(runs.build(config).initial_state)
+  held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+  needed = found.argument_size_in_bytes + found.temp_size_in_bytes
+  return float(needed), float(held)
 
 
-def _flops(config: ConfigDict, regularised: bool, compiled) -> float:
-  """FLOPs of a step, from loopless steps: XLA counts a loop's body once."""
-  replays = config.regulariser.free_replays
-  chosen = runs.build(config).attack
-  steps = chosen.num_steps if chosen else 0
-  if not regularised or (replays == 1 and steps <= 1):
-    return _counted(compiled)
-  unrolled = config.copy_and_resolve_references()
-  unrolled.regulariser.free_replays = 1
-  unrolled.attack.num_steps = 0
-  start = _counted(_compile(unrolled))
-  if replays > 1:
-    return replays * start
-  unrolled.attack.num_steps = 1
-  return start + steps * (_counted(_compile(unrolled)) - start)
-
-
-def _counted(compiled) -> float:
-  return (compiled.cost_analysis() or {}).get("flops", float("nan"))
-
-
-def _compile(config: ConfigDict, regularised: bool = True):
+def _compile(config: ConfigDict):
   run = runs.build(config)
   shape = (run.train.batch_size, *run.example_shape)
   as_floats = run.is_synthetic or run.data.linear_rank
@@ -141,7 +119,7 @@ def _compile(config: ConfigDict, regularised: bool = True):
     "index": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
   }
   step = jax.jit(
-    run.train_step(regularised),
+    run.train_step(True),
     donate_argnums=0,
     compiler_options=chips.compiler_options(),
   )

@@ -1,4 +1,7 @@
-"""A grid of free values: every combination of the axes of config.sweep."""
+"""A grid of free values: every combination of the axes of config.sweep.
+
+Without an axis it is the frontier: a few lambdas, on clean and on dirty data.
+"""
 
 import itertools
 import pathlib
@@ -10,8 +13,19 @@ from rad_jax.experiments import engine, table
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> list[table.Row]:
   """The rows of config.sweep, in workdir, by engine.run_all."""
-  found = engine.matched(entries(config), config.sweep.match, workdir)
+  chosen = entries(with_axes(config))
+  found = engine.matched(chosen, config.sweep.match, workdir)
   return engine.run_all(found, workdir, config.sweep.processes)
+
+
+def with_axes(config: ConfigDict) -> ConfigDict:
+  """config itself, or, if its sweep has no axis, a copy with the frontier's."""
+  if any(config.sweep[axis] for axis in table.AXES):
+    return config
+  config = config.copy_and_resolve_references()
+  dirty = config.data.corruption.fraction or 0.9
+  config.sweep.update(lam=(0.3, 1.0, 3.0), fraction=(0.0, dirty))
+  return config
 
 
 def entries(config: ConfigDict) -> list[table.Entry]:

@@ -91,7 +91,7 @@ def write_hint(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def hint_table(result: dict[str, Any]) -> str:
-  """evaluation.hint's result in Markdown: a line a lambda, and the halving."""
+  """evaluation.hint's result in Markdown: a line a lambda, halving, advice."""
   reach = "" if result["reach"] == 1 else f", reaching {result['reach']:g} r"
   lead = (
     "Standard deviation left of a direction of the training data, {objective}"
@@ -109,7 +109,33 @@ def hint_table(result: dict[str, Any]) -> str:
   ]
   rows.append(["lambda that leaves half", *result["halving"]])
   table = tables.markdown(tables.Table("hint", head, rows))
-  return lead.format_map(result | words) + table
+  return lead.format_map(result | words) + table + f"\n{_advice(result)}\n"
+
+
+def _advice(result: dict[str, Any]) -> str:
+  """What to type, in a sentence."""
+  if not result["applies"]:
+    return (
+      "Take --config.objective.name=robust_adv, which asks for equivariance."
+    )
+  advice = result["advice"]
+  dirt = f"standard deviation {advice['std']:g}"
+  dirt += (
+    " (the corruption's)" if advice["known"] else " (a guess at your dirt)"
+  )
+  if not advice["lam"]:
+    return (
+      f"Keep --config.objective.lam={result['lam']:g}: no lambda halves detail"
+      f" of {dirt}, of which DDPM leaves {advice['left']:.0%}."
+    )
+  said = (
+    f"Begin with --config.objective.lam={advice['lam']:g}: it leaves"
+    f" {advice['left']:.0%} of detail of {dirt}, and {advice['kept']:.0%} of"
+    " what has 1"
+  )
+  if advice["cautious"]:
+    said += "; larger ones can collapse a U-Net on images"
+  return f"{said}."
 
 
 def radius_figure(result: dict[str, Any]) -> Figure:
