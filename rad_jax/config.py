@@ -396,7 +396,8 @@ FIELDS: dict[str, Field] = {
   "study.notes": Field("", 'A text of paragraphs for the report; "": none.'),
   "study.processes": Field(1, "Groups at the same time.", COUNT),
   "evaluation.protocols": Field(
-    ("truth",), "What is measured: names in evaluation.evaluate.PROTOCOLS."
+    ("truth", "training_set"),
+    "What is measured: names in evaluation.evaluate.PROTOCOLS.",
   ),
   "evaluation.num_samples": Field(
     5000, "Of the model; a covariance needs 2.", at_least(2)

@@ -6,11 +6,13 @@ import numpy as np
 
 from rad_jax.data import subspace
 from rad_jax.evaluation import measures
+from rad_jax.run import Run
 
 _DIMS = 32
 _EDGE = 0.999  # of [-1, 1]
 _LEAST_SPREAD, _MOST_SPREAD = 0.5, 1.5
 _MOST_SATURATED = 0.25
+_SAFE_LAM = 0.3
 
 
 def against_training(x: np.ndarray, seen: np.ndarray) -> dict[str, float]:
@@ -56,3 +58,14 @@ def alarms(found: Mapping[str, float]) -> list[str]:
       " training set's lie at the ends of [-1, 1]"
     )
   return said
+
+
+def advice(run: Run) -> str:
+  """What a collapsed run may try, in one sentence."""
+  regularised = run.method.objective.clean and run.method.objective.target
+  ways = []
+  if regularised and run.objective.lam > _SAFE_LAM:
+    ways.append(f"train anew with objective.lam={_SAFE_LAM}")
+  if not (run.is_synthetic or run.sampling.clip_x_0):
+    ways.append("sample and evaluate with sampling.clip_x_0=1")
+  return "what may help: " + ", ".join([*ways, "train longer"])
