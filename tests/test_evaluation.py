@@ -566,7 +566,7 @@ def test_a_collapse_is_told_with_what_may_help(run, tmp_path, caplog):
   spread, *_, advice = alarms(0.01 * seen)
   assert "spread" in spread
   assert advice == (
-    "what may help: train anew with objective.lam=0.3, train longer"
+    "what may help: train anew with objective.lam=0.3, or train longer"
   )
   assert f"Collapsed, it seems: {spread}; " in caplog.text
 

@@ -45,12 +45,12 @@ def alarms(found: Mapping[str, float]) -> list[str]:
   spread = found["training_spread"]
   if not _LEAST_SPREAD <= spread <= _MOST_SPREAD:
     said.append(
-      f"the samples spread {spread:.2g} times as far as the training set"
+      f"the samples spread {_text(spread)} times as far as the training set"
     )
   if found["training_frechet"] > 1:
     said.append(
       "the samples are further from the training set than its mean alone"
-      f" (Frechet distance {found['training_frechet']:.2g} of its variance)"
+      f" (Frechet distance {_text(found['training_frechet'])} of its variance)"
     )
   if found["training_saturated"] > _MOST_SATURATED:
     said.append(
@@ -68,4 +68,8 @@ def advice(run: Run) -> str:
     ways.append(f"train anew with objective.lam={_SAFE_LAM}")
   if not (run.is_synthetic or run.sampling.clip_x_0):
     ways.append("sample and evaluate with sampling.clip_x_0=1")
-  return "what may help: " + ", ".join([*ways, "train longer"])
+  return "what may help: " + ", or ".join([*ways, "train longer"])
+
+
+def _text(value: float) -> str:
+  return f"{value:.2g}" if value < 100 else f"{value:,.0f}"

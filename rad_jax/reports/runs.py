@@ -139,7 +139,7 @@ def write(
   }
   of = ", ".join(map(str, workdirs))
   return page.write(
-    " and ".join(names) if len(runs) <= 2 else f"{len(runs)} runs of {of}",
+    ", ".join(names) if len(runs) <= 4 else f"{len(runs)} runs of {of}",
     f"Made from what lies in {of}, and from nothing else.",
     {title: parts for title, parts in sections.items() if parts},
     folder or workdirs[0] / "report",
@@ -203,8 +203,8 @@ def _facts_of(run: SavedRun) -> dict[str, Cell]:
     "objective": config["objective"]["name"],
     "seed": config["seed"],
     "trained": f"{trained} of {config['train']['num_steps']} steps",
-    "evaluated at step": evaluation.get("step"),
-    "weights": evaluation.get("weights"),
+    **({"evaluated at step": evaluation["step"]} if evaluation else {}),
+    **({"weights": evaluation["weights"]} if evaluation else {}),
     **{f"purification: {name}": _field(value) for name, value in purified},
   }
 
@@ -246,19 +246,39 @@ def measures(runs: Sequence[SavedRun]) -> list[Part]:
     return [Table("measures", head, rows, caption)]
   order = disagreeing([row[: len(runs) + 1] for row in rows])
   rows.sort(key=lambda row: row[0] not in order)
-  said = ["The measures disagree on which run is better:"] if order else []
-  for measure, places in order.items():
-    ranked = " before ".join(runs[j].name for j in places)
-    said.append(f"{measure} puts {ranked}. It sees {tables.SEES[measure]}.")
-  calm = [not run.evaluation.get("alarms") for run in runs]
+  calm = [
+    j for j, run in enumerate(runs, 1) if not run.evaluation.get("alarms")
+  ]
   best: set[tuple[int, int]] = set()
-  for i, (name, *values) in enumerate(rows):
-    kept = [v if ok else None for v, ok in zip(values, calm, strict=False)]
-    places = tables.best_of(kept, tables.BETTER.get(str(name)))
-    best |= {(i, j + 1) for j in places}
+  for i, row in enumerate(rows):
+    better = tables.BETTER.get(str(row[0]))
+    places = tables.best_of([row[j] for j in calm], better) if calm else []
+    best |= {(i, calm[place]) for place in places}
   caption += " The best value of a row is bold"
-  caption += "." if all(calm) else ", of the runs without an alarm."
-  return [*said, Table("measures", head, rows, caption, best)]
+  caption += (
+    "." if len(calm) == len(runs) else ", of the runs without an alarm."
+  )
+  table = Table("measures", head, rows, caption, best)
+  return [*_explained(order, [run.name for run in runs]), table]
+
+
+def _explained(order: dict[str, list[int]], names: list[str]) -> list[str]:
+  """A paragraph for each ranking of the runs, on the measures that have it."""
+  said: dict[str, dict[str, list[str]]] = {}
+  for measure, places in order.items():
+    ranked = " before ".join(names[j] for j in places)
+    sees = said.setdefault(ranked, {})
+    sees.setdefault(tables.SEES[measure], []).append(measure)
+  lead = ["The measures disagree on which run is better."] if order else []
+  return lead + [
+    " ".join(
+      [
+        f"{ranked}:",
+        *(f"{' and '.join(of)} sees {x}." for x, of in sees.items()),
+      ]
+    )
+    for ranked, sees in said.items()
+  ]
 
 
 def training_set(runs: Sequence[SavedRun]) -> list[Table]:
@@ -325,7 +345,8 @@ def disagreeing(rows: Sequence[Sequence[Cell]]) -> dict[str, list[int]]:
     if np.any(signs[pair[0]] * signs[pair[1]] < 0):
       found |= {*pair}
   order = lambda name: np.argsort(costs[name], kind="stable").tolist()
-  return {name: order(name) for name in sorted(found, key=order)}
+  kept = [name for name in costs if name in found]
+  return {name: order(name) for name in sorted(kept, key=order)}
 
 
 def _truth(run: SavedRun) -> str:
