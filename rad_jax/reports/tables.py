@@ -5,13 +5,16 @@ A row is a dict: `run`, labels, `steps`, `passes`, then measures or `error`.
 
 import csv
 import io
+import json
 import math
+import pathlib
 import re
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from rad_jax import files
 from rad_jax.reports import looks
 
 Row: TypeAlias = dict[str, Any]
@@ -90,6 +93,25 @@ class Table(NamedTuple):
 def finished(rows: Sequence[Row]) -> list[Row]:
   """The rows of runs that did not fail."""
   return [row for row in rows if "error" not in row]
+
+
+def rows_of_data(rows: Sequence[Row], runs: pathlib.Path) -> list[Row]:
+  """What the measures say of the rows' data, from their evaluations in `runs`.
+
+  Each is a row whose method and objective is the name of the data. Clean data
+  is one for all corruptions and seeds.
+  """
+  found: dict[str, Row] = {}
+  for row in finished(rows):
+    evaluation = files.read_json(runs / row["run"] / "evaluation.json")
+    for name, measures in evaluation.get("baselines", {}).items():
+      labels = ["data"]
+      if not name.startswith("clean"):
+        labels += ["corruption", "fraction", "sigma", "seed"]
+      own = {"method": name, "objective": name, **measures}
+      own |= {label: row[label] for label in labels if label in row}
+      found[json.dumps(own)] = own
+  return list(found.values())
 
 
 def measures_of(rows: Sequence[Row]) -> list[str]:
