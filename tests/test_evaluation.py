@@ -539,7 +539,13 @@ def test_measures_of_data_have_closed_forms(run):
 def test_training_examples_have_no_truth_in_their_protocol(run):
   opened = subject.open_subject(make_run(num_samples=400), run)
   seen = opened.seen()
+  _, dirty = opened.first(512)
+  np.testing.assert_array_equal(
+    seen, dirty[np.linspace(0, 511, 400).astype(int)]
+  )
   with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(subject, "_CHUNK", 150)
+    np.testing.assert_array_equal(opened.seen(), seen)
     patch.setattr(subject.Subject, "samples", lambda self: 2 * seen)
     opened = opened._replace(reference=None)
     found = training_set.measure(opened)

@@ -17,6 +17,8 @@ from rad_jax.evaluation.sampling import Model
 from rad_jax.run import Run
 from rad_jax.version import __version__
 
+_CHUNK = 1000  # Examples corrupted at once.
+
 
 class Result(NamedTuple):
   """A protocol's numbers."""
@@ -54,8 +56,9 @@ class Subject(NamedTuple):
   def seen(self) -> np.ndarray:
     """As many training examples as samples, as the run saw them, evenly."""
     total = self.training_set.num_examples
-    count = min(self.run.evaluation.num_samples, total)
-    return self._pairs(evenly(total, count))[1]
+    index = evenly(total, min(self.run.evaluation.num_samples, total))
+    parts = np.array_split(index, -(-len(index) // _CHUNK))
+    return np.concatenate([self._pairs(part)[1] for part in parts])
 
   def _pairs(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     clean = examples.to_model_range(self.training_set.fetch(index))
