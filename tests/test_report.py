@@ -268,6 +268,7 @@ def test_a_run_with_an_alarm_is_never_the_best(twins, tmp_path):
   # What is left of two is alone.
   *_, table = runs.measures(runs.read(twins))
   assert not table.best
+  assert "alarms leave nothing to compare" in table.caption
 
 
 def test_measures_that_disagree_are_first_and_explained(twins):
@@ -286,7 +287,7 @@ def test_measures_that_disagree_are_first_and_explained(twins):
   lead, *said, table = runs.measures(runs.read(twins))
   assert "disagree" in lead
   (first,) = [text for text in said if text.startswith("adv before ddpm: ")]
-  assert f"frechet sees {tables.SEES['frechet']}." in first
+  assert f"frechet ({tables.SEES['frechet']})" in first
   (other,) = [text for text in said if text.startswith("ddpm before adv: ")]
   assert "support_rms" in other
   assert table.rows[-1][0] not in first + other

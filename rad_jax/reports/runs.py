@@ -135,7 +135,7 @@ def write(
     "Purification": _purified(runs),
     "Diagnosis": _diagnosis(runs),
     "Left out": lacking,
-    "Versions": versions(runs),
+    "Versions": versions(evaluated),
   }
   of = ", ".join(map(str, workdirs))
   return page.write(
@@ -160,11 +160,9 @@ def facts(runs: Sequence[SavedRun]) -> list[Table]:
 
 
 def versions(runs: Sequence[SavedRun]) -> list[Table]:
-  """What the evaluations were made with."""
+  """What the evaluations of evaluated runs were made with."""
   found = [
     {"parameters": run.evaluation["parameters"]} | run.evaluation["versions"]
-    if run.evaluation
-    else {}
     for run in runs
   ]
   if not (rows := _side_by_side(found)):
@@ -246,20 +244,21 @@ def measures(runs: Sequence[SavedRun]) -> list[Part]:
     return [Table("measures", head, rows, caption)]
   order = disagreeing([row[: len(runs) + 1] for row in rows])
   rows.sort(key=lambda row: row[0] not in order)
-  calm = [
-    j for j, run in enumerate(runs, 1) if not run.evaluation.get("alarms")
-  ]
-  best: set[tuple[int, int]] = set()
-  for i, row in enumerate(rows):
-    better = tables.BETTER.get(str(row[0]))
-    places = tables.best_of([row[j] for j in calm], better) if calm else []
-    best |= {(i, calm[place]) for place in places}
+  said = _explained(order, [run.name for run in runs])
+  calm = [j for j, r in enumerate(runs, 1) if not r.evaluation.get("alarms")]
+  if len(calm) < 2:
+    caption += " None is marked as the best: alarms leave nothing to compare."
+    return [*said, Table("measures", head, rows, caption)]
+  best = {
+    (i, calm[place])
+    for i, row in enumerate(rows)
+    for place in tables.best_of(
+      [row[j] for j in calm], tables.BETTER.get(str(row[0]))
+    )
+  }
   caption += " The best value of a row is bold"
-  caption += (
-    "." if len(calm) == len(runs) else ", of the runs without an alarm."
-  )
-  table = Table("measures", head, rows, caption, best)
-  return [*_explained(order, [run.name for run in runs]), table]
+  caption += ", of the runs without an alarm." if len(calm) < len(runs) else "."
+  return [*said, Table("measures", head, rows, caption, best)]
 
 
 def _explained(order: dict[str, list[int]], names: list[str]) -> list[str]:
@@ -269,16 +268,13 @@ def _explained(order: dict[str, list[int]], names: list[str]) -> list[str]:
     ranked = " before ".join(names[j] for j in places)
     sees = said.setdefault(ranked, {})
     sees.setdefault(tables.SEES[measure], []).append(measure)
-  lead = ["The measures disagree on which run is better."] if order else []
-  return lead + [
-    " ".join(
-      [
-        f"{ranked}:",
-        *(f"{' and '.join(of)} sees {x}." for x, of in sees.items()),
-      ]
-    )
-    for ranked, sees in said.items()
-  ]
+  paragraphs = []
+  for ranked, sees in said.items():
+    of = [f"{' and '.join(of)} ({x})" for x, of in sees.items()]
+    paragraphs.append(f"{ranked}: {', '.join(of)}.")
+  lead = "The measures disagree on the order of the runs, best first. Behind"
+  lead += " each stands what it sees, and what it is blind to."
+  return [lead, *paragraphs] if order else []
 
 
 def training_set(runs: Sequence[SavedRun]) -> list[Table]:
@@ -301,14 +297,13 @@ def training_set(runs: Sequence[SavedRun]) -> list[Table]:
 def _measured(
   runs: Sequence[SavedRun], alone: bool
 ) -> tuple[list[list[Cell]], list[str]]:
-  """Rows and head of the runs' measures and baselines: of those that need no
-  clean truth, or of the others."""
+  """Rows and head: the measures that need no clean truth, or the others."""
   kept = lambda found: {
     name: value
     for name, value in found.items()
     if name.startswith(_ALONE) == alone
   }
-  found = [kept(run.evaluation.get("measures", {})) for run in runs]
+  found = [kept(run.evaluation["measures"]) for run in runs]
   beside = {k: kept(v) for k, v in baselines(runs).items() if kept(v)}
   rows = _side_by_side([*found, *beside.values()]) if any(found) else []
   return rows, ["measure", *(run.name for run in runs), *beside]
