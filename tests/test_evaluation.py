@@ -511,6 +511,12 @@ def test_clean_examples_are_none_of_those_they_are_held_against(
   assert set(found).isdisjoint(others)
   assert len(others) == (40 if name == "held out" else 50)
   assert len({*found, *others}) == 99
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(subject.Subject, "samples", lambda self: x)
+    measured = truth.measure(opened).baselines[told]
+  clean = subject.image_reference(opened.run, against)
+  expected = truth.compare(x, clean, images=True)
+  assert measured == pytest.approx(expected, rel=1e-5)
 
 
 def test_measures_of_data_have_closed_forms(run):

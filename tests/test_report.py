@@ -633,7 +633,7 @@ def test_a_run_that_still_trains_has_its_curves(plane, tmp_path):
   assert (tmp_path / "report/training.png").stat().st_size > 5_000
 
 
-NAMES = ["=a", "$\\frac", "b,c", "[x](y)"]
+NAMES = ["=a", "$\\frac$", "b,c", "[x](y)"]
 
 
 def test_names_of_folders_do_no_harm(plane, tmp_path):
@@ -649,7 +649,7 @@ def test_names_of_folders_do_no_harm(plane, tmp_path):
   head = rows_of(tmp_path / "report", "measures")["measure"]
   assert head[:4] == ["'=a", *NAMES[1:]]
   markdown = (tmp_path / "report/measures.md").read_text().splitlines()[0]
-  assert "| =a | \\$\\\\frac | b,c | \\[x\\](y) |" in markdown
+  assert "| =a | \\$\\\\frac\\$ | b,c | \\[x\\](y) |" in markdown
   page_text = Outline((tmp_path / "report/report.html").read_text()).text
   assert ", ".join(NAMES) in page_text
   (picture,) = runs.training(runs.read(runs.folders(text)))
