@@ -405,7 +405,8 @@ FIELDS: dict[str, Field] = {
   "study.notes": Field("", 'Text file for the report; "": none.'),
   "study.processes": Field(1, "Groups at the same time.", COUNT),
   "evaluation.protocols": Field(
-    ("truth",), "What is measured, named in evaluation.evaluate.PROTOCOLS."
+    ("truth", "training_set"),
+    "What is measured, named in evaluation.evaluate.PROTOCOLS.",
   ),
   "evaluation.num_samples": Field(
     5000, "Samples of the model; a covariance needs 2.", at_least(2)

@@ -94,7 +94,12 @@ def _measure(config: ConfigDict, workdir: pathlib.Path) -> None:
   evaluate.refuse_unknown(config.evaluation.protocols)
   result = evaluate.evaluate(runs.build(config), workdir)
   for name, value in result["measures"].items():
-    print(f"{name}: {value:.4g}")
+    beside = [
+      f"{of} {found[name]:.4g}"
+      for of, found in result["baselines"].items()
+      if name in found
+    ]
+    print(f"{name}: {value:.4g}" + f" ({', '.join(beside)})" * bool(beside))
   paths = [workdir / "evaluation.json"]
   if "memorisation" in config.evaluation.protocols:
     paths += filter(None, [figures.show_pairs(workdir)])
@@ -216,9 +221,8 @@ def _prepare(config: ConfigDict, _: pathlib.Path) -> None:
 def _report(workdirs: str) -> None:
   from rad_jax.reports import runs as report
 
-  found = [pathlib.Path(path) for path in workdirs.split(",") if path]
   folder = pathlib.Path(_REPORT_DIR.value) if _REPORT_DIR.value else None
-  _print_report(report.write(found, folder))
+  _print_report(report.write(report.folders(workdirs), folder))
 
 
 def _print_report(paths: list[pathlib.Path]) -> None:

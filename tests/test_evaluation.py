@@ -18,6 +18,7 @@ from rad_jax import run as runs
 from rad_jax.data import subspace, synthetic
 from rad_jax.diffusion import samplers, schedules
 from rad_jax.evaluation import (
+  baselines,
   evaluate,
   measures,
   purify,
@@ -30,6 +31,8 @@ from rad_jax.evaluation.protocols import (
   levels,
   memorisation,
   quality,
+  training_set,
+  truth,
 )
 
 # Without the slowest.
@@ -77,7 +80,7 @@ def result(run):
 
 
 def test_unknown_protocols_are_refused(tmp_path):
-  with pytest.raises(configs.ConfigError, match=r"protocols=.*among truth, q"):
+  with pytest.raises(configs.ConfigError, match=r"protocols=.*among truth, t"):
     evaluate.evaluate(make_run(protocols=("truth", "fid")), tmp_path)
 
 
@@ -153,6 +156,21 @@ def test_samples_are_drawn_once(run, monkeypatch):
   scaled = jax.tree.map(lambda x: 2 * x, model.params)
   assert sampling.digest(scaled) != sampling.digest(model.params)
   assert sampling.digest(model.params) == model.digest
+
+
+def test_a_torn_batch_of_samples_is_drawn_anew(run, tmp_path, caplog):
+  run = shutil.copytree(run, tmp_path / "run")
+  model = sampling.newest_model(make_run(), run)
+  whole = sampling.draw(model, 20)
+  paths = sorted(model.samples_folder.glob("*/*.npy"))
+  for path, content in zip(paths, (b"", None), strict=False):
+    torn = path.read_bytes()[:-8] if content is None else content
+    path.write_bytes(torn)
+  np.testing.assert_array_equal(sampling.draw(model, 20), whole)
+  assert caplog.text.count("drawn anew") == 2
+  caplog.clear()
+  np.testing.assert_array_equal(sampling.draw(model, 20), whole)
+  assert not caplog.text
 
 
 # Truths in closed form.
@@ -432,34 +450,137 @@ def test_share_of_near_duplicates_has_wilsons_interval():
   assert found["near_duplicates_high"] == pytest.approx(middle + half)
 
 
-def test_held_out_images_are_projected_as_the_training_set_is(run, tmp_path):
+def image_subject(run, folder, counts, linear_rank=0, **fields):
+  """Of random 8 x 8 images in a folder, counts of them by split; the pixels.
+
+  Its network is that of points, which no measure of data asks for.
+  """
   generator = np.random.default_rng(0)
   pixels = {
     split: generator.integers(0, 256, (n, 8, 8), np.uint8)
-    for split, n in (("train", 12), ("test", 6))
+    for split, n in counts.items()
   }
   for split, found in pixels.items():
-    (tmp_path / split / "label").mkdir(parents=True)
+    (folder / split / "label").mkdir(parents=True)
     for i, image in enumerate(found):
-      Image.fromarray(image).save(tmp_path / split / "label" / f"{i}.png")
+      path = folder / split / "label" / f"{i:03}.png"
+      Image.fromarray(image).save(path)
   config = make_config()
   config.data.update(
-    name="image_folder",
-    path=str(tmp_path),
-    image_size=8,
-    num_channels=1,
-    linear_rank=2,
+    name="image_folder", path=str(folder), image_size=8, num_channels=1
   )
-  config.evaluation.held_out = "test"
+  config.data.linear_rank = linear_rank
+  config.evaluation.update(fields)
   built = runs.build(config)
   model = sampling.newest_model(make_run(), run)._replace(run=built)
-  world = reference.of_world(synthetic.three_gaussians())
-  opened = subject.Subject(model, built.open_training_set(), world)
-  train = opened.clean(12)
+  training_set = built.open_training_set()
+  truth = subject.reference_of(built, training_set)
+  return subject.Subject(model, training_set, truth), pixels
+
+
+# Baselines.
+
+
+def test_held_out_images_are_projected_as_the_training_set_is(run, tmp_path):
+  counts = {"train": 12, "test": 6}
+  opened, pixels = image_subject(
+    run, tmp_path, counts, held_out="test", linear_rank=2
+  )
   plane = subspace.fit(pixels["train"] / 127.5 - 1, 2)
-  expected = subspace.project(plane, pixels["test"][:4, ..., None] / 127.5 - 1)
-  found = memorisation.held_out_images(opened, train, 4)
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+  expected = subspace.project(plane, pixels["test"][..., None] / 127.5 - 1)
+  found = baselines.held_out(opened, 4)
+  np.testing.assert_allclose(found, expected[[0, 1, 3, 5]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "num_reference, name", [(40, "held out"), (99, "half")]
+)
+def test_clean_examples_are_none_of_those_they_are_held_against(
+  run, tmp_path, num_reference, name
+):
+  """They are the rest of the training set, or one half of the references."""
+  opened, pixels = image_subject(
+    run, tmp_path, {"train": 99}, num_reference=num_reference, num_samples=99
+  )
+  flat = pixels["train"].reshape(99, -1) / 127.5 - 1
+  told, x, places = baselines.clean(opened)
+  assert name in told
+  against = opened.reference.examples[places]
+  place = lambda rows: np.abs(rows[:, None] - flat).max(-1).argmin(1)
+  found, others = place(x.reshape(len(x), -1)), place(against)
+  assert set(found).isdisjoint(others)
+  assert len(others) == (40 if name == "held out" else 50)
+  assert len({*found, *others}) == 99
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(subject.Subject, "samples", lambda self: x)
+    measured = truth.measure(opened).baselines[told]
+  clean = subject.image_reference(opened.run, against)
+  expected = truth.compare(x, clean, images=True)
+  assert measured == pytest.approx(expected, rel=1e-5)
+
+
+def test_measures_of_data_have_closed_forms(run):
+  """Fresh points lie on the plane; a training set is off it by its noise."""
+  config = make_config(num_samples=2000)
+  config.data.num_examples = 2000
+  built = runs.build(config)
+  opened = subject.open_subject(make_run(), run)
+  points = np.random.default_rng(0).normal(size=(99, 3))
+  opened = opened._replace(
+    model=opened.model._replace(run=built),
+    training_set=built.open_training_set(),
+  )
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(subject.Subject, "samples", lambda self: points)
+    found = truth.measure(opened).baselines
+  clean, dirty = found[baselines.HELD_OUT], found[baselines.TRAINING]
+  assert clean["support_rms"] < 1e-6
+  assert clean["spread_ratio"] == pytest.approx(1, abs=0.03)
+  assert clean["frechet"] < 0.005
+  # 90% of the points have noise of variance 0.2^2 along the normal.
+  noise = math.sqrt(0.9) * 0.2
+  assert dirty["support_rms"] == pytest.approx(noise, rel=0.05)
+
+
+def test_training_examples_have_no_truth_in_their_protocol(run):
+  opened = subject.open_subject(make_run(num_samples=400), run)
+  seen = opened.seen()
+  _, dirty = opened.first(512)
+  np.testing.assert_array_equal(
+    seen, dirty[np.linspace(0, 511, 400).astype(int)]
+  )
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(subject, "_CHUNK", 150)
+    np.testing.assert_array_equal(opened.seen(), seen)
+    patch.setattr(subject.Subject, "samples", lambda self: 2 * seen)
+    opened = opened._replace(reference=None)
+    found = training_set.measure(opened)
+  assert found.measures["training_spread"] == pytest.approx(2)
+  halves = found.baselines[baselines.TRAINING_HALVES]
+  assert halves["training_spread"] == pytest.approx(1, abs=0.1)
+
+
+def test_a_collapse_is_told_with_what_may_help(run, tmp_path, caplog):
+  workdir = shutil.copytree(run, tmp_path / "run")
+  opened = subject.open_subject(make_run(protocols=("training_set",)), workdir)
+  built, seen = opened.run, opened.seen()
+  built = built._replace(objective=built.objective._replace(lam=3.0))
+  opened = opened._replace(model=opened.model._replace(run=built))
+
+  def alarms(x_0):
+    (workdir / "evaluation.json").unlink(missing_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(subject.Subject, "samples", lambda self: x_0)
+      return evaluate.measure(opened)["alarms"]
+
+  assert alarms(seen) == []
+  assert "Collapsed" not in caplog.text
+  spread, *_, advice = alarms(0.01 * seen)
+  assert "spread" in spread
+  assert advice == (
+    "what may help: train anew with objective.lam=0.3, or train longer"
+  )
+  assert f"Collapsed, it seems: {spread}; " in caplog.text
 
 
 # References.

@@ -1,5 +1,7 @@
 """What is written and drawn of an experiment's rows."""
 
+import json
+
 import numpy as np
 import pytest
 from matplotlib.text import Text
@@ -298,6 +300,35 @@ def test_table_of_the_demo(demo):
   names = [path.name for path in pictures]
   assert names == ["errors.png", "samples_oblique_plane.png"]
   assert all(path.stat().st_size > 5_000 for path in pictures)
+
+
+def test_data_stands_below_the_runs_and_is_never_the_best(demo):
+  """Clean data once, a training set for each seed; from what runs saved."""
+  rows, folder = demo
+  for r in rows:
+    baselines = {
+      "clean, held out": {"support_rms": 0.0},
+      "training set": {"support_rms": 4.0 + r["seed"]},
+    }
+    path = folder / "runs" / r["run"] / "evaluation.json"
+    path.write_text(json.dumps({"baselines": baselines}))
+  table, *_ = experiment.write(rows, folder, "demo")
+  *_, robust, clean, training = table.read_text().splitlines()
+  assert "**1.125 ± 0.125**" in robust
+  assert clean == "| oblique_plane | clean, held out | 0.000 |  |  |  |  |"
+  assert training.startswith("| oblique_plane | training set | 4.500 ± 0.500 |")
+  beside = tables.rows_of_data(rows, folder / "runs")
+  text = experiment.summary([*rows, *beside]).splitlines()
+  assert next(line for line in text if "clean" in line).endswith("| 1 |")
+  assert next(line for line in text if "training" in line).endswith("| 2 |")
+  labels = {"corruption": "p90-s0.2", "lam": 3.0}
+  cells = study.gather([r | labels | {"method": r["objective"]} for r in rows])
+  table = study.measure_table(cells, "oblique_plane", "support_rms", beside)
+  assert [line[0] for line in table.rows[-2:]] == (
+    ["clean, held out", "training set"]
+  )
+  assert table.rows[-2][1] == "0.00"
+  assert table.best == {(1, 1)}
 
 
 # ---- The study's report ----

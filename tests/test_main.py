@@ -151,6 +151,7 @@ def test_world_from_training_to_evaluation(tmp_path):
   assert result["measures"].keys() == (
     {"support_rms", "frechet", "mean_error", "spread_ratio"}
     | {"sliced_wasserstein"}
+    | {"training_spread", "training_frechet", "training_saturated"}
   )
   assert all(np.isfinite(x) for x in result["measures"].values())
 
@@ -236,7 +237,10 @@ def test_digits_from_preparation_to_evaluation(tmp_path, run):
     "support_psnr_db",
     "frechet",
     "nearest",
-    "nearest_held_out",
+  }
+  assert result["baselines"]["clean, held out"].keys() >= {
+    "support_rms",
+    "nearest",
   }
 
 

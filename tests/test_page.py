@@ -167,6 +167,31 @@ def test_csv_gives_the_values_back():
       np.testing.assert_equal(float(cell), value)
 
 
+@pytest.mark.parametrize(
+  "cell, written",
+  [
+    ("=1+1", "'=1+1"),
+    ("@x", "'@x"),
+    ("+cmd", "'+cmd"),
+    ("-2+3", "'-2+3"),
+    ("-1.5 ± 0.25", "-1.5 ± 0.25"),
+    ("-inf", "-inf"),
+    (-1.5, "-1.5"),
+    ("a=b", "a=b"),
+  ],
+)
+def test_no_cell_of_csv_is_computed(cell, written):
+  text = tables.in_full(Table("t", ["=h", "x"], [[cell, 0]]))
+  assert list(csv.reader(io.StringIO(text))) == [["'=h", "x"], [written, "0"]]
+
+
+def test_markdown_has_no_links_from_names():
+  table = Table("t", ["[a](b)"], [["`x` *y* $z$ ~w~ ![u](v)"]])
+  head, _, row = tables.markdown(table).splitlines()
+  assert head == r"| \[a\](b) |"
+  assert row == r"| \`x\` \*y\* \$z\$ \~w\~ !\[u\](v) |"
+
+
 def test_markdown_keeps_its_columns():
   table = Table(
     "t", ["a|b", "c"], [["x|y\nz", 0.123456], [HOSTILE, 3]], "", [(0, 1)]

@@ -72,7 +72,7 @@ def plane(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "plane"
   run = make_run(
     "oblique_plane",
-    evaluation__protocols=("truth", "steps"),
+    evaluation__protocols=("truth", "training_set", "steps"),
     evaluation__samplers=("ddim",),
     evaluation__step_counts=(3,),
   )
@@ -133,7 +133,9 @@ def twins(plane, tmp_path):
     "frechet": measures["frechet"] * 2,
     "spread_ratio": 1.0,
   }
-  edit(tmp_path / "ddpm/evaluation.json", measures=better)
+  for name, changes in (("adv", {}), ("ddpm", better)):
+    path = tmp_path / name / "evaluation.json"
+    edit(path, measures=changes, alarms=[])
   return [tmp_path / "adv", tmp_path / "ddpm"]
 
 
@@ -160,15 +162,18 @@ def titles(folder):
 
 def test_all_there_is_has_its_section(report):
   assert titles(report) == [
-    "The runs",
-    "Training",
-    "Measures",
+    "Alarms",
     "Samples",
+    "The runs",
+    "Measures",
+    "Against the training set alone",
+    "Training",
     "Protocols",
     "Closest training examples",
     "Purification",
     "Diagnosis",
     "Left out",
+    "Versions",
   ]
   pictures = {path.stem for path in report.glob("*.png")}
   assert pictures == {
@@ -190,18 +195,34 @@ def test_facts_are_the_runs_own(report):
   assert facts["run"] == ["plane", "digits"]
   assert facts["data"] == ["oblique_plane", "digits"]
   assert facts["objective"] == ["robust_adv", "ddpm"]
-  assert facts["step"] == ["10", "10"]
+  assert facts["trained"] == ["10 of 10 steps"] * 2
+  assert facts["evaluated at step"] == ["10", "10"]
   assert facts["corruption"] == ["90% gaussian, sigma 0.2"] * 2
-  assert "version of jax" in facts
+  assert "jax" in rows_of(report, "versions")
 
 
 def test_measures_are_those_of_the_evaluation(report, plane, digits):
   table = rows_of(report, "measures")
+  alone = rows_of(report, "training_set")
+  assert not table.keys() & alone.keys() - {"measure"}
+  head = table["measure"]
+  assert head[:2] == ["plane", "digits"]
   for column, workdir in enumerate((plane, digits)):
     result = json.loads((workdir / "evaluation.json").read_text())
-    shown = {n: row[column] for n, row in table.items() if n != "measure"}
+    shown = {n: row[column] for n, row in (table | alone).items()}
+    del shown["measure"]
     found = {n: float(cell) for n, cell in shown.items() if cell}
     assert found == result["measures"]
+  # The runs differ in their data: each has its own, beside both.
+  for workdir, name in ((plane, "plane"), (digits, "digits")):
+    result = json.loads((workdir / "evaluation.json").read_text())
+    shown = head.index(f"training set of {name}")
+    found = {
+      n: float(row[shown])
+      for n, row in table.items()
+      if row[shown] and n != "measure"
+    }
+    assert found == result["baselines"]["training set"]
 
 
 def test_numbers_on_other_data_are_not_compared(report):
@@ -211,16 +232,87 @@ def test_numbers_on_other_data_are_not_compared(report):
 
 
 def test_best_of_runs_is_bold(twins):
-  (table,) = runs.measures(runs.read(twins))
-  columns = {row[0]: place for place, row in enumerate(table.rows)}
-  bold = {
-    name: [j for i, j in table.best if i == place]
-    for name, place in columns.items()
-  }
+  *_, table = runs.measures(runs.read(twins))
+  bold = bold_of(table)
   assert bold["support_rms"] == [2]
   assert bold["frechet"] == [1]
   assert bold["spread_ratio"] == [2]
-  assert table.head == ["measure", "adv", "ddpm"]
+  data = ["clean, held out", "training set"]
+  assert table.head == ["measure", "adv", "ddpm", *data]
+
+
+def bold_of(table):
+  """name -> columns of its bold cells."""
+  return {
+    row[0]: sorted(j for i, j in table.best if i == place)
+    for place, row in enumerate(table.rows)
+  }
+
+
+def test_a_run_with_an_alarm_is_never_the_best(twins, tmp_path):
+  """The best of the others is; and the alarm stands above all else."""
+  shutil.copytree(twins[1], tmp_path / "third")
+  measures = {"support_rms": 1e9}
+  edit(tmp_path / "third/evaluation.json", measures=measures)
+  edit(twins[1] / "evaluation.json", alarms=["it shrinks", "wait"])
+  three = [*twins, tmp_path / "third"]
+  *_, table = runs.measures(runs.read(three))
+  bold = bold_of(table)
+  assert bold["support_rms"] == [1]
+  assert bold["spread_ratio"] == [3]
+  assert "of the runs without an alarm" in table.caption
+  runs.write(three, tmp_path / "report")
+  text = Outline((tmp_path / "report/report.html").read_text()).text
+  assert "ddpm has collapsed, it seems: it shrinks; wait." in text
+  assert titles(tmp_path / "report")[0] == "Alarms"
+  # What is left of two is alone.
+  *_, table = runs.measures(runs.read(twins))
+  assert not table.best
+  assert "alarms leave nothing to compare" in table.caption
+
+
+def test_measures_that_disagree_are_first_and_explained(twins):
+  order = runs.disagreeing(
+    [
+      ["mean_error", 1.0, 1.0],
+      ["support_rms", 2.0, 1.0],
+      ["frechet", 1.0, 2.0],
+      ["recall", 0.9, 0.8],
+      ["kid", None, 0.1],
+      ["density", 3.0, 4.0],
+    ]
+  )
+  assert order == {"frechet": [0, 1], "recall": [0, 1], "support_rms": [1, 0]}
+  assert not runs.disagreeing([["frechet", 1.0, 2.0], ["recall", 0.9, 0.8]])
+  lead, *said, table = runs.measures(runs.read(twins))
+  assert "disagree" in lead
+  (first,) = [text for text in said if text.startswith("adv before ddpm: ")]
+  assert f"frechet ({tables.SEES['frechet']})" in first
+  (other,) = [text for text in said if text.startswith("ddpm before adv: ")]
+  assert "support_rms" in other
+  assert table.rows[-1][0] not in first + other
+  assert table.rows[0][0] in first + other
+
+
+def test_every_measure_that_is_marked_is_explained():
+  assert tables.SEES.keys() == tables.BETTER.keys()
+
+
+def test_clean_truth_is_not_claimed_of_images_as_they_are(digits, tmp_path):
+  """Without a corruption of ours, the training set is all that is known."""
+  run = shutil.copytree(digits, tmp_path / "own")
+  (table,) = runs.measures(runs.read([run]))
+  assert "before they were corrupted" in table.caption
+  config = json.loads((run / "config.json").read_text())
+  config["data"]["corruption"]["fraction"] = 0.0
+  (run / "config.json").write_text(json.dumps(config))
+  with np.load(run / "training_examples.npz") as file:
+    clean = file["clean"]
+  np.savez(run / "training_examples.npz", clean=clean, dirty=clean)
+  (table,) = runs.measures(runs.read([run]))
+  assert "no cleaner ones are known" in table.caption
+  ((picture, *_),) = [figures.beside_truth([(run, runs.read([run])[0].look)])]
+  assert picture[0] == "training set"
 
 
 def test_runs_are_compared_where_they_were_measured_alike(twins):
@@ -228,7 +320,7 @@ def test_runs_are_compared_where_they_were_measured_alike(twins):
     adv, ddpm = runs.read(twins)
     evaluation = ddpm.evaluation["evaluation"] | changes
     edited = ddpm.evaluation | {"evaluation": evaluation}
-    (table,) = runs.measures([adv, ddpm._replace(evaluation=edited)])
+    *_, table = runs.measures([adv, ddpm._replace(evaluation=edited)])
     return bool(table.best)
 
   assert alike()
@@ -478,7 +570,8 @@ def test_config_alone_is_enough(plane, tmp_path):
   assert paths[0] == tmp_path / "bare/report/report.html"
   assert titles(paths[0].parent) == ["The runs", "Left out"]
   text = Outline(paths[0].read_text()).text
-  assert rows_of(paths[0].parent, "runs")["step"] == [""]
+  facts = rows_of(paths[0].parent, "runs")
+  assert facts["trained"] == ["0 of 10 steps"]
   for file in (
     "metrics.jsonl",
     "evaluation.json",
@@ -527,6 +620,41 @@ def test_runs_of_the_same_folder_name_are_told_apart(twins, tmp_path):
   found = runs.read([tmp_path / "a/adv", tmp_path / "b/adv"])
   assert [run.name for run in found] == ["a/adv", "b/adv"]
   assert len(runs.read([tmp_path / "a/adv"] * 2)) == 1
+
+
+def test_a_run_that_still_trains_has_its_curves(plane, tmp_path):
+  """Never evaluated; the page says how far it is."""
+  for file in ("config.json", "metrics.jsonl"):
+    shutil.copy(plane / file, tmp_path)
+  edit(tmp_path / "config.json", train={"num_steps": 900})
+  runs.write([tmp_path])
+  assert titles(tmp_path / "report") == ["The runs", "Training", "Left out"]
+  assert rows_of(tmp_path / "report", "runs")["trained"] == ["10 of 900 steps"]
+  assert (tmp_path / "report/training.png").stat().st_size > 5_000
+
+
+NAMES = ["=a", "$\\frac$", "b,c", "[x](y)"]
+
+
+def test_names_of_folders_do_no_harm(plane, tmp_path):
+  """In spreadsheets, in Markdown, in formulas, and in the list of folders."""
+  for name in NAMES:
+    shutil.copytree(plane, tmp_path / name)
+  text = ",".join(str(tmp_path / name) for name in NAMES)
+  assert runs.folders(text) == [tmp_path / name for name in NAMES]
+  assert runs.folders(f"{tmp_path}/none,{tmp_path}/nor,") == (
+    [tmp_path / "none", tmp_path / "nor"]
+  )
+  runs.write(runs.folders(text), tmp_path / "report")
+  head = rows_of(tmp_path / "report", "measures")["measure"]
+  assert head[:4] == ["'=a", *NAMES[1:]]
+  markdown = (tmp_path / "report/measures.md").read_text().splitlines()[0]
+  assert "| =a | \\$\\\\frac\\$ | b,c | \\[x\\](y) |" in markdown
+  page_text = Outline((tmp_path / "report/report.html").read_text()).text
+  assert ", ".join(NAMES) in page_text
+  (picture,) = runs.training(runs.read(runs.folders(text)))
+  (legend,) = picture.figure.legends
+  assert [entry.get_text() for entry in legend.get_texts()] == NAMES
 
 
 # In a browser.

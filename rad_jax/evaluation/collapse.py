@@ -6,11 +6,13 @@ import numpy as np
 
 from rad_jax.data import subspace
 from rad_jax.evaluation import measures
+from rad_jax.run import Run
 
 _DIMS = 32
 _EDGE = 0.999  # of [-1, 1]
 _LEAST_SPREAD, _MOST_SPREAD = 0.5, 1.5
 _MOST_SATURATED = 0.25
+_SAFE_LAM = 0.3
 
 
 def against_training(x: np.ndarray, seen: np.ndarray) -> dict[str, float]:
@@ -43,12 +45,12 @@ def alarms(found: Mapping[str, float]) -> list[str]:
   spread = found["training_spread"]
   if not _LEAST_SPREAD <= spread <= _MOST_SPREAD:
     said.append(
-      f"the samples spread {spread:.2g} times as far as the training set"
+      f"the samples spread {_text(spread)} times as far as the training set"
     )
   if found["training_frechet"] > 1:
     said.append(
       "the samples are further from the training set than its mean alone"
-      f" (Frechet distance {found['training_frechet']:.2g} of its variance)"
+      f" (Frechet distance {_text(found['training_frechet'])} of its variance)"
     )
   if found["training_saturated"] > _MOST_SATURATED:
     said.append(
@@ -56,3 +58,18 @@ def alarms(found: Mapping[str, float]) -> list[str]:
       " training set's lie at the ends of [-1, 1]"
     )
   return said
+
+
+def advice(run: Run) -> str:
+  """What a collapsed run may try, in one sentence."""
+  regularised = run.method.objective.clean and run.method.objective.target
+  ways = []
+  if regularised and run.objective.lam > _SAFE_LAM:
+    ways.append(f"train anew with objective.lam={_SAFE_LAM}")
+  if not (run.is_synthetic or run.sampling.clip_x_0):
+    ways.append("sample and evaluate with sampling.clip_x_0=1")
+  return "what may help: " + ", or ".join([*ways, "train longer"])
+
+
+def _text(value: float) -> str:
+  return f"{value:.2g}" if value < 100 else f"{value:,.0f}"

@@ -13,6 +13,7 @@ from typing import Any
 
 from rad_jax import files
 from rad_jax.config import ConfigError
+from rad_jax.evaluation import collapse
 from rad_jax.evaluation.protocols import (
   attack,
   levels,
@@ -20,6 +21,7 @@ from rad_jax.evaluation.protocols import (
   portrait,
   quality,
   steps,
+  training_set,
   truth,
 )
 from rad_jax.evaluation.subject import Result, Subject, open_subject, versions
@@ -28,10 +30,11 @@ from rad_jax.run import Run
 _LOG = logging.getLogger("rad_jax")
 
 # Raised with every change of what a protocol's numbers mean.
-VERSION = 3
+VERSION = 4
 
 PROTOCOLS: dict[str, Callable[[Subject], Result]] = {
   "truth": truth.measure,
+  "training_set": training_set.measure,
   "quality": quality.measure,
   "reconstruction": levels.reconstruction,
   "flow": levels.flow,
@@ -74,10 +77,13 @@ def measure(subject: Subject) -> dict[str, Any]:
     result["protocols"][name] = found._asdict() | {
       "seconds": round(time.perf_counter() - started, 1)
     }
-    _write(result, path)
+    _write(result, path, subject.run)
   clean, dirty = subject.first(subject.run.sampling.num_samples)
   files.write_npz(folder / "training_examples.npz", clean=clean, dirty=dirty)
-  return _write(result, path)
+  _write(result, path, subject.run)
+  if result["alarms"]:
+    _LOG.warning("Collapsed, it seems: %s.", "; ".join(result["alarms"]))
+  return result
 
 
 def _header(subject: Subject) -> dict[str, Any]:
@@ -98,11 +104,15 @@ def _header(subject: Subject) -> dict[str, Any]:
   return json.loads(json.dumps(found))
 
 
-def _write(result: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
-  result["measures"] = {
-    name: value
-    for protocol in result["protocols"].values()
-    for name, value in protocol["measures"].items()
-  }
+def _write(result: dict[str, Any], path: pathlib.Path, run: Run) -> None:
+  """Gathers the protocols' numbers, and what they warn of, and writes all."""
+  found: dict[str, float] = {}
+  baselines: dict[str, dict[str, float]] = {}
+  for protocol in result["protocols"].values():
+    found |= protocol["measures"]
+    for name, values in protocol["baselines"].items():
+      baselines[name] = baselines.get(name, {}) | values
+  said = collapse.alarms(found) if "training_spread" in found else []
+  result["measures"], result["baselines"] = found, baselines
+  result["alarms"] = [*said, collapse.advice(run)] if said else []
   files.write_json(path, result)
-  return result

@@ -5,6 +5,7 @@ The key is a hash of the parameters and of all else that samples depend on.
 """
 
 import hashlib
+import logging
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from rad_jax.robustness import trajectory
 from rad_jax.run import Run
 from rad_jax.training import chips, sharding
 from rad_jax.training import workdir as workdirs
+
+_LOG = logging.getLogger("rad_jax")
 
 
 class NonFiniteSamples(FloatingPointError):
@@ -162,12 +165,11 @@ def draw(
   starts = range(0, count, run.sampling.batch_size)
   for start in tqdm(starts, desc="sample", unit="batch", disable=None):
     path = folder / f"{start}.npy"
-    if path.exists():
-      batches.append(np.load(path))
-      continue
-    index = np.arange(start, start + run.sampling.batch_size, dtype=np.int32)
-    x_0 = np.asarray(draw_batch(model.params, index))
-    _save(path, x_0)
+    x_0 = _kept(path)
+    if x_0 is None:
+      index = np.arange(start, start + run.sampling.batch_size, dtype=np.int32)
+      x_0 = np.asarray(draw_batch(model.params, index))
+      _save(path, x_0)
     batches.append(x_0)
   x_0 = np.concatenate(batches)[:count]
   if not np.isfinite(x_0).all():
@@ -192,6 +194,15 @@ def save_samples(model: Model) -> pathlib.Path:
     folder / "sampling.json", {"step": model.step, **settings._asdict()}
   )
   return folder
+
+
+def _kept(path: pathlib.Path) -> np.ndarray | None:
+  """A batch that was drawn before; None if there is none, or a torn one."""
+  try:
+    return np.load(path) if path.exists() else None
+  except (ValueError, EOFError):
+    _LOG.warning("%s is damaged: its samples are drawn anew", path)
+    return None
 
 
 def _save(path: pathlib.Path, x_0: np.ndarray) -> None:

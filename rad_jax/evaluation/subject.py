@@ -17,12 +17,15 @@ from rad_jax.evaluation.sampling import Model
 from rad_jax.run import Run
 from rad_jax.version import __version__
 
+_CHUNK = 1000  # Examples corrupted at once.
+
 
 class Result(NamedTuple):
   """A protocol's numbers."""
 
   measures: dict[str, float]  # by names that no other protocol has
   curves: dict[str, list]  # of equal length
+  baselines: dict[str, dict[str, float]]  # the measures, of data by name
 
 
 class Subject(NamedTuple):
@@ -48,7 +51,16 @@ class Subject(NamedTuple):
   def first(self, count: int) -> tuple[np.ndarray, np.ndarray]:
     """At most `count` first examples, clean and as the run saw them."""
     count = min(count, self.training_set.num_examples)
-    index = np.arange(count, dtype=np.int32)
+    return self._pairs(np.arange(count, dtype=np.int32))
+
+  def seen(self) -> np.ndarray:
+    """As many training examples as samples, as the run saw them, evenly."""
+    total = self.training_set.num_examples
+    index = evenly(total, min(self.run.evaluation.num_samples, total))
+    parts = np.array_split(index, -(-len(index) // _CHUNK))
+    return np.concatenate([self._pairs(part)[1] for part in parts])
+
+  def _pairs(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     clean = examples.to_model_range(self.training_set.fetch(index))
     dirty = self.run.corrupt(jnp.asarray(index), jnp.asarray(clean))
     return clean, np.asarray(dirty)
@@ -78,13 +90,16 @@ def reference_of(run: Run, training_set: TrainingSet) -> Reference:
   """What a run's samples are held against."""
   if run.is_synthetic:
     return reference.of_world(synthetic.WORLDS[run.data.name]())
+  total = training_set.num_examples
+  index = evenly(total, min(run.evaluation.num_reference, total))
+  return image_reference(run, training_set.fetch(index))
+
+
+def image_reference(run: Run, x_0: np.ndarray) -> Reference:
+  """`reference.of_images` by the run's fields."""
   fields = run.evaluation
-  count = min(fields.num_reference, training_set.num_examples)
-  return reference.of_images(
-    training_set.fetch(evenly(training_set.num_examples, count)),
-    run.data.linear_rank or fields.subspace_rank,
-    fields.frechet_dims,
-  )
+  rank = run.data.linear_rank or fields.subspace_rank
+  return reference.of_images(x_0, rank, fields.frechet_dims)
 
 
 def clean_examples(training_set: TrainingSet, count: int) -> np.ndarray:

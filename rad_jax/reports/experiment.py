@@ -33,11 +33,12 @@ def write(
   "cost" or a measure; of a "demo", errors and samples. A "study" is a page.
   """
   done = tables.finished(rows)
+  beside = tables.rows_of_data(rows, folder / "runs")
   if view == "study":
     return study.write(rows, folder, notes)
   drawn: dict[str, Figure] = {}
   if view == "sweep":
-    text = summary(rows)
+    text = summary([*rows, *beside])
     clean = [row for row in done if row["fraction"] == 0]
     dirty = [row for row in done if row["fraction"] > 0]
     if clean and dirty:
@@ -48,9 +49,9 @@ def write(
     rows = relative_cost(rows)
     done = tables.finished(rows)
     drawn["schemes"] = charts.scheme_figure(done, across, "support_rms")
-    text = summary(rows)
+    text = summary([*rows, *beside])
   elif view == "demo":
-    text = tables.markdown(demo_table(done))
+    text = tables.markdown(demo_table(done, beside))
     named = [row | {"method": row["objective"]} for row in done]
     corruptions = tables.distinct(done, "corruption") or [None]
     drawn["errors"] = charts.error_figure(named, corruptions)
@@ -100,8 +101,11 @@ def relative_cost(rows: Sequence[Row]) -> list[Row]:
   return costed
 
 
-def demo_table(rows: Sequence[Row]) -> Table:
-  """A line a data set and objective; the cost is a step's time over DDPM's."""
+def demo_table(rows: Sequence[Row], beside: Sequence[Row] = ()) -> Table:
+  """A line a data set and objective; the cost is a step's time over DDPM's.
+
+  beside: `tables.rows_of_data`, which come below their data set's, never bold.
+  """
   lines: list[list[tables.Cell]] = []
   best = set()
   for (data,), peers in tables.groups(rows, "data").items():
@@ -109,13 +113,14 @@ def demo_table(rows: Sequence[Row]) -> Table:
     seconds = {k: tables.values(v, "step_seconds") for k, v in cells.items()}
     errors = [tables.values(c, "support_rms").mean() for c in cells.values()]
     best |= {(len(lines) + i, 2) for i in tables.best_of(errors, "lower")}
-    for key, group in cells.items():
+    of_data = [row for row in beside if row["data"] == data]
+    for key, group in (cells | tables.groups(of_data, "objective")).items():
       found = [
         tables.mean_std(tables.values(group, name), digits=digits)
         for name, (_, digits) in _DEMO.items()
       ]
       ddpm = seconds.get(("ddpm",), np.empty(0))
-      known = len(ddpm) and len(seconds[key])
+      known = len(ddpm) and len(seconds.get(key, ()))
       cost = f"{seconds[key].mean() / ddpm.mean():.2f}" if known else ""
       lines.append([data, looks.of(key[0]).label, *found, cost])
   names = [name for name, _ in _DEMO.values()]

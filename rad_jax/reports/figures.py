@@ -75,17 +75,22 @@ def draw_points(axis: Axes, points: np.ndarray, colour: str) -> None:
   axis.set(xlabel=labels[0], ylabel=labels[1], aspect="equal")
 
 
-def example_figure(views: Sequence[View]) -> Figure:
-  """The views: the first 36 images of each, or points on the same scales."""
-  columns = 4 if len(views) in (4, 7, 8) else min(len(views), 3)
-  width = panels.WIDTH / max(columns, 3)
+def example_figure(views: Sequence[View], columns: int = 0) -> Figure:
+  """The views: the first 36 images of each, or points on the same scales.
+
+  columns: as many as suit their number if 0.
+  """
+  width = panels.WIDTH / (columns or 3)
+  if not columns:
+    columns = 4 if len(views) in (4, 7, 8) else min(len(views), 3)
+    width = panels.WIDTH / max(columns, 3)
   figure, axes = panels.grid(len(views), columns, width, width + 0.2)
   for axis, (title, x, colour) in zip(axes, views, strict=True):
     if x.ndim == 4:
       draw_image(axis, image_grid(x[:36], math.ceil(len(x[:36]) ** 0.5)))
     else:
       draw_points(axis, x, colour)
-    axis.set_title(title, fontsize="medium")
+    axis.set_title(title, fontsize="medium", parse_math=False)
   if views[0][1].ndim == 2:
     boxes = np.array([axis.viewLim.get_points() for axis in axes])
     low, high = boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0)
@@ -103,8 +108,12 @@ def beside_truth(runs: Sequence[tuple[pathlib.Path, looks.Look]]) -> list[View]:
   for folder, _ in runs:
     found = arrays(folder / "training_examples.npz")
     if found and not views:
-      views.append(("clean truth", found["clean"], "black"))
-      views.append(("as trained on", found["dirty"], "black"))
+      clean, dirty = found["clean"], found["dirty"]
+      if np.array_equal(clean, dirty):
+        views.append(("training set", clean, "black"))
+      else:
+        views.append(("clean truth", clean, "black"))
+        views.append(("as trained on", dirty, "black"))
   for folder, look in runs:
     if drawn := newest_samples(folder):
       views.append((look.label, drawn["x_0"], look.color))

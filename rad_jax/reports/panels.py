@@ -78,7 +78,7 @@ def line_figure(panels: Sequence[Panel], legend: str | None = "") -> Figure:
   for axis, panel in zip(axes, panels, strict=True):
     for line in panel.lines:
       _draw(axis, line)
-    axis.set_title(panel.title, fontsize="medium")
+    axis.set_title(panel.title, fontsize="medium", parse_math=False)
     axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
     axis.spines[["top", "right"]].set_visible(False)
     _scale(axis, "x", panel.x_scale, [line.x for line in panel.lines])
@@ -91,7 +91,9 @@ def line_figure(panels: Sequence[Panel], legend: str | None = "") -> Figure:
     style: Any = {"loc": "outside lower left", "alignment": "left"}
     style |= {"fontsize": 9, "title_fontsize": 9, "handlelength": 3.2}
     style |= {"title": legend or None, "frameon": False, "ncols": ncols}
-    figure.legend(entries.values(), entries.keys(), **style)
+    drawn = figure.legend(entries.values(), entries.keys(), **style)
+    for text in drawn.get_texts():
+      text.set_parse_math(False)
   return figure
 
 

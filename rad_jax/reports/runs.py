@@ -1,5 +1,6 @@
 """Runs side by side as one page, from what their folders hold."""
 
+import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from rad_jax import files
+from rad_jax.data import synthetic
 from rad_jax.reports import curves, figures, looks, page, panels, tables
 from rad_jax.reports.page import Part, Picture
 from rad_jax.reports.tables import Cell, Table
@@ -22,6 +24,13 @@ _TRAINING = {
   "speed/images_per_second": "examples per second",
 }
 _FREE = ("protocols", "corruption", "data_dir", "loading")  # to differ
+_ALONE = "training_"  # begins a measure that needs no clean truth
+_BESIDE = (
+  " Beside the runs stands what the measures say of data: of clean examples"
+  " that are no references, and of the training set as the runs saw it. A run"
+  " may pass clean examples by being smoother than they are, which is no merit."
+  " Of halves, Frechet distances are a little larger, by chance."
+)
 MOST = 8  # More lines than these are not told apart.
 # What a run may lack: the files it would be in, and what writes them.
 _OPTIONAL = {
@@ -84,6 +93,18 @@ def _names(folders: list[pathlib.Path]) -> list[str]:
   return names
 
 
+def folders(text: str) -> list[pathlib.Path]:
+  """The folders of a list with commas, which their names may have as well."""
+  parts, found = text.split(","), []
+  while parts:
+    sizes = range(len(parts), 1, -1)
+    joined = (n for n in sizes if pathlib.Path(",".join(parts[:n])).is_dir())
+    size = next(joined, 1)
+    found.append(",".join(parts[:size]))
+    parts = parts[size:]
+  return [pathlib.Path(name) for name in found if name]
+
+
 def write(
   workdirs: Sequence[pathlib.Path], folder: pathlib.Path | None = None
 ) -> list[pathlib.Path]:
@@ -99,11 +120,14 @@ def write(
       of = "" if without == names else f" of {', '.join(without)}"
       where = "".join(found.partition("/")[:2])
       lacking.append(f"No {what}{of} ({where}, by {source}).")
+  evaluated = [run for run in runs if run.evaluation.get("measures")]
   sections: dict[str, Sequence[Part]] = {
-    "The runs": facts(runs),
-    "Training": training(runs),
-    "Measures": measures(runs),
+    "Alarms": alarms(runs),
     "Samples": examples(runs),
+    "The runs": facts(runs),
+    "Measures": measures(evaluated),
+    "Against the training set alone": training_set(evaluated),
+    "Training": training(runs),
     "Protocols": curves.protocol_pictures(
       {run.look: run.evaluation for run in runs}
     ),
@@ -111,10 +135,12 @@ def write(
     "Purification": _purified(runs),
     "Diagnosis": _diagnosis(runs),
     "Left out": lacking,
+    "Versions": versions(evaluated),
   }
+  of = ", ".join(map(str, workdirs))
   return page.write(
-    " and ".join(names) if len(runs) <= 2 else f"{len(runs)} runs side by side",
-    "From the runs' folders alone.",
+    ", ".join(names) if len(runs) <= 4 else f"{len(runs)} runs of {of}",
+    f"Made from what lies in {of}, and from nothing else.",
     {title: parts for title, parts in sections.items() if parts},
     folder or workdirs[0] / "report",
   )
@@ -123,7 +149,7 @@ def write(
 def facts(runs: Sequence[SavedRun]) -> list[Table]:
   """What the runs are, and where their configs differ."""
   head = [run.name for run in runs]
-  caption = "What the runs are; step and versions are those of the evaluation."
+  caption = "What the runs are, and how far they were trained."
   rows = _side_by_side([_facts_of(run) for run in runs])
   parts = [Table("runs", ["run", *head], rows, caption)]
   if rows := differences([run.config for run in runs]):
@@ -131,6 +157,27 @@ def facts(runs: Sequence[SavedRun]) -> list[Table]:
     head = ["field of the config", *head]
     parts.append(Table("differences", head, rows, caption))
   return parts
+
+
+def versions(runs: Sequence[SavedRun]) -> list[Table]:
+  """What the evaluations of evaluated runs were made with."""
+  found = [
+    {"parameters": run.evaluation["parameters"]} | run.evaluation["versions"]
+    for run in runs
+  ]
+  if not (rows := _side_by_side(found)):
+    return []
+  caption = "A digest of the evaluated parameters, and the libraries' versions."
+  return [Table("versions", ["", *(r.name for r in runs)], rows, caption)]
+
+
+def alarms(runs: Sequence[SavedRun]) -> list[str]:
+  """A paragraph for each run that seems to have collapsed."""
+  return [
+    f"{run.name} has collapsed, it seems: {'; '.join(found)}."
+    for run in runs
+    if (found := run.evaluation.get("alarms"))
+  ]
 
 
 def _side_by_side(found: Sequence[dict[str, Cell]]) -> list[list[Cell]]:
@@ -146,18 +193,16 @@ def _facts_of(run: SavedRun) -> dict[str, Cell]:
   strength = f"severity {severity}" if severity else f"sigma {sigma:g}"
   kind = corruption.get("kind", "gaussian")
   dirty = f"{corruption['fraction']:.0%} {kind}, {strength}"
-  trained = run.metrics[-1]["step"] if run.metrics else None
-  versions = evaluation.get("versions", {}).items()
+  trained = run.metrics[-1]["step"] if run.metrics else 0
   purified = run.purification.items()
   return {
     "data": config["data"]["name"],
     "corruption": dirty if corruption["fraction"] else "none",
     "objective": config["objective"]["name"],
     "seed": config["seed"],
-    "step": evaluation.get("step", trained),
-    "weights": evaluation.get("weights"),
-    "parameters": evaluation.get("parameters"),
-    **{f"version of {name}": version for name, version in versions},
+    "trained": f"{trained} of {config['train']['num_steps']} steps",
+    **({"evaluated at step": evaluation["step"]} if evaluation else {}),
+    **({"weights": evaluation["weights"]} if evaluation else {}),
     **{f"purification: {name}": _field(value) for name, value in purified},
   }
 
@@ -180,32 +225,145 @@ def _field(value: Any) -> Cell:
   return value if value != "" else '""'
 
 
-def measures(runs: Sequence[SavedRun]) -> list[Table]:
-  """The measures of all protocols, the best run by each in bold."""
-  shown = [run for run in runs if run.evaluation.get("measures")]
-  if not shown:
+def measures(runs: Sequence[SavedRun]) -> list[Part]:
+  """The measures against clean data, the best run by each in bold.
+
+  Those that disagree on the order of the runs come first, and what they see.
+  """
+  rows, head = _measured(runs, alone=False)
+  if not rows:
     return []
-  rows = _side_by_side([run.evaluation["measures"] for run in shown])
-  caption = "The measures of the evaluation, against clean truth."
-  best: set[tuple[int, int]] = set()
-  # Values compare where the same clean data was measured alike, as far as told.
+  caption = f"Samples against {'; '.join(dict.fromkeys(map(_truth, runs)))}."
+  if len(head) > len(runs) + 1:
+    caption += _BESIDE
+  if not _alike(runs):
+    caption += " None is marked as the best: the runs differ in their clean"
+    caption += " data, or in how they were evaluated."
+    return [Table("measures", head, rows, caption)]
+  if len(runs) < 2:
+    return [Table("measures", head, rows, caption)]
+  order = disagreeing([row[: len(runs) + 1] for row in rows])
+  rows.sort(key=lambda row: row[0] not in order)
+  said = _explained(order, [run.name for run in runs])
+  calm = [j for j, r in enumerate(runs, 1) if not r.evaluation.get("alarms")]
+  if len(calm) < 2:
+    caption += " None is marked as the best: alarms leave nothing to compare."
+    return [*said, Table("measures", head, rows, caption)]
+  best = {
+    (i, calm[place])
+    for i, row in enumerate(rows)
+    for place in tables.best_of(
+      [row[j] for j in calm], tables.BETTER.get(str(row[0]))
+    )
+  }
+  caption += " The best value of a row is bold"
+  caption += ", of the runs without an alarm." if len(calm) < len(runs) else "."
+  return [*said, Table("measures", head, rows, caption, best)]
+
+
+def _explained(order: dict[str, list[int]], names: list[str]) -> list[str]:
+  """A paragraph for each ranking of the runs, on the measures that have it."""
+  said: dict[str, dict[str, list[str]]] = {}
+  for measure, places in order.items():
+    ranked = " before ".join(names[j] for j in places)
+    sees = said.setdefault(ranked, {})
+    sees.setdefault(tables.SEES[measure], []).append(measure)
+  paragraphs = []
+  for ranked, sees in said.items():
+    of = [f"{' and '.join(of)} ({x})" for x, of in sees.items()]
+    paragraphs.append(f"{ranked}: {', '.join(of)}.")
+  lead = "The measures disagree on the order of the runs, best first. Behind"
+  lead += " each stands what it sees, and what it is blind to."
+  return [lead, *paragraphs] if order else []
+
+
+def training_set(runs: Sequence[SavedRun]) -> list[Table]:
+  """The measures that need no clean truth."""
+  rows, head = _measured(runs, alone=True)
+  if not rows:
+    return []
+  caption = (
+    "Samples against the training set as the run saw it, for which no clean"
+    " truth is needed. training_spread is the samples' standard deviation over"
+    " the training set's; training_frechet the Frechet distance over the"
+    " training set's variance, 1 for its mean alone; training_saturated the"
+    " share of values at the ends of [-1, 1], less the training set's. They"
+    " tell a collapse, not which run is better: if the training set is noisy,"
+    " to be like it is no aim."
+  )
+  return [Table("training_set", head, rows, caption)]
+
+
+def _measured(
+  runs: Sequence[SavedRun], alone: bool
+) -> tuple[list[list[Cell]], list[str]]:
+  """Rows and head: the measures that need no clean truth, or the others."""
+  kept = lambda found: {
+    name: value
+    for name, value in found.items()
+    if name.startswith(_ALONE) == alone
+  }
+  found = [kept(run.evaluation["measures"]) for run in runs]
+  beside = {k: kept(v) for k, v in baselines(runs).items() if kept(v)}
+  rows = _side_by_side([*found, *beside.values()]) if any(found) else []
+  return rows, ["measure", *(run.name for run in runs), *beside]
+
+
+def baselines(runs: Sequence[SavedRun]) -> dict[str, dict[str, float]]:
+  """What the measures say of data; a column a run where runs differ in it."""
+  found: dict[str, dict[str, dict[str, float]]] = {}
+  for run in runs:
+    for name, values in run.evaluation.get("baselines", {}).items():
+      found.setdefault(name, {})[run.name] = values
+  columns: dict[str, dict[str, float]] = {}
+  for name, of in found.items():
+    whole = {k: v for values in of.values() for k, v in values.items()}
+    alike = all(values.items() <= whole.items() for values in of.values())
+    own = {f"{name} of {run}": values for run, values in of.items()}
+    columns |= {name: whole} if alike else own
+  return columns
+
+
+def disagreeing(rows: Sequence[Sequence[Cell]]) -> dict[str, list[int]]:
+  """Measures that rank two runs otherwise than another does: best runs first.
+
+  rows: a measure's name, then its value of each run.
+  """
+  costs, signs = {}, {}
+  for name, *values in rows:
+    cost = tables.cost_of(values, tables.BETTER.get(str(name)))
+    if np.isfinite(cost).all():
+      costs[str(name)] = cost
+      signs[str(name)] = np.sign(cost[:, None] - cost)
+  found = set()
+  for pair in itertools.combinations(signs, 2):
+    if np.any(signs[pair[0]] * signs[pair[1]] < 0):
+      found |= {*pair}
+  order = lambda name: np.argsort(costs[name], kind="stable").tolist()
+  kept = [name for name in costs if name in found]
+  return {name: order(name) for name in sorted(kept, key=order)}
+
+
+def _truth(run: SavedRun) -> str:
+  """What its samples are held against."""
+  data = run.config["data"]
+  if data["name"] in synthetic.WORLDS:
+    return "the known distribution of the data"
+  if data["corruption"]["fraction"]:
+    return "the training images before they were corrupted"
+  return "the training images as they are: no cleaner ones are known"
+
+
+def _alike(runs: Sequence[SavedRun]) -> bool:
+  """Whether the same clean data was measured alike, as far as is told."""
   grounds = [
     {"version": run.evaluation.get("version")}
     | run.evaluation.get("evaluation", {})
     | run.config["data"]
-    for run in shown
+    for run in runs
   ]
   told = set.intersection(*map(set, grounds)).difference(_FREE)
-  if any(of[name] != grounds[0][name] for of in grounds for name in told):
-    caption += " None is marked as the best: the runs differ in their clean"
-    caption += " data, or in how they were evaluated."
-  elif len(shown) > 1:
-    caption += " The best value of a row is bold."
-    for i, (name, *values) in enumerate(rows):
-      better = tables.BETTER.get(str(name))
-      best |= {(i, j + 1) for j in tables.best_of(values, better)}
-  head = ["measure", *(run.name for run in shown)]
-  return [Table("measures", head, rows, caption, best)]
+  return all(of[name] == grounds[0][name] for of in grounds for name in told)
 
 
 def training(runs: Sequence[SavedRun]) -> list[Picture]:
@@ -237,7 +395,7 @@ def examples(runs: Sequence[SavedRun]) -> list[Picture]:
     if views := figures.beside_truth([(run.folder, run.look) for run in group]):
       caption = f"{group[0].config['data']['name']}: examples and samples."
       name = "samples" if number == 1 else f"samples_{number}"
-      parts.append(Picture(name, figures.example_figure(views), caption))
+      parts.append(Picture(name, figures.example_figure(views, 2), caption))
   return parts
 
 

@@ -110,7 +110,8 @@ def write(
     f"{len(rows)} runs; means and standard deviations over seeds. p90-s0.2 is"
     " Gaussian noise of sigma 0.2 on 90% of the training examples; outliers are"
     " a tenth of them replaced by uniform noise. Models are held against the"
-    " clean truth, which they have not seen. Noise-aware training is DDPM on"
+    " truth: a synthetic set's own distribution, or the training images before"
+    " they were corrupted. Noise-aware training is DDPM on"
     " clean data, and not defined on outliers.",
     sections,
     workdir / "report",
@@ -158,8 +159,13 @@ def outcome(order: Table) -> list[str]:
   return lines
 
 
-def measure_table(study: Study, data: str, measure: str) -> Table | None:
-  """A measure by method and corruption; None if no run of the data has it."""
+def measure_table(
+  study: Study, data: str, measure: str, beside: Sequence[Row] = ()
+) -> Table | None:
+  """A measure by method and corruption; None if no run of the data has it.
+
+  beside: `tables.rows_of_data`, which come last and are never bold.
+  """
   found = [
     [study.values(data, c, method, measure) for c in study.corruptions]
     for method in study.looks
@@ -174,6 +180,14 @@ def measure_table(study: Study, data: str, measure: str) -> Table | None:
     [look.label, *(tables.mean_std(cell, significant=3) for cell in row)]
     for look, row in zip(study.looks.values(), found, strict=True)
   ]
+  of_data = [row for row in beside if row["data"] == data and measure in row]
+  for (name,), group in tables.groups(of_data, "method").items():
+    cells = [
+      [row for row in group if row.get("corruption") in (c, None)]
+      for c in study.corruptions
+    ]
+    found_of = [tables.values(cell, measure) for cell in cells]
+    rows.append([name, *(tables.mean_std(x, significant=3) for x in found_of)])
   caption = f"{data}: {MEASURES[measure]}. The best of a column is bold."
   head = ["method", *study.corruptions]
   return Table(f"{data}-{measure}", head, rows, caption, best)
@@ -223,8 +237,9 @@ def _of_data(study: Study, data: str, folder: pathlib.Path) -> list[Part]:
       flat = lambda x: x @ synthetic.view(clean.shape[1]).T
       others = _fields(pair, flat(clean))
     drawn += [_trajectories(pair, flat, clean, names), others]
+  beside = tables.rows_of_data(study.rows, folder)
   return [
-    *(t for name in MEASURES if (t := measure_table(study, data, name))),
+    *filter(None, (measure_table(study, data, m, beside) for m in MEASURES)),
     *(p._replace(name=f"{data}-{p.name}") for p in drawn),
   ]
 

@@ -51,7 +51,7 @@ def measure(subject: Subject) -> Result:
           **truth.distances(subject, x_0),
         }
       )
-  return Result({}, columns(rows))
+  return Result({}, columns(rows), {})
 
 
 def sampler(

@@ -41,7 +41,7 @@ def flow(subject: Subject) -> Result:
   path = paths(subject, grid, len(_clean(subject)))
   mean = subject.reference.examples.mean(axis=0).astype(np.float64)
   found, curves = flow_measures(path, grid, mean, _places(subject, grid))
-  return Result(found, _sigma_t(subject, grid) | curves)
+  return Result(found, _sigma_t(subject, grid) | curves, {})
 
 
 def paths(subject: Subject, grid: Level, count: int) -> samplers.Path:
@@ -141,7 +141,7 @@ def _by_level(
   """Curves of a row for each level shown; their means as measures."""
   curves = columns([row(place) for place in _places(subject, grid).tolist()])
   means = {name: float(np.mean(values)) for name, values in curves.items()}
-  return Result(means, _sigma_t(subject, grid) | curves)
+  return Result(means, _sigma_t(subject, grid) | curves, {})
 
 
 def _rms_norm(x: np.ndarray) -> float:

@@ -10,7 +10,7 @@ import scipy.stats
 from sklearn.neighbors import NearestNeighbors
 
 from rad_jax import files
-from rad_jax.data import examples, subspace
+from rad_jax.evaluation import baselines
 from rad_jax.evaluation.protocols import quality
 from rad_jax.evaluation.subject import Result, Subject
 from rad_jax.features import extractors
@@ -37,14 +37,11 @@ def measure(subject: Subject) -> Result:
     neighbours=train[places[closest]],
     distances=distances[closest, 0],
   )
-  found = compare(distances)
+  beside = {}
   if fields.held_out:
-    theirs = compare(nearest(held_out_images(subject, train, len(samples)))[0])
-    found |= {
-      f"{name}_held_out": theirs[name]
-      for name in ("nearest", "near_duplicates")
-    }
-  return Result(found, {})
+    theirs, _ = nearest(baselines.held_out(subject, len(samples)))
+    beside = {baselines.HELD_OUT: compare(theirs)}
+  return Result(compare(distances), {}, beside)
 
 
 def nearest_two(
@@ -67,14 +64,3 @@ def compare(distances: np.ndarray) -> dict[str, float]:
     "near_duplicates_low": float(share.low),
     "near_duplicates_high": float(share.high),
   }
-
-
-def held_out_images(
-  subject: Subject, train: np.ndarray, count: int
-) -> np.ndarray:
-  """The first held-out images, in the subspace of a linearised training set."""
-  run, rank = subject.run, subject.run.data.linear_rank
-  held_out = run.open_training_set(split=run.evaluation.held_out, linear_rank=0)
-  count = min(count, held_out.num_examples)
-  images = examples.to_model_range(held_out.fetch(np.arange(count)))
-  return subspace.project(subspace.fit(train, rank), images) if rank else images

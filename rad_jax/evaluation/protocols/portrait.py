@@ -23,7 +23,7 @@ def measure(subject: Subject) -> Result:
   rest = field if subject.run.is_synthetic else images
   path = subject.model.workdir / "portrait.npz"
   files.write_npz(path, **flow(subject), **rest(subject))
-  return Result({}, {})
+  return Result({}, {}, {})
 
 
 def flow(subject: Subject) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ import scipy.special
 
 from rad_jax import files
 from rad_jax.config import ConfigError, differences
-from rad_jax.evaluation import feature_measures
+from rad_jax.evaluation import baselines, feature_measures
 from rad_jax.evaluation.subject import Result, Subject, versions
 from rad_jax.features import extractors
 from rad_jax.run import Run
@@ -27,8 +27,13 @@ _DISTANCES = {"inception": "fid", "dinov2": "fd_dinov2"}
 def measure(subject: Subject) -> Result:
   """The measures of evaluation.num_samples samples."""
   extractor, _, reference = references(subject)
-  found = extractors.extract_all(extractor, subject.samples())
-  return Result(measures(extractor.name, found, reference), {})
+
+  def against(x: np.ndarray, places: slice) -> dict[str, float]:
+    found = extractors.extract_all(extractor, x)
+    return measures(extractor.name, found, reference[places])
+
+  found = against(subject.samples(), slice(None))
+  return Result(found, {}, baselines.of(subject, against))
 
 
 def make_extractor(run: Run, clean: np.ndarray) -> extractors.Extractor:

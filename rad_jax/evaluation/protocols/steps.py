@@ -19,7 +19,7 @@ def measure(subject: Subject) -> Result:
   """Every sampler at every number of steps."""
   fields = subject.run.evaluation
   pairs = itertools.product(fields.samplers, fields.step_counts)
-  return Result({}, columns([_row(subject, *pair) for pair in pairs]))
+  return Result({}, columns([_row(subject, *pair) for pair in pairs]), {})
 
 
 def _row(subject: Subject, name: str, num_steps: int) -> dict[str, Any]:

@@ -8,15 +8,25 @@ mode_error the largest error of a mode's share; spurious the share in no mode.
 
 import numpy as np
 
-from rad_jax.evaluation import measures
+from rad_jax.evaluation import baselines, measures
+from rad_jax.evaluation import subject as subjects
 from rad_jax.evaluation.reference import Reference
 from rad_jax.evaluation.subject import Result, Subject
 
 
 def measure(subject: Subject) -> Result:
   """The measures of evaluation.num_samples samples."""
-  images = not subject.run.is_synthetic
-  return Result(compare(subject.samples(), subject.reference, images), {})
+  run, whole = subject.run, subject.reference
+
+  def against(x: np.ndarray, places: slice) -> dict[str, float]:
+    part = whole.examples[places]
+    clean = whole
+    if len(part) < len(whole.examples):
+      clean = subjects.image_reference(run, part)
+    return compare(x, clean, images=not run.is_synthetic)
+
+  found = against(subject.samples(), slice(None))
+  return Result(found, {}, baselines.of(subject, against))
 
 
 def distances(subject: Subject, x_0: np.ndarray) -> dict[str, float]:
