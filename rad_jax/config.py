@@ -450,9 +450,17 @@ FIELDS: dict[str, Field] = {
   "evaluation.attack_norm": Field(
     "linf", "Of the attack's ball.", one_of(*attacks.BALLS)
   ),
-  "evaluation.attack_steps": Field(5, "Its gradient steps.", COUNT),
+  "evaluation.attack_steps": Field(10, "Its gradient steps.", COUNT),
+  "evaluation.attack_restarts": Field(1, "The worst is reported.", COUNT),
   "evaluation.attack_levels": Field(20, "Of the attacked sampler.", COUNT),
-  "evaluation.attack_every": Field(4, "One level in N is attacked.", COUNT),
+  "evaluation.attack_between": Field(
+    (0.0, 1.0),
+    "The attacked levels' sigma_t, as DDPM's, from and to.",
+    Rule(
+      "(low, high) in [0, 1]",
+      lambda x: len(x) == 2 and 0 <= x[0] <= x[1] <= 1,
+    ),
+  ),
   "evaluation.num_attack_samples": Field(256, "At each budget.", COUNT),
   "evaluation.transfer_from": Field(
     "", 'Workdir of a run whose network the attack is made on; "": none.'
@@ -548,7 +556,7 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
   config.evaluation.update(num_samples=64, num_reference=64, num_levels=3)
   config.evaluation.update(num_level_examples=16, num_step_samples=16)
   config.evaluation.update(step_counts=(3, 6), num_attack_samples=16)
-  config.evaluation.update(attack_levels=4, attack_every=2, attack_steps=2)
+  config.evaluation.update(attack_levels=4, attack_steps=2)
   config.purify.update(num_steps=20, num_examples=16)
   config.diagnose.update(num_levels=3, num_examples=16, power_iterations=3)
   return config

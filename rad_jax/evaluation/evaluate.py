@@ -28,7 +28,7 @@ from rad_jax.run import Run
 _LOG = logging.getLogger("rad_jax")
 
 # Raised with every change of what a protocol's numbers mean.
-VERSION = 3
+VERSION = 4
 
 PROTOCOLS: dict[str, Callable[[Subject], Result]] = {
   "truth": truth.measure,
