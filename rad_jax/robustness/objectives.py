@@ -35,6 +35,10 @@ def equivariant(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
   return eps_hat + w
 
 
+# At w = 0 they are met, and their error has no slope: an attack cannot start.
+AT_REST = (invariant, equivariant)
+
+
 def true_noise(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
   """eps + w: the true noise of x_t' (AT_Diff, Wang et al. 2025)."""
   return eps + w
