@@ -219,6 +219,12 @@ FIELDS: dict[str, Field] = {
     '"noise": |w| <= r; "state": |sigma_t w| <= r, with DDPM\'s sigma_t.',
     one_of("noise", "state"),
   ),
+  "objective.influence": Field(
+    0.0,
+    "c > 0: the loss e of an example becomes (1 - exp(-c e)) / c, so that no"
+    " example counts much; 0: e itself.",
+    NATURAL,
+  ),
   "objective.stop_gradient": Field(
     False, "No gradient through the regulariser's target.", SWITCH
   ),
@@ -347,6 +353,9 @@ FIELDS: dict[str, Field] = {
     "small", "Of the ddpm sampler.", one_of("small", "large")
   ),
   "sampling.eta": Field(0.0, "Of the ddim sampler.", SHARE),
+  "sampling.temperature": Field(
+    1.0, "Factor of the noise that a sampler adds; 1: the model's.", NATURAL
+  ),
   "sampling.clip_x_0": Field(
     1.0, "Half-range of clean estimates, data units; 0: no clipping.", NATURAL
   ),
