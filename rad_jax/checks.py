@@ -174,7 +174,18 @@ def _attack(config: ConfigDict) -> Checks:
     f"0 where the attack is {name}: there is nothing to compare PGD with",
   )
   regulariser, batch_size = config.regulariser, config.train.batch_size
-  ok = climbs or regulariser.free_replays == 1
+  goal, free = config.attack.goal, regulariser.free_replays > 1
+  ok = not free or goal == "J"
+  allowed = "J with regulariser.free_replays, which raise the loss itself"
+  yield "attack.goal", ok, allowed
+  at_rest = objectives.GOALS[goal](objective) in objectives.AT_REST
+  yield (
+    "attack.start",
+    not climbs or free or not at_rest or config.attack.start != 0,
+    f"above 0 where attack.goal is {goal}: its gradient at w = 0 is 0, and w"
+    " would stay there",
+  )
+  ok = climbs or not free
   allowed = f"1 where the attack is {name}: there is no w to climb"
   yield "regulariser.free_replays", ok, allowed
   rows = regulariser.batch_fraction * batch_size

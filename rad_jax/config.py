@@ -226,6 +226,12 @@ FIELDS: dict[str, Field] = {
     '"noise": |w| <= r; "state": |sigma_t w| <= r, with DDPM\'s sigma_t.',
     one_of("noise", "state"),
   ),
+  "objective.influence": Field(
+    0.0,
+    "c > 0: the loss e of an example becomes (1 - exp(-c e)) / c, so that no"
+    " example counts much; 0: e itself.",
+    NATURAL,
+  ),
   "objective.stop_gradient": Field(
     False, "Send no gradient through the regulariser's target.", SWITCH
   ),
@@ -356,6 +362,9 @@ FIELDS: dict[str, Field] = {
     "small", "Variance of the ddpm sampler's steps.", one_of("small", "large")
   ),
   "sampling.eta": Field(0.0, "Noise of ddim's steps; 0: none.", SHARE),
+  "sampling.temperature": Field(
+    1.0, "Factor of the noise that a sampler adds; 1: the model's.", NATURAL
+  ),
   "sampling.clip_x_0": Field(
     1.0, "Half-range of clean estimates, data units; 0: no clipping.", NATURAL
   ),
@@ -460,9 +469,19 @@ FIELDS: dict[str, Field] = {
   "evaluation.attack_norm": Field(
     "linf", "Shape of the ball that w stays in.", one_of(*attacks.BALLS)
   ),
-  "evaluation.attack_steps": Field(5, "Gradient steps of that attack.", COUNT),
+  "evaluation.attack_steps": Field(10, "Gradient steps of that attack.", COUNT),
+  "evaluation.attack_restarts": Field(
+    1, "Random starts of that attack; the worst result counts.", COUNT
+  ),
   "evaluation.attack_levels": Field(20, "Of the attacked sampler.", COUNT),
-  "evaluation.attack_every": Field(4, "One level in N is attacked.", COUNT),
+  "evaluation.attack_between": Field(
+    (0.0, 1.0),
+    "The attacked levels' sigma_t, as DDPM's, from and to.",
+    Rule(
+      "(low, high) in [0, 1]",
+      lambda x: len(x) == 2 and 0 <= x[0] <= x[1] <= 1,
+    ),
+  ),
   "evaluation.num_attack_samples": Field(256, "At each budget.", COUNT),
   "evaluation.transfer_from": Field(
     "", 'Workdir of a run whose network the attack is made on; "": none.'
@@ -560,7 +579,7 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
   config.evaluation.update(num_samples=64, num_reference=64, num_levels=3)
   config.evaluation.update(num_level_examples=16, num_step_samples=16)
   config.evaluation.update(step_counts=(3, 6), num_attack_samples=16)
-  config.evaluation.update(attack_levels=4, attack_every=2, attack_steps=2)
+  config.evaluation.update(attack_levels=4, attack_steps=2)
   config.purify.update(num_steps=20, num_examples=16)
   config.diagnose.update(num_levels=3, num_examples=16, power_iterations=3)
   return config

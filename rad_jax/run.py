@@ -206,6 +206,7 @@ def _method(
       else None
     ),
     stop_gradient=chosen.stop_gradient,
+    influence=chosen.influence,
   )
 
 

@@ -312,6 +312,15 @@ def test_batches_are_split_evenly_over_the_devices(path):
   assert str(error.value).endswith("devices, 4")
 
 
+def test_an_attack_may_start_at_0_where_its_goal_has_a_slope():
+  config = with_field("attack.start", 0.0)
+  config.attack.goal = "denoising"
+  checks.validate(config)
+  config.attack.goal = "J"
+  config.regulariser.free_replays = 4
+  checks.validate(config)
+
+
 @pytest.mark.parametrize(
   "path, value",
   [
@@ -326,7 +335,7 @@ def test_batches_are_split_evenly_over_the_devices(path):
     ("attack.name", "pgd"),
     ("attack.num_steps", 0),
     ("attack.step_size", 2.0),
-    ("attack.start", 0.0),
+    ("attack.start", 1e-3),
     ("attack.monitor_every_steps", 7),
     ("regulariser.every_steps", 5),
     ("regulariser.batch_fraction", 1 / 128),
@@ -399,6 +408,19 @@ IMPOSSIBLE = {
     "fgsm",
     {"objective__name": "noise_aware"},
     "noise_aware",
+  ),
+  "an attack that cannot start": ("attack.start", 0.0, {}, "goal is J"),
+  "an attack that cannot start, on the residual": (
+    "attack.start",
+    0.0,
+    {"attack__goal": "residual"},
+    "its gradient at w = 0 is 0",
+  ),
+  "a goal that free replays do not raise": (
+    "attack.goal",
+    "denoising",
+    {"regulariser__free_replays": 4},
+    "raise the loss itself",
   ),
   "monitoring Gaussian noise": (
     "attack.monitor_every_steps",

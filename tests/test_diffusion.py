@@ -665,6 +665,20 @@ def test_eta_scales_the_noise_of_ddim(name):
   np.testing.assert_allclose(half, whole / 2, rtol=1e-5)
 
 
+@every_process
+def test_temperature_scales_the_noise_alone(name):
+  _, alpha, sigma = _ends(name)
+  levels = _pairs(alpha, sigma, [(4, 2)] * 4)
+  update = UPDATES["ddpm_small"]
+  cold = samplers.tempered(update, 0.25)
+  value, slope, noise = _parts(update, *levels, _point(0.0))
+  cooled = _parts(cold, *levels, _point(0.0))
+  np.testing.assert_array_equal(cooled[0], value)
+  np.testing.assert_array_equal(cooled[1], slope)
+  np.testing.assert_allclose(cooled[2], noise / 4, rtol=1e-5)
+  assert np.all(noise > 0.1)
+
+
 def _curved(x, a, s):
   """What CURVED estimates, in float64."""
   x_0_hat = np.tanh(x / np.sqrt(a**2 + s**2)) + 0.1 * a * s

@@ -597,6 +597,7 @@ PASSES = [
   (6, {"attack__name": "gaussian"}),
   (6, {"attack__name": "none"}),
   (6, {"objective__name": "noise_aware_ran"}),
+  (9, {"objective__name": "jacobian"}),
   (8, {"objective__name": "robust_adv"}),
   (8, {"objective__name": "invariance", "attack__goal": "residual"}),
   (8, {"objective__name": "true_noise", "attack__goal": "denoising"}),
@@ -676,6 +677,7 @@ def ddpm_flops():
   [
     {"objective__name": "robust_ran"},
     {"objective__name": "robust_adv"},
+    {"objective__name": "jacobian"},
     {"objective__name": "input_perturbation"},
     {"objective__name": "noise_aware_adv"},
     {"objective__name": "true_noise_only"},

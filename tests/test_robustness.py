@@ -102,6 +102,7 @@ def test_the_table():
     "invariance": ("blind", True, "invariant", "fgsm"),
     "robust_ran": ("blind", True, "equivariant", "uniform"),
     "robust_adv": ("blind", True, "equivariant", "fgsm"),
+    "jacobian": ("blind", True, "equivariant", "uniform"),
     "true_noise": ("blind", True, "true_noise", "fgsm"),
     "true_noise_only": ("blind", False, "true_noise", "fgsm"),
     "input_perturbation": ("blind", False, "unshifted_noise", "gaussian"),
@@ -514,6 +515,40 @@ def test_residual_is_the_perturbed_branch(name):
   np.testing.assert_allclose(
     _goal("residual", name)(W) / 6, terms["regulariser"], rtol=1e-6
   )
+
+
+def test_the_jacobian_penalty_is_the_limit_of_small_steps():
+  """|J sigma w - w|^2: of w / n it is 1 / n^2, and a step's is O(1/n) off."""
+  eps_fn = lambda x: _mlp(PARAMS, x)
+  _, whole = _loss("jacobian", eps_fn)
+  _, scaled = _loss("jacobian", eps_fn, w=W / 100)
+  _, step = _loss("robust_ran", eps_fn, w=W / 100)
+  np.testing.assert_allclose(
+    1e4 * scaled["regulariser"], whole["regulariser"], rtol=1e-3
+  )
+  np.testing.assert_allclose(
+    step["regulariser"], scaled["regulariser"], rtol=0.02
+  )
+  jacobian = jax.vmap(jax.jacobian(lambda x: _mlp(PARAMS, x[None])[0]))
+  by_hand = jnp.einsum(
+    "nijkabc,nabc->nijk",
+    jacobian(NOISED.x_t),
+    _column(SIGMA) * W,
+  )
+  np.testing.assert_allclose(
+    whole["regulariser"], objectives.squared_error(by_hand, W), rtol=1e-4
+  )
+
+
+def test_a_bounded_loss_weighs_large_errors_down():
+  error = jnp.array([0.0, 0.5, 2.0, 50.0])
+  for c in (0.1, 1.0, 5.0):
+    found = objectives.bounded(error, c)
+    assert float(found.max()) <= (1 + 1e-6) / c
+    weight = jax.grad(lambda e, c=c: objectives.bounded(e, c).sum())(error)
+    np.testing.assert_allclose(weight, np.exp(-c * error), atol=1e-6)
+  assert objectives.bounded(error, 0.0) is error
+  np.testing.assert_allclose(objectives.bounded(error, 1e-4), error, rtol=0.01)
 
 
 def test_movement_is_flat_at_zero_and_the_others_are_not():

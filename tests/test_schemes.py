@@ -8,7 +8,7 @@ import tiny
 from rad_jax import config as configs
 from rad_jax.experiments import engine, schemes, study, table
 
-NAMES = ("demo", "cheap", "baselines", "readings")
+NAMES = ("demo", "cheap", "baselines", "readings", "attacks")
 SETS = ("digits", "oblique_plane")
 
 
@@ -50,7 +50,7 @@ def test_schemes_change_the_config_of_their_data_as_they_say(name, tmp_path):
   unused = ("model.unet", "purify", "study", "sweep", "evaluation.attack_steps")
   for run in entries(name, tmp_path):
     plain = tiny.load(run.labels["data"])
-    changes = schemes.SCHEMES[name][run.labels["method"]]
+    changes = configs.flatten(schemes.SCHEMES[name][run.labels["method"]])
     ours, theirs = (
       configs.flatten(config.to_dict()) for config in (run.config, plain)
     )

@@ -86,10 +86,19 @@ def test_an_unknown_law_is_named():
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_sampled_variance_is_that_of_the_sampler(name, eta):
+@pytest.mark.parametrize(
+  ("sampler", "noise"),
+  [
+    (samplers.ddim(0.0), {"eta": 0.0}),
+    (samplers.ddim(0.5), {"eta": 0.5}),
+    (samplers.ddpm("small"), {"eta": 1.0}),
+    (samplers.ddpm("large"), {"eta": 1.0, "large": True}),
+  ],
+  ids=["ddim", "eta 0.5", "small", "large"],
+)
+def test_sampled_variance_is_that_of_the_sampler(name, sampler, noise):
   # Bugs: alpha of the wrong end, the start taken as unit, eta's noise
-  # forgotten.
+  # forgotten, or that of the other variance.
   q2, lam, n = 0.3, 3.0, 40_000
   levels = PROCESSES[name].grid(12)
   alpha, sigma = _levels(name, 12)
@@ -106,12 +115,12 @@ def test_sampled_variance_is_that_of_the_sampler(name, eta):
   x_0 = samplers.sample(
     eps_fn,
     levels,
-    samplers.ddim(eta),
+    sampler,
     jax.random.key(0),
     jnp.arange(n),
     (1,),
   )
-  expected = shrinkage.sampled_variance(q2, alpha, sigma, lam, rho, eta)
+  expected = shrinkage.sampled_variance(q2, alpha, sigma, lam, rho, **noise)
   # Relative standard error of a Gaussian's variance: sqrt(2 / n) = 0.007.
   assert np.var(np.asarray(x_0)) == pytest.approx(expected, rel=0.03)
 

@@ -1,6 +1,6 @@
 """The linear subspace of a data set: its leading principal components."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -34,10 +34,10 @@ def truncate(subspace: Subspace, rank: int) -> Subspace:
 
 
 def coordinates(
-  subspace: Subspace, x: Float[np.ndarray, "n ..."]
-) -> Float[np.ndarray, "n rank"]:
-  """Coordinates [n, rank] of x [n, ...] along the basis."""
-  return (x.reshape(len(x), -1) - subspace.mean) @ subspace.basis.T
+  subspace: Subspace, x: Float[Any, "n ..."]
+) -> Float[Any, "n rank"]:
+  """Coordinates [n, rank] of x [n, ...], of NumPy or JAX, along the basis."""
+  return (x.reshape(len(x), -1) - subspace.mean[None]) @ subspace.basis.T
 
 
 def project(

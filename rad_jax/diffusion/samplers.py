@@ -100,6 +100,17 @@ def dpm_solver() -> Update:
   return update
 
 
+def tempered(update: Update, temperature: float) -> Update:
+  """The update with `temperature` times its noise; 1 is the model's own law.
+
+  Below 1, samples keep to the middle of each mode (Dhariwal & Nichol 2021,
+  appendix G). The noise that sampling starts from is not changed.
+  """
+  return lambda denoise, step, x_t, last_x_0, z: update(
+    denoise, step, x_t, last_x_0, temperature * z
+  )
+
+
 # (variance of ddpm, eta of ddim) -> the update.
 SAMPLERS: dict[str, Callable[[str, float], Update]] = {
   "ddpm": lambda variance, eta: ddpm(variance),

@@ -43,7 +43,7 @@ def hint(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
 
   For DDIM, unclipped. `ratios` are samples' stds over the data's.
   """
-  fields, law, eta = run.objective, law_of_w(run), _eta(run)
+  fields, law, noise = run.objective, law_of_w(run), _noise(run)
   levels = sampling.levels(run)
   r = radii(run, levels, fields.radius, fields.beta_role)
   unit_lam_t = _lambdas(fields.lambda_t, 1.0, r)
@@ -54,12 +54,16 @@ def hint(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
 
   def ratio(q: float, lam: float) -> float:
     lam_t = lam * unit_lam_t
-    variance = shrinkage.sampled_variance(q**2, alpha, sigma, lam_t, rho, eta)
+    variance = shrinkage.sampled_variance(
+      q**2, alpha, sigma, lam_t, rho, **noise
+    )
     return math.sqrt(variance) / q
 
   def halving(q: float) -> float | None:
     try:
-      return shrinkage.lambda_for(0.5, q**2, alpha, sigma, unit_lam_t, rho, eta)
+      return shrinkage.lambda_for(
+        0.5, q**2, alpha, sigma, unit_lam_t, rho, **noise
+      )
     except ValueError:
       return None
 
@@ -69,7 +73,7 @@ def hint(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
     "lam": fields.lam,
     "law": law.name,
     "reach": law.reach,
-    "eta": eta,
+    **noise,
     "num_steps": len(alpha),
     "applies": run.method.objective.target is objectives.equivariant,
     "stds": list(STDS),
@@ -190,6 +194,9 @@ def _lambdas(name: str, lam: float, r: np.ndarray) -> np.ndarray:
   return np.asarray(lam_t, np.float64)
 
 
-def _eta(run: Run) -> float:
+def _noise(run: Run) -> dict[str, Any]:
+  """The noise of the run's sampler, as shrinkage.sampled_variance has it."""
   chosen = run.sampling
-  return {"ddpm": 1.0, "ddim": float(chosen.eta)}.get(chosen.sampler, 0.0)
+  ancestral = chosen.sampler == "ddpm"
+  eta = {"ddpm": 1.0, "ddim": float(chosen.eta)}.get(chosen.sampler, 0.0)
+  return {"eta": eta, "large": ancestral and chosen.variance == "large"}

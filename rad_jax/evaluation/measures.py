@@ -23,13 +23,31 @@ def frechet_distance(
 
   |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2); singular C too.
   """
-  symmetric = lambda matrix: (matrix + matrix.T) / 2
-  values, vectors = scipy.linalg.eigh(symmetric(covariance_1))
-  root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-  values = scipy.linalg.eigvalsh(symmetric(root @ covariance_2 @ root))
-  shared = np.sum(np.sqrt(np.maximum(values, 0)))
+  root = _root(covariance_1)
+  shared = np.trace(_root(root @ covariance_2 @ root))
   trace = np.trace(covariance_1) + np.trace(covariance_2) - 2 * shared
   return max(float(np.sum(np.square(mean_1 - mean_2)) + trace), 0.0)
+
+
+def transported(
+  x: np.ndarray, mean: np.ndarray, covariance: np.ndarray
+) -> np.ndarray:
+  """x [n, d] by the optimal map of its Gaussian to another, [n, d].
+
+  The mean of |x - transported|^2 is `frechet_distance` (Peyre & Cuturi 2019,
+  Remark 2.31), but for the unbiased covariance's n / (n - 1). Where x has no
+  variance, the map has none to spread.
+  """
+  own_mean, own = moments(x)
+  root = _root(covariance)
+  middle = scipy.linalg.pinvh(_root(root @ own @ root))
+  return mean + (x - own_mean) @ root @ middle @ root
+
+
+def _root(matrix: np.ndarray) -> np.ndarray:
+  """The square root of a positive semidefinite matrix, up to rounding."""
+  values, vectors = scipy.linalg.eigh((matrix + matrix.T) / 2)
+  return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
 def support_rms(

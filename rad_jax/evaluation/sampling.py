@@ -90,7 +90,8 @@ def levels(run: Run, num_steps: int | None = None) -> Level:
 def update(run: Run, name: str = "") -> samplers.Update:
   """The sampler's step: of that name, or the run's own."""
   chosen = run.sampling
-  return samplers.SAMPLERS[name or chosen.sampler](chosen.variance, chosen.eta)
+  own = samplers.SAMPLERS[name or chosen.sampler](chosen.variance, chosen.eta)
+  return samplers.tempered(own, chosen.temperature)
 
 
 def evaluations(run: Run, num_levels: int, name: str = "") -> int:

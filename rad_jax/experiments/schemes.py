@@ -4,6 +4,7 @@ demo      the paper's effect in minutes: four objectives
 cheap     error against cost of every scheme of cheap adversarial training
 baselines other methods, processes and fine-tuning
 readings  every reading of the radius, of lambda and of its weight
+attacks   attacks on sampling, method by method
 """
 
 import itertools
@@ -101,11 +102,17 @@ _READINGS = {
   "falling, inverse_std, lam 0.3": _INVERSE | _objective(lam=0.3),
 }
 _DEMO = ("ddpm", "invariance", "robust_ran", "robust_adv")
+_ATTACKED = (*_DEMO, "noise_aware")
 SCHEMES: dict[str, dict[str, Changes]] = {
   "demo": {name: _objective(name=name) for name in _DEMO},
   "cheap": _CHEAP,
   "baselines": _BASELINES,
   "readings": _READINGS,
+  "attacks": {
+    name: _objective(name=name)
+    | _in("evaluation", protocols=("truth", "attack"), attack_restarts=3)
+    for name in _ATTACKED
+  },
 }
 # What stands across in each table's figure.
 ACROSS = dict.fromkeys(SCHEMES, "spread_ratio") | {"cheap": "cost"}

@@ -22,6 +22,7 @@ LOOKS = {
   "invariance": Look("invariance", "#D55E00", "X", (0, (1, 1))),
   "robust_ran": Look("Robust_ran", "#56B4E9", "s", (0, (5, 1.5))),
   "robust_adv": Look("Robust_adv", "#009E73", "D", (0, (6, 1.5, 1, 1.5))),
+  "jacobian": Look("Jacobian penalty", "#F0E442", "<", (0, (2, 2))),
   "true_noise": Look("true noise", "#E69F00", "^", (0, (3, 1))),
   "true_noise_only": Look("true noise only", "#CC79A7", "v", (0, (3, 1, 1, 1))),
   "input_perturbation": Look("DDPM-IP", "#000000", "P", (0, (8, 3))),

@@ -72,6 +72,7 @@ class Method(NamedTuple):
   goal: str = "J"  # what the attack raises, a name in objectives.GOALS
   attacked: Predictor | None = None  # if not the predictor
   stop_gradient: bool = False  # of the regulariser's target
+  influence: float = 0.0  # of `objectives.bounded`
 
 
 class Draws(NamedTuple):
@@ -87,7 +88,9 @@ class Draws(NamedTuple):
 
 def without_regulariser(method: Method) -> Method:
   """The method in steps, or for examples, that go without its perturbation."""
-  plain = method.objective._replace(clean=True, target=None, attack="none")
+  plain = method.objective._replace(
+    clean=True, target=None, attack="none", linear=False
+  )
   return method._replace(objective=plain)
 
 
@@ -152,7 +155,9 @@ def losses(
   if method.objective.target is not None:
     w = find_w(method, params, eps_hat, draws)
   given = method.objective, eps_fn, eps_hat, draws.noised, w, draws.lambda_t
-  values, terms = objectives.loss(*given, method.stop_gradient)
+  values, terms = objectives.loss(
+    *given, method.stop_gradient, method.influence
+  )
   if w is not None:
     terms["w_linf"] = jnp.max(jnp.abs(w), axis=tuple(range(1, w.ndim)))
   return method.weight(draws.level) * values, terms

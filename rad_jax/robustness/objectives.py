@@ -35,6 +35,10 @@ def equivariant(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
   return eps_hat + w
 
 
+# At w = 0 they are met, and their error has no slope: an attack cannot start.
+AT_REST = (invariant, equivariant)
+
+
 def true_noise(eps_hat: Batch, eps: Batch, w: Batch) -> Batch:
   """eps + w: the true noise of x_t' (AT_Diff, Wang et al. 2025)."""
   return eps + w
@@ -52,6 +56,7 @@ class Objective(NamedTuple):
   clean: bool
   target: Target | None  # what to predict at x_t'; None: no such branch
   attack: str  # default: "none", "gaussian", or a name in attacks.ATTACKS
+  linear: bool = False  # eps_theta(x_t') by its slope at x_t
 
 
 OBJECTIVES = {
@@ -59,6 +64,10 @@ OBJECTIVES = {
   "invariance": Objective(noising.blind, True, invariant, "fgsm"),
   "robust_ran": Objective(noising.blind, True, equivariant, "uniform"),
   "robust_adv": Objective(noising.blind, True, equivariant, "fgsm"),
+  # |J v - v|^2 with random v, J the network's Jacobian: no step is too long.
+  "jacobian": Objective(
+    noising.blind, True, equivariant, "uniform", linear=True
+  ),
   "true_noise": Objective(noising.blind, True, true_noise, "fgsm"),
   "true_noise_only": Objective(noising.blind, False, true_noise, "fgsm"),
   "input_perturbation": Objective(
@@ -78,6 +87,7 @@ def loss(
   w: Batch | None,
   lambda_t: Scalars,
   stop_gradient: bool = False,
+  influence: float = 0.0,
 ) -> tuple[Scalars, dict[str, Scalars]]:
   """The objective's value for each example, in noise units, and its terms.
 
@@ -101,14 +111,15 @@ def loss(
   """
   terms = {}
   if objective.clean:
-    terms["dsm"] = noised.weight * squared_error(eps_hat, noised.eps)
+    error = bounded(squared_error(eps_hat, noised.eps), influence)
+    terms["dsm"] = noised.weight * error
   if objective.target is None or w is None:
     return terms["dsm"], terms
   target = objective.target(eps_hat, noised.eps, w)
   if stop_gradient:
     target = jax.lax.stop_gradient(target)
-  x_t = shifted(noised.x_t, noised.sigma, w)
-  terms["regulariser"] = squared_error(eps_fn(x_t), target)
+  there = moved(objective, eps_fn, eps_hat, noised, w)
+  terms["regulariser"] = squared_error(there, target)
   if not objective.clean:
     return terms["regulariser"], terms
   return terms["dsm"] + lambda_t * terms["regulariser"], terms
@@ -117,6 +128,32 @@ def loss(
 # What eps_theta(x_t') is driven away from: objective -> target. "J" is the
 # paper's movement, whose gradient is zero at w = 0; "residual" the perturbed
 # branch's own error, J without a target; "denoising" the true loss at x_t'.
+def moved(
+  objective: Objective,
+  eps_fn: EpsFn,
+  eps_hat: Batch,
+  noised: Noised,
+  w: Batch,
+) -> Batch:
+  """eps_theta(x_t + sigma w), to first order in w if objective.linear."""
+  if not objective.linear:
+    return eps_fn(shifted(noised.x_t, noised.sigma, w))
+  step = shifted(jnp.zeros_like(w), noised.sigma, w)
+  return eps_hat + jax.jvp(eps_fn, (noised.x_t,), (step,))[1]
+
+
+def bounded(error: Scalars, influence: float) -> Scalars:
+  """(1 - exp(-influence error)) / influence; the error itself at 0.
+
+  A bounded loss: the weight exp(-influence error) of an example's gradient goes
+  to 0 where its error is large. It is the shape that the Hellinger distance
+  gives in Li & Dong 2026 (arXiv 2606.22521); the scale is a knob here.
+  """
+  if influence == 0:
+    return error
+  return -jnp.expm1(-influence * error) / influence
+
+
 GOALS: dict[str, Callable[[Objective], Target]] = {
   "J": lambda objective: invariant,
   "residual": lambda objective: objective.target or invariant,
@@ -135,8 +172,8 @@ def goal(
   target = GOALS[name](objective)
 
   def value(w: Batch) -> Scalars:
-    x_t = shifted(noised.x_t, noised.sigma, w)
-    error = eps_fn(x_t) - target(eps_hat, noised.eps, w)
+    there = moved(objective, eps_fn, eps_hat, noised, w)
+    error = there - target(eps_hat, noised.eps, w)
     return jnp.sum(jnp.square(error), axis=tuple(range(1, w.ndim)))
 
   return value

@@ -51,11 +51,13 @@ def sampled_variance(
   lam_t: np.ndarray | float,
   rho: np.ndarray | float,
   eta: float = 0.0,
+  large: bool = False,
 ) -> float:
   """The variance along a direction of DDIM's samples by the linear optimum.
 
   q2 is the data's, in data units squared; lam_t and rho are [n] or numbers.
-  Levels fall, and nothing is clipped.
+  Levels fall, and nothing is clipped. eta = 1 is the ddpm sampler of "small"
+  variance, and with `large` that of "large".
   """
   alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
   learnt = effective_variance(q2, lam_t, rho)
@@ -66,6 +68,8 @@ def sampled_variance(
   added = np.square(eta * sigma[1:]) * np.maximum(1 - ratio, 0)
   kept = np.sqrt(np.maximum(np.square(sigma[1:]) - added, 0))
   factors = alpha[1:] * to_x_0[:-1] + kept * to_eps[:-1]
+  if large:  # q(x_t | x_s)'s noise, the mean as it was
+    added = added * np.square(sigma[:-1] / sigma[1:])
   variance = np.square(sigma[0])
   for factor, noise in zip(factors, added, strict=True):
     variance = np.square(factor) * variance + noise
@@ -80,6 +84,7 @@ def lambda_for(
   unit_lam_t: np.ndarray | float,
   rho: np.ndarray | float,
   eta: float = 0.0,
+  large: bool = False,
   largest: float = 1e9,
 ) -> float:
   """The lambda that leaves target_ratio of a direction's standard deviation.
@@ -89,7 +94,7 @@ def lambda_for(
 
   def excess(lam: float) -> float:
     lam_t = lam * np.asarray(unit_lam_t, np.float64)
-    variance = sampled_variance(q2, alpha, sigma, lam_t, rho, eta)
+    variance = sampled_variance(q2, alpha, sigma, lam_t, rho, eta, large)
     return math.sqrt(variance / q2) - target_ratio
 
   least, most = excess(largest) + target_ratio, excess(0.0) + target_ratio

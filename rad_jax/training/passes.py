@@ -44,7 +44,8 @@ def passes(
   """Forward passes a step costs while the regulariser is on.
 
   A gradient step of the attack costs 2, or nothing with free replays. The goal
-  "J" needs eps_hat, one more pass where there is no clean branch.
+  "J" needs eps_hat, one more pass where there is no clean branch. A slope costs
+  a pass twice.
   """
   if objective.target is None:
     return 3.0
@@ -53,7 +54,7 @@ def passes(
     attacked, rest = free_replays * attacked, free_replays * rest
   else:
     alone = goal == "J" and attack_steps > 0 and not objective.clean
-    attacked += 2 * attack_steps + alone
+    attacked += 2 * attack_steps + alone + 3 * objective.linear
   return batch_fraction * attacked + (1 - batch_fraction) * rest
 
 

@@ -1,11 +1,13 @@
 """Attacks on sampling: samples against the truth, by attack and by budget.
 
-Every evaluation.attack_every-th level's state is moved by sigma_t w, |w| <=
+The states at levels in evaluation.attack_between are moved by sigma_t w, |w| <=
 budget: `random`, on the ball's border; `greedy`, for the level's own estimate;
-`joint`, through the whole process, its noise known; `expected`, joint over two
-other draws of noise; `transfer`, joint on evaluation.transfer_from's network.
+the others through the whole process. `moved`, `error` and `frechet` know its
+noise, and raise what they are named after; `expected` raises the error over two
+other draws of noise, `transfer` that of evaluation.transfer_from's network.
 Curves: attack, budget, queries (evaluations of the attacked network a sample),
-moved (rms of an element's change), support_rms, frechet.
+moved (rms of an element's change), support_rms, frechet: the worst of the
+restarts, by sample or, of frechet, by set. Measures are at the largest budget.
 """
 
 import pathlib
@@ -17,53 +19,89 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from rad_jax.diffusion import samplers
+from rad_jax.diffusion import process, samplers
 from rad_jax.diffusion.process import Level
-from rad_jax.evaluation import sampling
+from rad_jax.evaluation import aims, sampling
 from rad_jax.evaluation.protocols import truth
 from rad_jax.evaluation.subject import Result, Subject, columns
 from rad_jax.robustness import attacks, trajectory
 from rad_jax.run import Run
 from rad_jax.training import workdir as workdirs
 
+# What attacks through the process raise: a name in aims.AIMS; "": the move.
+_AIMS = {
+  "moved": "",
+  "error": "error",
+  "frechet": "frechet",
+  "expected": "error",
+  "transfer": "error",
+}
 _DRAWS = 2
 
 
 def measure(subject: Subject) -> Result:
   """Every attack at every budget."""
   fields = subject.run.evaluation
-  kinds = ["random", "greedy", "joint", "expected"]
-  if fields.transfer_from:
-    kinds.append("transfer")
-  plain = sampler(subject, None)(0.0)
+  kinds = ["random", "greedy", *_AIMS]
+  if not fields.transfer_from:
+    kinds.remove("transfer")
+  plain = sampler(subject, None)(0.0, 0)
   rows = []
   for kind in kinds:
     attacked = sampler(subject, kind)
     for budget in fields.attack_budgets:
-      x_0 = attacked(budget) if budget else plain
-      moved = np.sqrt(np.mean(np.square(x_0 - plain, dtype=np.float64)))
+      drawn = [plain]
+      if budget:
+        drawn = [attacked(budget, i) for i in range(fields.attack_restarts)]
+      queries = _num_queries(subject.run, kind) if budget else 0
       rows.append(
-        {
-          "attack": kind,
-          "budget": budget,
-          "queries": _num_queries(subject.run, kind) if budget else 0,
-          "moved": float(moved),
-          **truth.distances(subject, x_0),
-        }
+        {"attack": kind, "budget": budget, "queries": queries * len(drawn)}
+        | worst(subject, plain, drawn)
       )
-  return Result({}, columns(rows), {})
+  largest = [r for r in rows if r["budget"] == max(fields.attack_budgets)]
+  return Result(
+    {
+      "attacked_support_rms": max(row["support_rms"] for row in largest),
+      "attacked_frechet": max(row["frechet"] for row in largest),
+      "random_support_rms": largest[0]["support_rms"],
+      "random_frechet": largest[0]["frechet"],
+    },
+    columns(rows),
+    {},
+  )
+
+
+def worst(
+  subject: Subject, plain: np.ndarray, drawn: list[np.ndarray]
+) -> dict[str, float]:
+  """The worst of restarts [n, ...]: by sample or, of frechet, by set."""
+  project = subject.reference.project
+  flat = [x.reshape(len(x), -1).astype(np.float64) for x in drawn]
+  offsets = [np.linalg.norm(x - project(x), axis=1) for x in flat]
+  moves = [x - plain.reshape(len(x), -1) for x in flat]
+  rms = lambda by_sample: float(
+    np.sqrt(np.mean(np.max(by_sample, axis=0) ** 2))
+  )
+  found = [truth.distances(subject, x)["frechet"] for x in drawn]
+  return {
+    "moved": rms([np.sqrt(np.mean(move**2, axis=1)) for move in moves]),
+    "support_rms": rms(offsets),
+    "frechet": max(found),
+  }
 
 
 def sampler(
   subject: Subject, kind: str | None
-) -> Callable[[float], np.ndarray]:
-  """budget -> samples [n, ...] under an attack, or plain ones for None."""
+) -> Callable[[float, int], np.ndarray]:
+  """(budget, restart) -> samples [n, ...] attacked so, or plain for None."""
   run = subject.run
   grid, places = _levels(run), _places(run)
   surrogate = _surrogate_params(subject) if kind == "transfer" else None
   index = np.arange(run.evaluation.num_attack_samples, dtype=np.int32)
+  aim = _AIMS.get(kind or "")
+  goal = aims.goal(aim, subject.reference) if aim else None
 
-  def sample(params, index, radius):
+  def sample(params, index, radius, restart):
     chain = sampling.chain(run, params, index, grid, sampling.update(run))
     if kind is None:
       return samplers.reverse(*chain)
@@ -71,22 +109,34 @@ def sampler(
     victim = chain
     if surrogate is not None:
       victim = chain._replace(eps_fn=sampling.eps_fn(run, surrogate))
-    w = _craft(run, kind, victim, index, budget)
+    w = _craft(run, kind, victim, _keys(run, index, restart), budget, goal)
     return samplers.reverse(*chain, w=w)
 
-  def attacked(budget: float) -> np.ndarray:
+  def attacked(budget: float, restart: int) -> np.ndarray:
     radius = np.full(len(index), budget, np.float32)
-    return subject.over_devices(sample, index, radius)
+    return subject.over_devices(
+      sample, index, radius, np.full(len(index), restart, np.int32)
+    )
 
   return attacked
 
 
-def _craft(
-  run: Run, kind: str, chain: trajectory.Chain, index: Array, budget: Array
-) -> Array:
-  """The attack's w [n, b, ...] within budget [n, b]."""
+def _keys(run: Run, index: Array, restart: Array) -> attacks.Keys:
+  """The attack's own, by sample and by restart."""
   root = jax.random.fold_in(run.keys.sampling, 2**31 - 1)
   keys = samplers.sample_keys(root, index)
+  return jax.vmap(jax.random.fold_in)(keys, restart)
+
+
+def _craft(
+  run: Run,
+  kind: str,
+  chain: trajectory.Chain,
+  keys: attacks.Keys,
+  budget: Array,
+  goal: Callable[[Array], Array] | None,
+) -> Array:
+  """The attack's w [n, b, ...] within budget [n, b]."""
   if kind == "random":
     return trajectory.random(run.evaluation.attack_norm, chain, keys, budget)
   if kind == "greedy":
@@ -94,7 +144,7 @@ def _craft(
   draws = None
   if kind == "expected":
     draws = jax.vmap(partial(jax.random.split, num=_DRAWS))(keys).T
-  return trajectory.joint(_attack(run), chain, keys, budget, draws=draws)
+  return trajectory.joint(_attack(run), chain, keys, budget, goal, draws)
 
 
 def _num_queries(run: Run, kind: str) -> int:
@@ -108,7 +158,9 @@ def _num_queries(run: Run, kind: str) -> int:
     queries = trajectory.greedy_queries(attack, evaluations, num_attacked)
   else:
     draws = _DRAWS if kind == "expected" else 1
-    queries = trajectory.joint_queries(attack, evaluations, draws)
+    queries = trajectory.joint_queries(
+      attack, evaluations, draws, own_goal=bool(_AIMS[kind])
+    )
   return queries.forward + queries.backward
 
 
@@ -134,4 +186,6 @@ def _levels(run: Run) -> Level:
 
 
 def _places(run: Run) -> list[int]:
-  return list(range(0, len(_levels(run).sigma), run.evaluation.attack_every))
+  low, high = run.evaluation.attack_between
+  sigma_t = process.unit_sigma(_levels(run))
+  return [n for n, sigma in enumerate(sigma_t) if low <= sigma <= high]

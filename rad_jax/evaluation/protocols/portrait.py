@@ -70,8 +70,8 @@ def images(subject: Subject) -> dict[str, np.ndarray]:
   budget = max(subject.run.evaluation.attack_budgets)
   clean, dirty = subject.first(_IMAGES)
   return {
-    "samples": attack.sampler(subject, None)(0.0)[:_IMAGES],
-    "attacked": attack.sampler(subject, "joint")(budget)[:_IMAGES],
+    "samples": attack.sampler(subject, None)(0.0, 0)[:_IMAGES],
+    "attacked": attack.sampler(subject, "error")(budget, 0)[:_IMAGES],
     "clean": clean,
     "dirty": dirty,
     "purified": purify.purified(subject, dirty),
