@@ -161,6 +161,7 @@ def test_samples_are_drawn_once(run, monkeypatch):
 def test_a_torn_batch_of_samples_is_drawn_anew(run, tmp_path, caplog):
   run = shutil.copytree(run, tmp_path / "run")
   model = sampling.newest_model(make_run(), run)
+  shutil.rmtree(model.samples_folder, ignore_errors=True)
   whole = sampling.draw(model, 20)
   paths = sorted(model.samples_folder.glob("*/*.npy"))
   for path, content in zip(paths, (b"", None), strict=False):

@@ -8,7 +8,7 @@ still (the envelope theorem), so that NumPy may compute it.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from rad_jax.evaluation.reference import Reference
 class Aim(NamedTuple):
   """A measure as the mean of |features - target|^2."""
 
-  features: Callable[[Array], Array]  # of flat examples [n, d], linear
+  features: Callable[[Any], Any]  # of flat examples [n, d], linear; traced
   target: Callable[[np.ndarray], np.ndarray]  # of the features [n, k]
 
 
