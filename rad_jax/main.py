@@ -125,7 +125,8 @@ def _purify(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def _show_config(config: ConfigDict, _: pathlib.Path) -> None:
   flag = flags.FLAGS["config"]
-  source = pathlib.Path(config_flags.get_config_filename(flag)).name
+  path = pathlib.Path(config_flags.get_config_filename(flag))
+  source = str(pathlib.Path(_own(), "config.json")) if _own() else path.name
   print(configs.show(config, source, config_flags.get_override_values(flag)))
 
 
@@ -313,9 +314,15 @@ def default_workdir() -> str:
   """
   path = config_flags.get_config_filename(flags.FLAGS["config"])
   name, _, argument = path.partition(":")
-  if pathlib.Path(name) == pathlib.Path(saved.__file__):
-    return argument
-  return "_".join(filter(None, [f"runs/{pathlib.Path(name).stem}", argument]))
+  named = "_".join(filter(None, [f"runs/{pathlib.Path(name).stem}", argument]))
+  return _own() or named
+
+
+def _own() -> str:
+  """The folder of the run whose own config it is, or ""."""
+  path = config_flags.get_config_filename(flags.FLAGS["config"])
+  name, _, folder = path.partition(":")
+  return folder if name == saved.__file__ else ""
 
 
 def help_text() -> str:

@@ -23,6 +23,7 @@ from cifar10_like import prepare_cifar10_like
 from PIL import Image
 
 import rad_jax
+from rad_jax import config as configs
 from rad_jax import console, main, memory
 from rad_jax import run as runs
 from rad_jax.evaluation import evaluate
@@ -285,30 +286,25 @@ def test_a_run_needs_no_config(begun_run, run, tmp_path):
   assert_one_clear_line(code, stderr, "model.mlp.width: 8 -> 16")
 
 
-def test_a_run_is_a_config_of_others(begun_run, run, capsys):
-  """Every field is as it was, but for those that are overridden."""
-  monitored = "attack.monitor_every_steps"
-  assert_succeeds(
-    run(
-      "--mode=show_config", f"--config={begun_run}", f"--config.{monitored}=7"
-    )
-  )
-  assert main.saved.get_config(begun_run).to_dict() == (
-    json.loads(
-      (begun_run / "config.json").read_text(),
-      object_hook=lambda tree: {
-        k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()
-      },
-    )
-  )
-
-
-def test_workdir_of_a_run_s_config_is_its_own(begun_run, monkeypatch):
-  argv = ["rad_jax", f"--config={begun_run}"]
+def parsed(monkeypatch, *args):
+  """The config, and the workdir that is taken where none is given."""
+  argv = ["rad_jax", *args]
   monkeypatch.setattr(sys, "argv", argv)
   with flagsaver.flagsaver():
     console.parse_flags(argv, main.MODES, main.help_text)
-    assert main.default_workdir() == str(begun_run)
+    return main._CONFIG.value.to_dict(), main.default_workdir()
+
+
+def test_a_run_is_a_config_of_others(begun_run, monkeypatch):
+  """Every field is as it was, but for those that are overridden."""
+  saved = json.loads((begun_run / "config.json").read_text())
+  found, folder = parsed(
+    monkeypatch, "--config.seed=7", f"--config={begun_run}"
+  )
+  assert folder == str(begun_run)
+  assert found.pop("seed") == 7
+  saved.pop("seed")
+  assert configs.flatten(found) == configs.flatten(saved)
 
 
 @pytest.mark.parametrize(
@@ -710,11 +706,6 @@ def test_configs_of_the_package_are_found_anywhere(
 def test_file_that_is_no_config(run):
   code, stderr = run("--config=README.md")
   assert_one_clear_line(code, stderr, "--config=README.md is no config file")
-
-
-def test_fields_may_come_before_their_config(run, capsys):
-  assert_succeeds(run("--config.seed=7", PLANE, "--mode=show_config"))
-  assert "--config.seed=7  (command line)" in capsys.readouterr().out
 
 
 def test_misspelt_config_file(run):
