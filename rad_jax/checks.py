@@ -142,7 +142,7 @@ def _unet(config: ConfigDict) -> Checks:
     "model.unet.channel_multipliers",
     multipliers and side % 2 ** (len(multipliers) - 1) == 0,
     f"of a length that lets data.image_size {side} be halved"
-    " once a level after the first",
+    " once for each level after the first",
   )
   sides = [side // 2**level for level in range(len(multipliers))]
   ok = set(sides).issuperset(unet.attention_resolutions)
@@ -186,7 +186,7 @@ def _attack(config: ConfigDict) -> Checks:
     " would stay there",
   )
   ok = climbs or not free
-  allowed = f"1 where the attack is {name}: there is no w to climb"
+  allowed = f"1 where the attack is {name}: the attack takes no steps"
   yield "regulariser.free_replays", ok, allowed
   rows = regulariser.batch_fraction * batch_size
   ok = abs(rows - round(rows)) < 1e-6 and round(rows) >= 1

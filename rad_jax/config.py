@@ -338,7 +338,7 @@ FIELDS: dict[str, Field] = {
   "train.init_from": Field(
     "",
     "Where a new run's parameters come from: a run's workdir, a diffusers"
-    ' folder, a .safetensors or .pt file; "": random.',
+    ' folder, hf:owner/name, a .safetensors or .pt file; "": random.',
   ),
   "train.init_weights": Field(
     "",

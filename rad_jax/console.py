@@ -67,7 +67,7 @@ def help_text(version: str, modes: Mapping[str, tuple[str, str, Any]]) -> str:
 --config.FIELD=VALUE     any field; --mode=show_config lists them all
 --workdir=DIR            the run's folder; runs/<config> if not given
 --traceback              where an error was raised
---helpfull               all flags, those of several processes among them"""
+--helpfull               all flags, also those for several processes"""
 
 
 def packaged_configs() -> dict[str, pathlib.Path]:
@@ -241,7 +241,7 @@ def end_on_sigterm() -> None:
 
   def end(number, frame) -> None:
     del number, frame
-    told = "rad_jax: asked to stop; the same command goes on where it can"
+    told = "rad_jax: asked to stop; run the same command again to go on"
     print(told, file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)
 
@@ -261,7 +261,7 @@ def clear_errors(traceback: bool) -> Iterator[None]:
     print(f"rad_jax: {stopped}", file=sys.stderr)
     sys.exit(INTERRUPTED)
   except KeyboardInterrupt:
-    told = "rad_jax: interrupted; the same command goes on where it can"
+    told = "rad_jax: interrupted; run the same command again to go on"
     print(told, file=sys.stderr)
     sys.exit(130)
   except _USER_ERRORS as error:
@@ -355,6 +355,6 @@ def keep_compiled(folder: str) -> None:
 def local_path(path: str) -> pathlib.Path:
   """The path; ValueError if it is an address, as gs://bucket."""
   if "://" in path:
-    hint = "mount it, as gcsfuse does a bucket"
-    raise ValueError(f"--workdir={path} is no folder: {hint}")
+    hint = "mount it first, for example with gcsfuse"
+    raise ValueError(f"--workdir={path} is not a folder: {hint}")
   return pathlib.Path(path)

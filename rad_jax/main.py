@@ -31,38 +31,56 @@ _LOG = logging.getLogger("rad_jax")
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
-  "Config file, yours or one that comes with the package; with :smoke behind it"
-  " it takes seconds. Or a run's folder, as --workdir where none is given.",
+  "Config file: yours, or one that comes with the package. With :smoke behind"
+  " its name it is tiny, to run in seconds. Or a run's folder; without --config,"
+  " that of --workdir.",
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Folder of the run; runs/<config> if not given. Of --mode=report: folders of"
+  "Folder of the run; runs/<config> if not given. For --mode=report, folders of"
   " runs or experiments, separated by commas.",
 )
 _REPORT_DIR = flags.DEFINE_string(
   "report_dir",
   None,
-  "Where --mode=report writes; report/ in the first workdir if not given.",
+  "Where --mode=report writes; if not given, report/ in the first workdir.",
 )
 _COMPILE_CACHE = flags.DEFINE_string(
   "compile_cache",
   os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/rad_jax"),
-  'Folder of compiled programs, for later runs of the same; "" keeps none.',
+  'Folder of compiled programs, which later runs of the same config load; "":'
+  " none.",
 )
 _COORDINATOR = flags.DEFINE_string(
   "coordinator",
   "",
-  "host:port of process 0, where no launcher says it; with --num_processes and"
+  "host:port of process 0, if no launcher gives it; needs --num_processes and"
   " --process_id.",
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Of the whole run.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Of this one, from 0.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes",
+  0,
+  "Processes of the run; 0: as the launcher says.",
+  lower_bound=0,
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id",
+  -1,
+  "Number of this process, from 0; -1: as the launcher says.",
+  lower_bound=-1,
+)
 _TIMEOUT_S = flags.DEFINE_integer(
-  "connect_timeout_s", 300, "How long the processes wait for each other."
+  "connect_timeout_s",
+  300,
+  "Seconds to wait for the other processes.",
+  lower_bound=1,
 )
 _HEARTBEAT_S = flags.DEFINE_integer(
-  "heartbeat_s", 60, "A process silent for so long is lost, and ends the rest."
+  "heartbeat_s",
+  60,
+  "Seconds of silence after which a process is lost, and the others stop.",
+  lower_bound=1,
 )
 _HUB = flags.DEFINE_string("hub", "", "owner/name, of --mode=push.")
 _LICENSE = flags.DEFINE_string(
@@ -211,7 +229,7 @@ def _push(config: ConfigDict, workdir: pathlib.Path) -> None:
 def _prepare(config: ConfigDict, _: pathlib.Path) -> None:
   name = config.data.name
   if configs.is_synthetic(config):
-    print(f"{name} is drawn on the fly: nothing to prepare")
+    print(f"{name} is generated: nothing to prepare")
   elif not training_set.needs_preparation(name):
     print(f"{name} is read as it is: nothing to prepare")
   else:

@@ -453,4 +453,4 @@ def test_address_is_no_workdir(tmp_path):
     faulty.command(pathlib.Path("x"), "--workdir=gs://bucket/run")
   )
   assert code == 1
-  assert "gs://bucket/run is no folder: mount it" in printed
+  assert "gs://bucket/run is not a folder: mount it" in printed

@@ -191,8 +191,8 @@ def _decode(
       if pixels > max_megapixels * 1e6:
         raise ValueError(
           f"{pixels / 1e6:.0f} megapixels, more than"
-          f" data.max_megapixels={max_megapixels:g}; at most 4 bytes of memory"
-          " go to each"
+          f" data.max_megapixels={max_megapixels:g}; decoding takes up to 4"
+          " bytes for each pixel"
         )
       with _ONE_LARGE if pixels > _LARGE else contextlib.nullcontext():
         square = _square(picture, num_channels, crop_size, image_size)
@@ -264,7 +264,7 @@ def _splits(
     raise FolderError(
       f"{where!r} holds {len(flat)} images itself, and"
       f" {len(found) - len(flat)} in {', '.join(below)}: move them"
-      " together, or give one of these folders as data.path"
+      " into one folder, or set data.path to one of these"
     )
   if not flat and not below:
     raise FolderError(
