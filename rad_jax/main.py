@@ -32,8 +32,8 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
   "Config file: yours, or one that comes with the package. With :smoke behind"
-  " its name it is tiny, to run in seconds. Or a run's folder; without --config,"
-  " that of --workdir.",
+  " its name it is tiny, to run in seconds. Or the folder of a run; without it,"
+  " that of --workdir serves.",
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir",
