@@ -8,8 +8,10 @@ import os
 import pathlib
 import shlex
 import signal
+import socket
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,9 @@ from rad_jax.training import checkpoints, hosts, loop, workdir
 
 # The exit code of a run that was asked to stop and can go on: EX_TEMPFAIL.
 INTERRUPTED = 75
+# That of Ctrl-C where nothing was saved.
+_BY_HAND = 130
+_GOES_ON = "the same command goes on where it can"
 
 # Errors that a user can usually correct; all others are bugs and show their
 # traceback. Libraries raise some of these for bugs too: --traceback.
@@ -103,19 +108,34 @@ def parse_flags(argv: Sequence[str], help: Callable[[], str]) -> list[str]:
   sys.exit(f"rad_jax: error: {message} (--help shows examples)")
 
 
-def end_on_sigterm() -> None:
+def end_on_signals() -> None:
   """Until training listens itself, SIGTERM ends with code INTERRUPTED at once.
 
-  Nothing is lost by it: files are replaced whole, and samples kept by batches.
+  While XLA compiles, so do SIGTERM and Ctrl-C, though Python's handlers wait
+  for it. Nothing is lost but steps since the last checkpoint: files are
+  replaced whole, and samples kept by batches.
   """
+  signal.signal(signal.SIGTERM, _end)
+  heard, told = socket.socketpair()
+  told.setblocking(False)
+  signal.set_wakeup_fd(told.detach())
+  threading.Thread(target=_listen, args=(heard,), daemon=True).start()
 
-  def end(number, frame) -> None:
-    del number, frame
-    told = "rad_jax: asked to stop; the same command goes on where it can"
-    print(told, file=sys.stderr, flush=True)
-    os._exit(INTERRUPTED)
 
-  signal.signal(signal.SIGTERM, end)
+def _listen(heard: socket.socket) -> None:
+  """Ends the process by a signal, whose number arrives, if XLA compiles."""
+  while True:
+    (number,) = heard.recv(1)
+    if hosts.is_compiling():
+      _end(number)
+
+
+def _end(number: int, frame: Any = None) -> None:
+  del frame
+  by_hand = number == signal.SIGINT
+  what = "interrupted" if by_hand else "asked to stop"
+  print(f"rad_jax: {what}; {_GOES_ON}", file=sys.stderr, flush=True)
+  os._exit(_BY_HAND if by_hand else INTERRUPTED)
 
 
 @contextlib.contextmanager
@@ -131,9 +151,8 @@ def clear_errors(traceback: bool) -> Iterator[None]:
     print(f"rad_jax: {stopped}", file=sys.stderr)
     sys.exit(INTERRUPTED)
   except KeyboardInterrupt:
-    told = "rad_jax: interrupted; the same command goes on where it can"
-    print(told, file=sys.stderr)
-    sys.exit(130)
+    print(f"rad_jax: interrupted; {_GOES_ON}", file=sys.stderr)
+    sys.exit(_BY_HAND)
   except _USER_ERRORS as error:
     if traceback:
       raise

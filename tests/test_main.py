@@ -53,7 +53,7 @@ def run(monkeypatch, capsys):
   # Neither would these filters be taken off again.
   monkeypatch.setattr(console, "say_errors_once", lambda: None)
   # The tests' own process is not to end so.
-  monkeypatch.setattr(console, "end_on_sigterm", lambda: None)
+  monkeypatch.setattr(console, "end_on_signals", lambda: None)
   # JAX runs here already, too late to look for other processes.
   monkeypatch.setattr(hosts, "connect", lambda *_: None)
 

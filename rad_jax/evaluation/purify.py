@@ -1,12 +1,15 @@
 """Purifies images with a run's newest checkpoint (robustness.purification)."""
 
+import dataclasses
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from rad_jax import files
 from rad_jax.config import ConfigError
-from rad_jax.data import examples
+from rad_jax.data import examples, images, sources
+from rad_jax.data import folder as folders
 from rad_jax.diffusion import samplers
 from rad_jax.diffusion.process import Level
 from rad_jax.evaluation import measures, sampling
@@ -15,13 +18,22 @@ from rad_jax.robustness import purification
 from rad_jax.run import Run
 
 
-def purify(run: Run, workdir: pathlib.Path) -> pathlib.Path:
-  """Purifies purify.num_examples inputs; returns the folder written."""
-  subject = open_subject(run, workdir)
-  x = inputs(subject)
-  after = purified(subject, x)
+def purify(
+  run: Run, workdir: pathlib.Path
+) -> tuple[dict[str, Any], pathlib.Path]:
+  """Purifies purify.num_examples inputs; returns numbers, the folder written.
+
+  In it are samples.npz, inputs and results, and of images the results as PNG
+  files of the inputs' names.
+  """
   folder = workdir / "purified"
+  _refuse_own_folder(run.purify.input, folder)
+  subject = open_subject(run, workdir)
+  x, names = inputs(subject)
+  after = purified(subject, x)
   files.write_npz(folder / "samples.npz", x_0=np.concatenate([x, after]))
+  if not run.is_synthetic:
+    sampling.write_images(folder / "images", after, names)
   rms = [
     measures.support_rms(part.reshape(len(x), -1), subject.reference.project)
     for part in (x, after)
@@ -29,12 +41,13 @@ def purify(run: Run, workdir: pathlib.Path) -> pathlib.Path:
   result = {
     "step": subject.model.step,
     **run.purify._asdict(),
+    "num_examples": len(x),
     "num_levels": len(_levels(run).sigma),
     "support_rms_before": rms[0],
     "support_rms_after": rms[1],
   }
   files.write_json(folder / "purification.json", result)
-  return folder
+  return result, folder
 
 
 def purified(subject: Subject, x: np.ndarray) -> np.ndarray:
@@ -64,26 +77,80 @@ def there_and_back(
   return subject.over_devices(noise_and_reverse, x, index)
 
 
-def inputs(subject: Subject) -> np.ndarray:
-  """purify.input's or training examples as the run saw them, in model units."""
-  run, path = subject.run, subject.run.purify.input
+def inputs(subject: Subject) -> tuple[np.ndarray, list[str]]:
+  """What purify.input holds, [n, ...] in model units, and names of its images.
+
+  Without it, training examples as the run saw them. Raises ConfigError.
+  """
+  run, path = subject.run, pathlib.Path(subject.run.purify.input).expanduser()
   count = run.purify.num_examples
-  if not path:
-    return subject.first(count)[1]
+  if not run.purify.input:
+    x = subject.first(count)[1]
+  elif path.is_dir() and not run.is_synthetic:
+    return _of_folder(run, path, count)
+  else:
+    x = _of_file(run, path, count)
+  return x, [f"{i:06}" for i in range(len(x))]
+
+
+def _of_folder(
+  run: Run, path: pathlib.Path, count: int
+) -> tuple[np.ndarray, list[str]]:
+  """Images, read as those of a training set are."""
+  size, channels = run.data.image_size, run.data.num_channels
+  source = folders.open_folder(
+    str(path),
+    "train",
+    channels,
+    run.data.crop_size,
+    size,
+    run.data.max_megapixels,
+  )
+  source = dataclasses.replace(source, records=source.records[:count])
+  fit = lambda image: images.fit(image, 0, size, channels)
+  x = examples.to_model_range(sources.load(source, sources.reader(source, fit)))
+  found = [record.relative_to(path) for record in source.records]
+  names = [name.with_suffix("").as_posix() for name in found]
+  if len(set(names)) < len(names):
+    raise ConfigError(
+      f"config.purify.input={str(path)!r} has images whose names differ only by"
+      " their suffixes, such as a.jpg and a.png: rename them"
+    )
+  return x, names
+
+
+def _of_file(run: Run, path: pathlib.Path, count: int) -> np.ndarray:
+  field = f"config.purify.input={str(path)!r}"
   try:
     with np.load(path) as saved:
       x = examples.to_model_range(saved["x_0"][:count])
   except (OSError, KeyError, ValueError) as error:
     raise ConfigError(
-      f"config.purify.input={path!r} cannot be read ({error}): it must be an"
-      " .npz file that holds x_0 [n, ...]"
+      f"{field} cannot be read ({error}): it must be an .npz file that holds"
+      " x_0 [n, ...], or a folder of images for a run on images"
     ) from error
   if x.shape[1:] != run.example_shape:
     raise ConfigError(
-      f"config.purify.input={path!r} holds examples of shape {x.shape[1:]},"
-      f" and the run's are {run.example_shape}"
+      f"{field} holds examples of shape {x.shape[1:]}, and the run's are"
+      f" {run.example_shape}"
+    )
+  finite = np.isfinite(x.reshape(len(x), -1)).all(axis=1)
+  if not finite.all():
+    raise ConfigError(
+      f"{field} has a NaN or an infinity in {np.sum(~finite)} of its"
+      f" {len(x)} examples, the first of them number {np.argmin(finite)}"
     )
   return x
+
+
+def _refuse_own_folder(given: str, folder: pathlib.Path) -> None:
+  """Raises ConfigError if what is written would replace what is read."""
+  path, written = pathlib.Path(given).expanduser().resolve(), folder.resolve()
+  if given and (path.is_relative_to(written) or written.is_relative_to(path)):
+    raise ConfigError(
+      f"config.purify.input={given!r} and {folder}, where the results go, are"
+      " one inside the other: move the input, or choose another --workdir"
+    )
 
 
 def _levels(run: Run) -> Level:
