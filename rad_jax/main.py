@@ -20,7 +20,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 import rad_jax
-from rad_jax import checks, console
+from rad_jax import checks, console, files
 from rad_jax import config as configs
 from rad_jax import run as runs
 from rad_jax.config import ConfigDict
@@ -118,8 +118,8 @@ def _purify(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.evaluation import purify
   from rad_jax.reports import figures
 
-  result, folder = purify.purify(runs.build(config), workdir)
-  for name, value in result.items():
+  folder = purify.purify(runs.build(config), workdir)
+  for name, value in files.read_json(folder / "purification.json").items():
     print(f"{name}: {f'{value:.4g}' if isinstance(value, float) else value}")
   pictures = figures.show_purified(folder), *folder.glob("images")
   _print_paths("purified", pictures)

@@ -146,16 +146,16 @@ def test_an_alarm_is_told_once_and_not_of_an_unfinished_model(
 ):
   show, _, params, _ = shown  # of a run of 16 steps
   caplog.set_level(logging.WARNING, "rad_jax")
-  said = {1: ["a", "b"], 2: ["a"], 3: ["a"], 4: ["a", "c"], 5: []}
+  said = {3: ["a", "b"], 4: ["a"], 5: ["a"], 6: ["a", "c"], 7: []}
   told = {}
   for step, alarms in said.items():
     monkeypatch.setattr(collapse, "alarms", lambda _, alarms=alarms: alarms)
     caplog.clear()
     show(params, step)
     told[step] = caplog.messages
-  assert [step for step, messages in told.items() if messages] == [2, 4]
-  assert "step 4: the samples look collapsed: a; c. " in told[4][0]
-  assert "objective.lam" in told[4][0]
+  assert [step for step, messages in told.items() if messages] == [4, 6]
+  assert "step 6: the samples look collapsed: a; c. " in told[6][0]
+  assert "objective.lam" in told[6][0]
 
 
 def test_samples_that_are_not_finite_are_no_picture(shown, caplog):

@@ -1,5 +1,7 @@
 """Folders of images into --mode=purify, and out of it and --mode=sample."""
 
+import logging
+
 import begun
 import numpy as np
 import pytest
@@ -54,6 +56,12 @@ def workdir(folder, tmp_path_factory):
   return path
 
 
+def run_of(config, workdir):
+  """What the examples become."""
+  folder = purify.purify(runs.build(config), workdir)
+  return np.split(np.load(folder / "samples.npz")["x_0"], 2)[1]
+
+
 def pixels_in(folder):
   return {
     path.relative_to(folder).as_posix(): np.asarray(Image.open(path))
@@ -104,6 +112,23 @@ def test_what_would_be_overwritten_is_refused(folder, workdir):
     config.purify.input = str(path)
     with pytest.raises(configs.ConfigError, match="one inside the other"):
       purify.purify(runs.build(config), workdir)
+
+
+def test_examples_in_batches_are_those_of_one_batch(folder, workdir):
+  """5 batches of 4, the last one filled up."""
+  whole = run_of(config_of(folder), workdir)
+  config = config_of(folder)
+  config.sampling.batch_size = 4
+  config.purify.num_examples = 18
+  np.testing.assert_allclose(run_of(config, workdir), whole[:18], atol=1e-5)
+
+
+def test_images_left_out_are_told(folder, workdir, caplog):
+  caplog.set_level(logging.WARNING, "rad_jax")
+  config = config_of(folder)
+  config.purify.num_examples = 3
+  assert len(run_of(config, workdir)) == 3
+  assert "holds 20 images: the first 3 are taken" in caplog.text
 
 
 def test_names_that_would_be_one_are_refused(folder, workdir, tmp_path):

@@ -18,9 +18,9 @@ from rad_jax.training import chips, hosts, loop, sharding
 _LOG = logging.getLogger("rad_jax")
 
 _NUM_SAMPLES = 64
-_NUM_SEEN = 2000
+_NUM_SEEN = 1000
 # A model is unfinished, not collapsed, before this share of its training.
-_UNFINISHED = 0.1
+_UNFINISHED = 0.25
 
 
 def shower(

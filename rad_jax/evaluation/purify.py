@@ -1,10 +1,11 @@
 """Purifies images with a run's newest checkpoint (robustness.purification)."""
 
 import dataclasses
+import logging
 import pathlib
-from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from rad_jax import files
 from rad_jax.config import ConfigError
@@ -17,14 +18,14 @@ from rad_jax.evaluation.subject import Subject, open_subject
 from rad_jax.robustness import purification
 from rad_jax.run import Run
 
+_LOG = logging.getLogger("rad_jax")
 
-def purify(
-  run: Run, workdir: pathlib.Path
-) -> tuple[dict[str, Any], pathlib.Path]:
-  """Purifies purify.num_examples inputs; returns numbers, the folder written.
 
-  In it are samples.npz, inputs and results, and of images the results as PNG
-  files of the inputs' names.
+def purify(run: Run, workdir: pathlib.Path) -> pathlib.Path:
+  """Purifies purify.num_examples inputs; returns the folder written.
+
+  In it are samples.npz, inputs and results; of images the results as images/,
+  of the inputs' names; and purification.json.
   """
   folder = workdir / "purified"
   _refuse_own_folder(run.purify.input, folder)
@@ -47,7 +48,7 @@ def purify(
     "support_rms_after": rms[1],
   }
   files.write_json(folder / "purification.json", result)
-  return result, folder
+  return folder
 
 
 def purified(subject: Subject, x: np.ndarray) -> np.ndarray:
@@ -73,8 +74,18 @@ def there_and_back(
       run.sampling.clip_x_0 or None,
     )
 
-  index = np.arange(len(x), dtype=np.int32)
-  return subject.over_devices(noise_and_reverse, x, index)
+  mesh = subject.model.mesh
+  compiled = sampling.over_devices(noise_and_reverse, mesh, num_split=2)
+  size = min(run.sampling.batch_size, mesh.size * -(-len(x) // mesh.size))
+  index = np.arange(size * -(-len(x) // size), dtype=np.int32)
+  filled = np.resize(x, (len(index), *x.shape[1:]))
+  parts = [
+    np.asarray(compiled(subject.model.params, filled[rows], rows))
+    for rows in tqdm(
+      index.reshape(-1, size), desc="purify", unit="batch", disable=None
+    )
+  ]
+  return np.concatenate(parts)[: len(x)]
 
 
 def inputs(subject: Subject) -> tuple[np.ndarray, list[str]]:
@@ -106,7 +117,14 @@ def _of_folder(
     size,
     run.data.max_megapixels,
   )
-  source = dataclasses.replace(source, records=source.records[:count])
+  if len(source) > count:
+    _LOG.warning(
+      "%s holds %d images: the first %d are taken, purify.num_examples",
+      path,
+      len(source),
+      count,
+    )
+    source = dataclasses.replace(source, records=source.records[:count])
   fit = lambda image: images.fit(image, 0, size, channels)
   x = examples.to_model_range(sources.load(source, sources.reader(source, fit)))
   found = [record.relative_to(path) for record in source.records]
