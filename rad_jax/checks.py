@@ -6,6 +6,8 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from rad_jax import config as configs
 from rad_jax.config import ConfigDict, ConfigError, is_synthetic
 from rad_jax.data import corruptions, folder
@@ -230,6 +232,14 @@ def _training(config: ConfigDict, num_devices: int) -> Checks:
       f"a divisor of {path}, {_get(config, path)}: what is done every N steps"
       " is done between dispatches",
     )
+  on_cpu = jax.default_backend() == "cpu"
+  yield (
+    "train.steps_per_dispatch",
+    train.steps_per_dispatch == 1
+    or not (on_cpu and config.model.name == "unet"),
+    "1 for a U-Net on a CPU: XLA computes gradients of convolutions slowly"
+    " inside a loop there, and a step takes 12 times as long",
+  )
   ok = train.steps_per_dispatch == 1 or not train.debug
   allowed = "1 with train.debug, which looks into each step"
   yield "train.steps_per_dispatch", ok, allowed

@@ -299,11 +299,17 @@ FIELDS: dict[str, Field] = {
   "train.batch_size": Field(128, "Examples a step, on all devices.", COUNT),
   "train.steps_per_dispatch": Field(
     1,
-    "Steps that run as one program: faster where the network is small. The"
-    " run is saved, watched and stopped between programs.",
+    "Steps that run as one program: for small networks on accelerators; 1 for"
+    " a U-Net on a CPU. A run is saved, watched and stopped between programs.",
     COUNT,
   ),
   "train.log_every_steps": Field(100, "Metrics are means over them.", COUNT),
+  "train.sample_every_steps": Field(
+    10_000,
+    "Steps between two pictures of samples from the moving average, with the"
+    " same noise, in samples/progress; it warns of a collapse; 0: none.",
+    NATURAL,
+  ),
   "train.micro_batches": Field(
     1, "Pieces of the batch, in turn: as many times less memory.", COUNT
   ),
@@ -488,8 +494,8 @@ FIELDS: dict[str, Field] = {
   ),
   "purify.input": Field(
     "",
-    'An .npz file with x_0 [n, ...] in model units; "": training examples as'
-    " the run saw them.",
+    "A folder or zip archive of images, or an .npz file with x_0 [n, ...] in model units;"
+    ' "": training examples as the run saw them.',
   ),
   "purify.t_star": Field(
     0.32,
@@ -618,6 +624,7 @@ UNBOUND = (
   "data.max_megapixels",
   "data.max_unreadable",
   "attack.monitor_every_steps",
+  "train.sample_every_steps",
 )
 
 

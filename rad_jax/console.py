@@ -10,8 +10,10 @@ import pathlib
 import re
 import shlex
 import signal
+import socket
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +28,9 @@ from rad_jax.training import checkpoints, hosts, loop, workdir
 
 # The exit code of a run that was asked to stop and can go on: EX_TEMPFAIL.
 INTERRUPTED = 75
+# That of Ctrl-C where nothing was saved.
+_BY_HAND = 130
+_GOES_ON = "run the same command again to go on"
 
 _KINDS = {
   bool: "True or False",
@@ -233,19 +238,34 @@ def _illegal(error: Exception, given: Mapping[str, str]) -> str:
   return f"--{name}={given[name]}: it must be {allowed}"
 
 
-def end_on_sigterm() -> None:
+def end_on_signals() -> None:
   """Until training listens itself, SIGTERM ends with code INTERRUPTED at once.
 
-  Nothing is lost by it: files are replaced whole, and samples kept by batches.
+  While XLA compiles, so do SIGTERM and Ctrl-C, though Python's handlers wait
+  for it. Nothing is lost but steps since the last checkpoint: files are
+  replaced whole, and samples kept by batches.
   """
+  signal.signal(signal.SIGTERM, _end)
+  heard, told = socket.socketpair()
+  told.setblocking(False)
+  signal.set_wakeup_fd(told.detach())
+  threading.Thread(target=_listen, args=(heard,), daemon=True).start()
 
-  def end(number, frame) -> None:
-    del number, frame
-    told = "rad_jax: asked to stop; run the same command again to go on"
-    print(told, file=sys.stderr, flush=True)
-    os._exit(INTERRUPTED)
 
-  signal.signal(signal.SIGTERM, end)
+def _listen(heard: socket.socket) -> None:
+  """Ends the process by a signal, whose number arrives, if XLA compiles."""
+  while True:
+    (number,) = heard.recv(1)
+    if hosts.is_compiling():
+      _end(number)
+
+
+def _end(number: int, frame: Any = None) -> None:
+  del frame
+  by_hand = number == signal.SIGINT
+  what = "interrupted" if by_hand else "asked to stop"
+  print(f"rad_jax: {what}; {_GOES_ON}", file=sys.stderr, flush=True)
+  os._exit(_BY_HAND if by_hand else INTERRUPTED)
 
 
 @contextlib.contextmanager
@@ -261,9 +281,8 @@ def clear_errors(traceback: bool) -> Iterator[None]:
     print(f"rad_jax: {stopped}", file=sys.stderr)
     sys.exit(INTERRUPTED)
   except KeyboardInterrupt:
-    told = "rad_jax: interrupted; run the same command again to go on"
-    print(told, file=sys.stderr)
-    sys.exit(130)
+    print(f"rad_jax: interrupted; {_GOES_ON}", file=sys.stderr)
+    sys.exit(_BY_HAND)
   except _USER_ERRORS as error:
     if traceback:
       raise

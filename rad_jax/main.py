@@ -7,18 +7,20 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import jax
+import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 import rad_jax
-from rad_jax import checks, choices, console, memory, saved
+from rad_jax import checks, choices, console, files, memory, saved
 from rad_jax import config as configs
 from rad_jax import run as runs
 from rad_jax.config import ConfigDict
@@ -92,9 +94,17 @@ _TRACEBACK = flags.DEFINE_bool(
 
 
 def _train(config: ConfigDict, workdir: pathlib.Path) -> None:
-  loop.train(runs.build(config), workdir)
+  from rad_jax.evaluation import progress
+
+  loop.train(runs.build(config), workdir, partial(progress.shower, _draw))
   if hosts.is_first():
     print(f"trained: {workdir}")
+
+
+def _draw(x_0: np.ndarray, path: pathlib.Path) -> pathlib.Path:
+  from rad_jax.reports import figures
+
+  return figures.draw_samples(x_0, path)
 
 
 def _sample(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -102,7 +112,8 @@ def _sample(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.reports import figures
 
   folder = sampling.sample(runs.build(config), workdir)
-  print(f"sampled: {figures.show_samples(folder)}")
+  pictures = figures.show_samples(folder), *folder.glob("images")
+  _print_paths("sampled", pictures)
 
 
 def _measure(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -138,7 +149,10 @@ def _purify(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.reports import figures
 
   folder = purify.purify(runs.build(config), workdir)
-  print(f"purified: {figures.show_samples(folder)}")
+  for name, value in files.read_json(folder / "purification.json").items():
+    print(f"{name}: {f'{value:.4g}' if isinstance(value, float) else value}")
+  pictures = figures.show_purified(folder), *folder.glob("images")
+  _print_paths("purified", pictures)
 
 
 def _show_config(config: ConfigDict, _: pathlib.Path) -> None:
@@ -350,7 +364,7 @@ def help_text() -> str:
 
 def run() -> None:
   """The entry of the command line."""
-  console.end_on_sigterm()
+  console.end_on_signals()
   logging.getLogger("rad_jax").setLevel(logging.INFO)
   app.run(main, flags_parser=_parse_flags)
 

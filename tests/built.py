@@ -23,6 +23,7 @@ APART = (
   "train.log_every_steps",
   "train.profile_steps",
   "train.rollback_above",
+  "train.sample_every_steps",
   "train.steps_per_dispatch",
   "train.wandb_project",
 )

@@ -9,11 +9,13 @@ import types
 import built
 import faulty
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from built import compiled_once  # noqa: F401
 
+from rad_jax import checks
 from rad_jax import config as configs
 from rad_jax.data import batches
 from rad_jax.experiments import engine
@@ -199,6 +201,35 @@ print(int(state.step), metrics["loss"].shape, "all-gather" in program.as_text())
 def test_what_a_dispatch_cannot_be(fields, message):
   with pytest.raises(configs.ConfigError, match=message):
     tiny.plane(**FIELDS | fields)
+
+
+def test_a_unet_is_refused_on_a_cpu_alone(monkeypatch):
+  config = tiny.load("cifar10", train__steps_per_dispatch=10)
+  with pytest.raises(configs.ConfigError, match="1 for a U-Net on a CPU"):
+    checks.validate(config)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  checks.validate(config)
+
+
+def test_xla_does_not_rearrange_convolutions_in_loops(optimised):
+  """Why a U-Net is refused; where this fails, it need not be any longer."""
+
+  def gradient(x, w):
+    conv = lambda w: jax.lax.conv_general_dilated(
+      x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jax.grad(lambda w: jnp.sum(conv(w) ** 2))(w)
+
+  x, w = jnp.ones((4, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+  looped = lambda x, w: jax.lax.scan(
+    lambda w, _: (w + gradient(x, w), None), w, length=3
+  )
+  texts = [
+    jax.jit(function).lower(x, w).compile().as_text()
+    for function in (gradient, looped)
+  ]
+  as_given = "dim_labels=f01b_i01o->01bf"
+  assert [as_given in text for text in texts] == [False, True]
 
 
 def test_seconds_of_a_step_are_of_one_step(monkeypatch):

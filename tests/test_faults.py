@@ -112,7 +112,7 @@ def test_signal_before_training_ends_with_the_same_code(tmp_path):
     "import sys, time\n"
     "from rad_jax import main\n"
     "from rad_jax.training import loop\n"
-    "def train(run, folder):\n"
+    "def train(*_):\n"
     "  print('begun', flush=True)\n"
     "  time.sleep(600)\n"
     "loop.train = train\n"
@@ -125,6 +125,45 @@ def test_signal_before_training_ends_with_the_same_code(tmp_path):
   printed, _ = process.communicate(timeout=60)
   assert process.returncode == faulty.INTERRUPTED, printed
   assert "the same command goes on" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "number, code, word",
+  [
+    (signal.SIGTERM, faulty.INTERRUPTED, "asked to stop"),
+    (signal.SIGINT, 130, "interrupted"),
+  ],
+)
+def test_signal_ends_a_compilation_at_once(number, code, word, tmp_path):
+  """XLA folds a constant for half an hour, and Python's handlers wait."""
+  slow = (
+    "import jax, jax.numpy as jnp\n"
+    "from rad_jax import main\n"
+    "from rad_jax.training import dispatch\n"
+    "def forever(of_batch):\n"
+    "  def of(state, batch):\n"
+    "    x = jnp.ones((2000, 2000))\n"
+    "    print('begun', flush=True)\n"
+    "    return state, {'loss': jax.lax.reduce_window(\n"
+    "      x, 0.0, jax.lax.add, (500, 500), (1, 1), 'SAME').sum()}\n"
+    "  return of\n"
+    "dispatch.with_examples = forever\n"
+    "main.run()\n"
+  )
+  arguments = faulty.command(tmp_path, "--compile_cache=")
+  process = faulty.start([arguments[0], "-c", slow, *arguments[3:]])
+  assert "begun\n" in iter(process.stdout.readline, "")
+  time.sleep(2)  # in XLA by now
+  assert process.poll() is None
+  process.send_signal(number)
+  try:
+    printed, _ = process.communicate(timeout=20)
+  finally:
+    process.kill()
+  assert process.returncode == code, printed
+  assert f"rad_jax: {word}; the same command goes on" in printed
+  assert "Traceback" not in printed
 
 
 def test_second_signal_is_the_handler_s_that_was_there():

@@ -66,7 +66,9 @@ def losses(workdir):
 @pytest.mark.slow
 def test_two_processes_stop_together_and_one_goes_on(tmp_path):
   """Two processes of two devices; SIGTERM to one; one process of one device."""
-  processes = start_two(tmp_path, train__num_steps=10**6)
+  processes = start_two(
+    tmp_path, train__num_steps=10**6, train__sample_every_steps=20
+  )
   wait_for_rows(tmp_path)
   processes[1].send_signal(signal.SIGTERM)
   codes, printed = finished(processes)
@@ -79,6 +81,8 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path):
   assert "parameters" not in printed[1]  # the main log is of the first alone
   steps = [row["step"] for row in metrics.read(tmp_path)]
   assert steps == sorted(set(steps)), "two processes wrote"
+  assert "sample/training_spread" in metrics.read(tmp_path)[0]
+  assert (tmp_path / "samples" / "progress" / "step_20.png").exists()
   code, text = faulty.run(faulty.command(tmp_path, train__num_steps=step + 20))
   assert code == 0, text
   assert f"1 device(s) in 1 process(es), step {step} of" in text

@@ -61,7 +61,7 @@ def run(monkeypatch, capsys):
   # Neither would these filters be taken off again.
   monkeypatch.setattr(console, "say_errors_once", lambda: None)
   # The tests' own process is not to end so.
-  monkeypatch.setattr(console, "end_on_sigterm", lambda: None)
+  monkeypatch.setattr(console, "end_on_signals", lambda: None)
   # JAX runs here already, too late to look for other processes.
   monkeypatch.setattr(hosts, "connect", lambda *_: None)
 
@@ -257,7 +257,7 @@ def test_report_needs_no_config(tmp_path, run):
   )
   assert not (workdir / "report").exists()
   text = (tmp_path / "new/report.html").read_text()
-  assert "run and other</h1>" in text
+  assert "/other</h1>" in text
   assert "robust_adv" in text
   assert_succeeds(run("--mode=report", f"--workdir={other}"))
   assert (other / "report/training.png").exists()

@@ -7,7 +7,9 @@ The key is a hash of the parameters and of all else that samples depend on.
 import hashlib
 import logging
 import pathlib
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +19,7 @@ from tqdm import tqdm
 
 from rad_jax import files, saved
 from rad_jax import run as runs
+from rad_jax.data import examples, images
 from rad_jax.diffusion import samplers, schedules
 from rad_jax.diffusion.parametrisation import EpsFn
 from rad_jax.diffusion.process import Level
@@ -183,8 +186,23 @@ def draw(
 
 
 def sample(run: Run, workdir: pathlib.Path) -> pathlib.Path:
-  """`save_samples` of the newest checkpoint."""
-  return save_samples(newest_model(run, workdir))
+  """`save_samples` of the newest checkpoint, and a folder of images."""
+  folder = save_samples(newest_model(run, workdir))
+  if not run.is_synthetic:
+    with np.load(folder / "samples.npz") as saved:
+      x_0 = saved["x_0"]
+    write_images(folder / "images", x_0, [f"{i:06}" for i in range(len(x_0))])
+  return folder
+
+
+def write_images(
+  folder: pathlib.Path, x_0: np.ndarray, names: Sequence[str]
+) -> None:
+  """Replaces a folder by PNG files of x_0 [n, h, w, c], clipped to [-1, 1]."""
+  shutil.rmtree(folder, ignore_errors=True)
+  for x, name in zip(examples.to_uint8(x_0), names, strict=True):
+    save = partial(images.to_picture(x).save, format="png")
+    files.write(folder / f"{name}.png", save)
 
 
 def save_samples(model: Model) -> pathlib.Path:

@@ -14,6 +14,7 @@ from rad_jax import files
 from rad_jax.data import examples, synthetic
 from rad_jax.reports import looks, panels
 
+_COLUMNS = 16  # of a strip of images
 VIEW_LABELS = {2: ("x", "y"), 3: ("along the plane", "off the plane")}
 
 
@@ -125,34 +126,60 @@ def pair_figure(path: pathlib.Path) -> Figure | None:
   pairs = arrays(path)
   if not pairs or pairs["samples"].ndim != 4:
     return None
-  count, _, width, _ = pairs["samples"].shape
-  columns = min(16, count)
-  strips = math.ceil(count / columns)
-  figure, axes = panels.grid(strips, 1, 1 + 0.6 * columns, 1.7)
+  _, _, width, _ = pairs["samples"].shape
+  figure, axes = strips_figure(
+    {"sample": pairs["samples"], "training": pairs["neighbours"]}
+  )
   for n, axis in enumerate(axes):
-    part = {k: v[n * columns :][:columns] for k, v in pairs.items()}
-    rows = {"sample": part["samples"], "training": part["neighbours"]}
-    draw_image_rows(axis, rows, columns)
     axis.xaxis.tick_top()
-    texts = [f"{distance:.3g}" for distance in part["distances"]]
+    distances = pairs["distances"][n * _COLUMNS :][:_COLUMNS]
+    texts = [f"{distance:.3g}" for distance in distances]
     places = np.arange(len(texts)) * (width + 1) + 0.5 + width / 2
     axis.set_xticks(places, texts)
   return figure
 
 
+def strips_figure(rows: dict[str, np.ndarray]) -> tuple[Figure, list[Axes]]:
+  """Rows of as many images [n, h, w, c], named, _COLUMNS to a strip."""
+  count = len(next(iter(rows.values())))
+  columns = min(_COLUMNS, count)
+  strips = math.ceil(count / columns)
+  figure, axes = panels.grid(strips, 1, 1 + 0.6 * columns, 1.7)
+  for n, axis in enumerate(axes):
+    part = {name: x[n * columns :][:columns] for name, x in rows.items()}
+    draw_image_rows(axis, part, columns)
+  return figure, axes
+
+
 def show_samples(folder: pathlib.Path) -> pathlib.Path:
   """Draws folder/samples.npz: a grid.png of images, or a scatter.png."""
   x_0 = arrays(folder / "samples.npz")["x_0"]
+  name = "scatter.png" if x_0.ndim == 2 else "grid.png"
+  return draw_samples(x_0, folder / name)
+
+
+def draw_samples(x_0: np.ndarray, path: pathlib.Path) -> pathlib.Path:
+  """Writes images [n, h, w, c] as a grid, points [n, d] as a scatter."""
   if x_0.ndim == 2:
     figure, (axis,) = panels.grid(1, 1, 4.0, 4.0)
     draw_points(axis, x_0, "black")
-    return panels.save(figure, folder / "scatter.png")
+    return panels.save(figure, path)
   pixels = image_grid(x_0, math.ceil(math.sqrt(len(x_0))))
   factor = max(1, round(512 / min(pixels.shape[:2])))  # Pixels stay whole.
   pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
   image = Image.fromarray(pixels)
-  files.write(folder / "grid.png", lambda file: image.save(file, format="png"))
-  return folder / "grid.png"
+  files.write(path, lambda file: image.save(file, format="png"))
+  return path
+
+
+def show_purified(folder: pathlib.Path) -> pathlib.Path:
+  """Draws folder/samples.npz, whose first half became the second."""
+  x_0 = arrays(folder / "samples.npz")["x_0"]
+  if x_0.ndim == 2:
+    return show_samples(folder)
+  before, after = np.split(x_0, 2)
+  figure, _ = strips_figure({"before": before, "after": after})
+  return panels.save(figure, folder / "grid.png")
 
 
 def show_pairs(workdir: pathlib.Path) -> pathlib.Path | None:

@@ -19,6 +19,7 @@ from rad_jax import config as configs
 
 _LOG = logging.getLogger("rad_jax")
 
+_COMPILING = threading.Event()
 # What jax.distributed.initialize says where no launcher is at work.
 _NO_LAUNCHER = "coordinator_address should be defined"
 
@@ -122,6 +123,24 @@ def refuse_differing(mine: Mapping[str, Any]) -> None:
     f"process {others} was not started as process 0 was{told}. Give all"
     " processes the same command, code and data"
   )
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+  """Within its `with`, signals end the command line at once.
+
+  Python would handle them only once XLA has compiled.
+  """
+  _COMPILING.set()
+  try:
+    yield
+  finally:
+    _COMPILING.clear()
+
+
+def is_compiling() -> bool:
+  """Whether some thread is within `compiling`."""
+  return _COMPILING.is_set()
 
 
 @contextlib.contextmanager

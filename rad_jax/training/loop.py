@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 from tqdm import tqdm
 
 from rad_jax import config as configs
@@ -35,13 +36,24 @@ from rad_jax.version import __version__
 
 _LOG = logging.getLogger("rad_jax")
 
+Measures = dict[str, float]
+# (moving average, step) -> a picture of samples, and their measures.
+Show = Callable[[PyTree, int], tuple[pathlib.Path | None, Measures]]
+
 
 class Interrupted(RuntimeError):
   """Training was asked to stop; what it had reached is saved."""
 
 
-def train(run: Run, folder: pathlib.Path) -> State:
+def train(
+  run: Run,
+  folder: pathlib.Path,
+  shower: Callable[[Run, TrainingSet, Mesh, pathlib.Path], Show] | None = None,
+) -> State:
   """Trains to train.num_steps, going on from the folder's checkpoint.
+
+  With train.sample_every_steps, shower(run, its set, mesh, folder) says how
+  samples are shown.
 
   The folder, made if missing, holds config.json, checkpoints/, metrics.jsonl
   and tensorboard/. The state returned is also the newest checkpoint. Raises
@@ -80,6 +92,9 @@ def train(run: Run, folder: pathlib.Path) -> State:
       )
       return state
     fed = dispatched_batches(run, training_set, first_step, mesh)
+    show, to_come = None, range(first_step + 1, run.train.num_steps + 1)
+    if shower and _shows_in(run, to_come):
+      show = shower(run, training_set, mesh, folder)
     with (
       metrics.writer(
         folder, first_step, run.train.wandb_project, run.config
@@ -90,7 +105,9 @@ def train(run: Run, folder: pathlib.Path) -> State:
       if run.train.debug:
         checked.enter_context(jax.debug_nans(True))
         checked.enter_context(jax.debug_key_reuse(True))
-      return run_steps(run, state, fed, mesh, manager, about, write, asked)
+      return run_steps(
+        run, state, fed, mesh, manager, about, write, asked, show
+      )
 
 
 def _told(about: dict[str, Any]) -> dict[str, Any]:
@@ -156,11 +173,13 @@ def run_steps(
   about: dict[str, Any],
   write: metrics.Writer,
   asked: Callable[[], bool],
+  show: Show | None = None,
 ) -> State:
   """The loop, which donates `state`. Metrics are read a dispatch later."""
   first_step, last_step = int(state.step), run.train.num_steps
   meter = Meter()
   program, monitored = _programs(run, mesh, meter), _monitor(run)
+  shown = _shown(run, show, meter, write)
   bar = tqdm(
     total=last_step,
     initial=first_step,
@@ -188,7 +207,8 @@ def run_steps(
         if not watched.is_well(report=True):
           state = roll_back(run, state, mesh, manager, watched)
           continue
-      watched.window.append((part, measured, attacks))
+      found = shown(part.steps, state)
+      watched.window.append((part, measured, attacks | found))
       ending = asked() or done == last_step
       if ending or done % run.checkpoint.every_steps == 0:
         if not watched.is_well(report=ending):
@@ -235,6 +255,29 @@ def _monitor(run: Run):
   return lambda done, *args: monitor(*args) if due(done) else {}
 
 
+def _shows_in(run: Run, steps: range) -> bool:
+  """Whether samples are due in some of the steps."""
+  every = run.train.sample_every_steps
+  return bool(every) and steps[-1] // every > (steps[0] - 1) // every
+
+
+def _shown(run: Run, show: Show | None, meter: Meter, write: metrics.Writer):
+  """(steps of a dispatch, state) -> measures of samples, where they are due."""
+
+  def of(steps: range, state: State) -> Measures:
+    if not (show and _shows_in(run, steps)):
+      return {}
+    jax.block_until_ready(state)
+    with meter.timing("samples"):
+      picture, found = show(state.ema_params, steps[-1])
+      if picture:
+        write(steps[-1], {}, picture)
+    finite = {name: x for name, x in found.items() if np.isfinite(x)}
+    return {f"sample/{name}": x for name, x in finite.items()}
+
+  return of
+
+
 def _reporter(
   run: Run, meter: Meter, write: metrics.Writer, bar: tqdm
 ) -> Callable[[list[int], int, dict[str, float]], None]:
@@ -251,8 +294,11 @@ def _reporter(
     speed = meter.read(len(steps), batch_size, needed)
     rates = {"learning_rate": float(run.learning_rate(step - 1))}
     values = values | rates | {"passes": spent}
-    named = {"train": values, "speed": speed}
-    write(step, {f"{a}/{b}": x for a in named for b, x in named[a].items()})
+    named = {"train/": values, "speed/": speed}
+    write(
+      step,
+      {b if "/" in b else a + b: x for a in named for b, x in named[a].items()},
+    )
     loss, rate = values.get("loss", float("nan")), speed["images_per_second"]
     bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} examples/s")
 
@@ -308,7 +354,8 @@ def compile_step(
   if debug:
     return step
   _LOG.info("compiling the step; a large network takes minutes, once")
-  compiled = step.lower(state, batch).compile()
+  with hosts.compiling():
+    compiled = step.lower(state, batch).compile()
   _LOG.info("compiled the step in %.1f s", time.perf_counter() - started)
   return compiled
 
@@ -340,7 +387,8 @@ def resume_or_start(run: Run, manager, mesh: Mesh) -> State:
     checkpoints.set_aside_after(manager, int(state.step))
     return state
   of_state = sharding.of_state(mesh, jax.eval_shape(run.initial_state))
-  state = jax.jit(run.initial_state, out_shardings=of_state)()
+  with hosts.compiling():
+    state = jax.jit(run.initial_state, out_shardings=of_state)()
   if not run.train.init_from:
     return state
   return workdir.start_from(pathlib.Path(run.train.init_from), state, run, mesh)

@@ -3,13 +3,17 @@
 import contextlib
 import pathlib
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from rad_jax import files
 from rad_jax.training import hosts
 
-Writer = Callable[[int, dict[str, float]], None]
+# (step, {name: value}, a picture's file or nothing) -> appended to all logs.
+Writer = Callable[..., None]
 
 
 @contextlib.contextmanager
@@ -19,14 +23,14 @@ def writer(
   wandb_project: str = "",
   config: dict[str, Any] | None = None,
 ) -> Iterator[Writer]:
-  """Yields write(step, {name: value}), which appends to all logs of workdir.
+  """Yields the Writer of workdir's logs.
 
   metrics.jsonl is only ever added to; what an interrupted run wrote there past
   first_step counts no more (files.read_log). Only the first process writes.
   ValueError: wandb is missing.
   """
   if not hosts.is_first():
-    yield lambda step, values: None
+    yield lambda step, values, picture=None: None
     return
   import tensorboardX  # It imports PyTorch, where there is one: seconds.
 
@@ -42,12 +46,25 @@ def writer(
       _wandb(workdir, wandb_project, config)
     )
 
-    def write(step: int, values: dict[str, float]) -> None:
-      files.append_row(path, {"step": step, **values})
+    def write(
+      step: int,
+      values: Mapping[str, float],
+      picture: pathlib.Path | None = None,
+    ) -> None:
+      if values:
+        files.append_row(path, {"step": step, **values})
       for name, value in values.items():
         board.add_scalar(name, value, step)
-      if remote:
-        remote.log(values, step=step)
+      if picture:
+        with Image.open(picture) as opened:
+          pixels = np.asarray(opened.convert("RGB"))
+        board.add_image("samples", pixels, step, dataformats="HWC")
+      if remote and picture:
+        import wandb  # type: ignore[import-not-found,unused-ignore]
+
+        remote.log({**values, "samples": wandb.Image(str(picture))}, step=step)
+      elif remote:
+        remote.log({**values}, step=step)
 
     yield write
 

@@ -37,7 +37,7 @@ class Meter:
 
   @contextlib.contextmanager
   def timing(self, what: str) -> Iterator[None]:
-    """Counts the time inside, of "compile", "checkpoint" or "data"."""
+    """Counts the time inside, of "data" or what is no part of a step."""
     started = time.perf_counter()
     yield
     self._seconds[what] += time.perf_counter() - started
@@ -45,9 +45,9 @@ class Meter:
   def read(
     self, num_steps: int, batch_size: int, flops: float
   ) -> dict[str, float]:
-    """The window's metrics, without compilation and checkpoints."""
+    """The window's metrics, without compilation, checkpoints and samples."""
     now, seconds = time.perf_counter(), self._seconds
-    apart = seconds["compile"] + seconds["checkpoint"]
+    apart = sum(seconds[what] for what in ("compile", "checkpoint", "samples"))
     step_seconds = max(now - self._started - apart, 1e-9) / num_steps
     flops_per_second = flops / num_steps / step_seconds
     device = jax.local_devices()[0]
