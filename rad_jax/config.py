@@ -494,8 +494,8 @@ FIELDS: dict[str, Field] = {
   ),
   "purify.input": Field(
     "",
-    "A folder or zip archive of images, or an .npz file with x_0 [n, ...] in model units;"
-    ' "": training examples as the run saw them.',
+    "A folder or zip archive of images, or an .npz file with x_0 [n, ...] in"
+    ' model units; "": training examples as the run saw them.',
   ),
   "purify.t_star": Field(
     0.32,
