@@ -20,7 +20,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 import rad_jax
-from rad_jax import checks, choices, console, files, memory, saved
+from rad_jax import arguments, checks, choices, console, files, memory, saved
 from rad_jax import config as configs
 from rad_jax import run as runs
 from rad_jax.config import ConfigDict
@@ -318,17 +318,8 @@ def main(argv: list[str]) -> None:
       raise hosts.HostError(
         f"--mode={mode} runs in one process, on all its devices"
       )
-    config, folder = _CONFIG.value, console.local_path(workdir)
-    # The first access raises if the file could not be read.
-    taken = pretrained.taken_over(
-      configs.flatten(config.to_dict()),
-      config_flags.get_override_values(flags.FLAGS["config"]),
-      folder,
-    )
-    config.update_from_flattened_dict(taken)
-    config.lock()
-    for flag, reason in choices.fill(config, folder):
-      _LOG.info(f"{flag}: {reason}")
+    folder = console.local_path(workdir)
+    config = _config(folder)
     training = mode in ("train", "sweep", *_UNCHECKED)
     if mode not in _UNCHECKED:
       checks.validate(config, jax.device_count(), training=training)
@@ -337,6 +328,21 @@ def main(argv: list[str]) -> None:
       size, pieces = config.train.batch_size, config.train.micro_batches
     with memory.clear_errors(size, pieces):
       work(config, folder)
+
+
+def _config(folder: pathlib.Path) -> ConfigDict:
+  """The flags' config, with what a network's source and the images decide."""
+  config = _CONFIG.value  # The first access raises if it cannot be read.
+  taken = pretrained.taken_over(
+    configs.flatten(config.to_dict()),
+    config_flags.get_override_values(flags.FLAGS["config"]),
+    folder,
+  )
+  config.update_from_flattened_dict(taken)
+  config.lock()
+  for flag, reason in choices.fill(config, folder):
+    _LOG.info(f"{flag}: {reason}")
+  return config
 
 
 def default_workdir() -> str:
@@ -359,7 +365,7 @@ def _own() -> str:
 
 def help_text() -> str:
   """What --help prints."""
-  return console.help_text(rad_jax.__version__, MODES)
+  return arguments.help_text(rad_jax.__version__, MODES)
 
 
 def run() -> None:
@@ -370,7 +376,7 @@ def run() -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-  console.parse_flags(argv, MODES, help_text)
+  arguments.parse_flags(argv, MODES, help_text)
   return argv[:1]
 
 

@@ -38,9 +38,18 @@ ALLOWED = {
   "evaluation": _TRAINER | {"version"},
   "experiments": _TRAINER | {"checks", "evaluation"},
   "reports": {"files", "data"},
-  "console": _TRAINER,
+  "arguments": _DATA | {"config"},
+  "console": _TRAINER | {"arguments"},
   "main": _TRAINER
-  | {"__init__", "checks", "choices", "console", "evaluation", "experiments"}
+  | {
+    "__init__",
+    "arguments",
+    "checks",
+    "choices",
+    "console",
+    "evaluation",
+    "experiments",
+  }
   | {"reports"},
 }
 # They import the config, and so are no part of `import rad_jax`.

@@ -23,8 +23,8 @@ from cifar10_like import prepare_cifar10_like
 from PIL import Image
 
 import rad_jax
+from rad_jax import arguments, console, main, memory
 from rad_jax import config as configs
-from rad_jax import console, main, memory
 from rad_jax import run as runs
 from rad_jax.evaluation import evaluate
 from rad_jax.training import hosts, metrics
@@ -291,7 +291,7 @@ def parsed(monkeypatch, *args):
   argv = ["rad_jax", *args]
   monkeypatch.setattr(sys, "argv", argv)
   with flagsaver.flagsaver():
-    console.parse_flags(argv, main.MODES, main.help_text)
+    arguments.parse_flags(argv, main.MODES, main.help_text)
     return main._CONFIG.value.to_dict(), main.default_workdir()
 
 
@@ -535,7 +535,7 @@ def test_set_is_not_prepared(tmp_path, run):
 def test_preparation_is_told_the_same_flags_however_they_are_written():
   argv = ["--config", "configs/cifar10.py", "--config.data.data_dir", "a b"]
   argv += ["--workdir", "runs/x", "-mode", "train"]
-  assert console.prepare_command(["rad_jax/main.py", *argv]) == (
+  assert arguments.prepare_command(["rad_jax/main.py", *argv]) == (
     "python -m rad_jax.main --config=configs/cifar10.py"
     " '--config.data.data_dir=a b' --mode=prepare_data"
   )
@@ -668,7 +668,7 @@ def test_example_of_a_mode_is_a_command(mode, monkeypatch):
     example = ["--config=configs/digits.py", *example]
   monkeypatch.setattr(sys, "argv", ["rad_jax", f"--mode={mode}", *example])
   with flagsaver.flagsaver():
-    console.parse_flags(sys.argv, main.MODES, main.help_text)
+    arguments.parse_flags(sys.argv, main.MODES, main.help_text)
     assert main.flags.FLAGS.mode == mode
 
 
@@ -690,17 +690,17 @@ def test_configs_of_the_package_are_found_anywhere(
 ):
   monkeypatch.chdir(tmp_path)
   found = f"{ROOT / 'configs' / 'digits.py'}:smoke"
-  assert console.find_config(given) == found
+  assert arguments.find_config(given) == found
   with flagsaver.flagsaver():
     argv = ["rad_jax", "--config", given]
-    console.parse_flags(argv, main.MODES, main.help_text)
+    arguments.parse_flags(argv, main.MODES, main.help_text)
     assert main.default_workdir() == "runs/digits_smoke"
   # One's own comes first, and a path elsewhere is taken as it is.
   (tmp_path / "configs").mkdir()
   (tmp_path / "configs" / "digits.py").write_text("")
-  assert console.find_config("configs/digits.py") == "configs/digits.py"
+  assert arguments.find_config("configs/digits.py") == "configs/digits.py"
   with pytest.raises(FileNotFoundError, match="the package has butterflies"):
-    console.find_config(str(tmp_path / "digits.py"))
+    arguments.find_config(str(tmp_path / "digits.py"))
 
 
 def test_file_that_is_no_config(run):
