@@ -138,7 +138,7 @@ def purifiers(
         purification.purify,
         partial(run.method.predictor, model.params),
         purification.from_level(grid, run.purify.t_star),
-        sampling.update(run, sampler),
+        sampling.update(sampling.changed(run, sampler=sampler)),
         remat=True,
       )
   return made

@@ -33,7 +33,7 @@ def rows(
     rounds,
   )
   seconds = float(np.median(times["sampling"]))
-  evaluations = sampling.evaluations(run, num_steps)
+  evaluations = sampling.evaluations(run)
   return [
     {
       "benchmark": "sampling",

@@ -416,6 +416,9 @@ FIELDS: dict[str, Field] = {
     'Objectives; "-lam3" sets objective.lam to 3.',
   ),
   "study.seeds": Field(3, "How many seeds: 0, 1, ...", COUNT),
+  "study.tuning_seeds": Field(
+    3, "How many other seeds choose the knobs of --mode=compare.", COUNT
+  ),
   "study.group_size": Field(18, "Most runs that are trained together.", COUNT),
   "study.notes": Field("", 'Text file for the report; "": none.'),
   "study.processes": Field(1, "Groups at the same time.", COUNT),
@@ -465,6 +468,12 @@ FIELDS: dict[str, Field] = {
     (10, 30, 100, 300, 1000),
     "Numbers of steps, each tried with each sampler.",
     Rule("one number or more, from 2", lambda x: x and min(x) >= 2),
+  ),
+  "evaluation.stop_sigmas": Field(
+    (), "Of sampling.stop_sigma, each tried with them; (): the run's own."
+  ),
+  "evaluation.temperatures": Field(
+    (), "Of sampling.temperature, each tried with them; (): the run's own."
   ),
   "evaluation.num_step_samples": Field(1000, "Samples of each of them.", COUNT),
   "evaluation.attack_budgets": Field(

@@ -319,7 +319,7 @@ def main(argv: list[str]) -> None:
         f"--mode={mode} runs in one process, on all its devices"
       )
     folder = console.local_path(workdir)
-    config = _config(folder)
+    config = _resolved(folder)
     training = mode in ("train", "sweep", *_UNCHECKED)
     if mode not in _UNCHECKED:
       checks.validate(config, jax.device_count(), training=training)
@@ -330,7 +330,7 @@ def main(argv: list[str]) -> None:
       work(config, folder)
 
 
-def _config(folder: pathlib.Path) -> ConfigDict:
+def _resolved(folder: pathlib.Path) -> ConfigDict:
   """The flags' config, with what a network's source and the images decide."""
   config = _CONFIG.value  # The first access raises if it cannot be read.
   taken = pretrained.taken_over(

@@ -54,7 +54,7 @@ def purify(run: Run, workdir: pathlib.Path) -> pathlib.Path:
 def purified(subject: Subject, x: np.ndarray) -> np.ndarray:
   """x [n, ...] in model units, purified as the run's section purify says."""
   run = subject.run
-  update = sampling.update(run, run.purify.sampler)
+  update = sampling.update(sampling.changed(run, sampler=run.purify.sampler))
   return there_and_back(subject, x, _levels(run), update)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 from tqdm import tqdm
 
 from rad_jax import files, saved
@@ -82,24 +82,29 @@ def digest(params: Any) -> str:
   return sha.hexdigest()[:12]
 
 
-def levels(run: Run, num_steps: int | None = None) -> Level:
-  """The sampler's noise levels, falling: num_steps or the run's own."""
+def changed(run: Run, **fields: Any) -> Run:
+  """The run with other fields of run.sampling."""
+  return run._replace(sampling=run.sampling._replace(**fields))
+
+
+def levels(run: Run) -> Level:
+  """The sampler's noise levels, falling."""
+  chosen = run.sampling
   return schedules.stopped(
-    run.process.grid(num_steps or run.sampling.num_steps),
-    run.sampling.stop_sigma,
+    run.process.grid(chosen.num_steps), chosen.stop_sigma
   )
 
 
-def update(run: Run, name: str = "") -> samplers.Update:
-  """The sampler's step: of that name, or the run's own."""
+def update(run: Run) -> samplers.Update:
+  """The sampler's step."""
   chosen = run.sampling
-  own = samplers.SAMPLERS[name or chosen.sampler](chosen.variance, chosen.eta)
+  own = samplers.SAMPLERS[chosen.sampler](chosen.variance, chosen.eta)
   return samplers.tempered(own, chosen.temperature)
 
 
-def evaluations(run: Run, num_levels: int, name: str = "") -> int:
-  """Evaluations of the network for one sample, over so many levels."""
-  return samplers.evaluations(name or run.sampling.sampler, num_levels)
+def evaluations(run: Run) -> int:
+  """Evaluations of the network for one sample."""
+  return samplers.evaluations(run.sampling.sampler, len(levels(run).sigma))
 
 
 def eps_fn(run: Run, params: Any) -> EpsFn:
@@ -108,28 +113,27 @@ def eps_fn(run: Run, params: Any) -> EpsFn:
 
 
 def chain(
-  run: Run, params: Any, index: Array, grid: Level, step: samplers.Update
+  run: Run, params: Any, index: Array, key: PRNGKeyArray | None = None
 ) -> trajectory.Chain:
-  """The reverse process of samples `index` [b], with all the noise it takes."""
-  keys = samplers.sample_keys(run.keys.sampling, index)
+  """The reverse process of samples `index` [b], with all the noise it takes.
+
+  It is drawn from `key`, or else the run's own.
+  """
+  root = run.keys.sampling if key is None else key
+  grid, keys = levels(run), samplers.sample_keys(root, index)
   return trajectory.Chain(
     eps_fn(run, params),
     grid,
-    step,
+    update(run),
     samplers.noise(grid, keys, run.example_shape),
     keys,
     run.sampling.clip_x_0 or None,
   )
 
 
-def sampler(
-  run: Run, name: str = "", num_steps: int | None = None
-) -> Callable[..., Array]:
-  """(params, index [b]) -> samples [b, ...] in model units. Jit-able."""
-  grid, step = levels(run, num_steps), update(run, name)
-  return lambda params, index: samplers.reverse(
-    *chain(run, params, index, grid, step)
-  )
+def sampler(run: Run) -> Callable[..., Array]:
+  """(params, index [b], key=None) -> samples [b, ...], as `chain`. Jit-able."""
+  return lambda *args: samplers.reverse(*chain(run, *args))
 
 
 def over_devices(
@@ -149,22 +153,17 @@ def over_devices(
   )
 
 
-def draw(
-  model: Model, count: int, name: str = "", num_steps: int | None = None
-) -> np.ndarray:
+def draw(model: Model, count: int, **fields: Any) -> np.ndarray:
   """Samples 0 .. count - 1, float32 [count, ...] in model units.
 
-  By the named sampler in num_steps, or the run's own. Raises NonFiniteSamples.
+  `fields` replace those of run.sampling. Raises NonFiniteSamples.
   """
-  run = model.run
-  settings = run.sampling._asdict() | {
-    "sampler": name or run.sampling.sampler,
-    "num_steps": num_steps or run.sampling.num_steps,
-    "num_samples": None,
-  }
+  run = changed(model.run, **fields)
+  settings = run.sampling._asdict() | {"num_samples": None}
   key = files.digest([model.digest, run.config["seed"], settings])
   folder = model.samples_folder / key
-  draw_batch = over_devices(sampler(run, name, num_steps), model.mesh)
+  # The key is an input, so that runs of other seeds share the program.
+  draw_batch = over_devices(sampler(run), model.mesh, num_shared=1)
   batches = []
   starts = range(0, count, run.sampling.batch_size)
   for start in tqdm(starts, desc="sample", unit="batch", disable=None):
@@ -172,7 +171,7 @@ def draw(
     x_0 = _kept(path)
     if x_0 is None:
       index = np.arange(start, start + run.sampling.batch_size, dtype=np.int32)
-      x_0 = np.asarray(draw_batch(model.params, index))
+      x_0 = np.asarray(draw_batch(model.params, index, run.keys.sampling))
       _save(path, x_0)
     batches.append(x_0)
   x_0 = np.concatenate(batches)[:count]

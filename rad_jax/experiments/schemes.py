@@ -9,6 +9,7 @@ attacks   attacks on sampling, method by method
 
 import itertools
 import pathlib
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -143,27 +144,37 @@ def run(config: ConfigDict, workdir: pathlib.Path, name: str) -> list[Row]:
 
 
 def run_all(
-  config: ConfigDict, found: list[Entry], workdir: pathlib.Path
+  config: ConfigDict,
+  found: list[Entry],
+  workdir: pathlib.Path,
+  group_size: int = 0,
 ) -> list[Row]:
-  """The rows of entries; their data is prepared first."""
+  """The rows of entries, by engine.run_all; their data is prepared first."""
   for name in sorted({one.config.data.name for one in found}):
     if training_set.needs_preparation(name):
       builders.prepare(name, config.data.data_dir or None)
+  how = workdir, config.study.processes, group_size
   scratch = [one for one in found if not one.config.train.init_from]
-  engine.run_all(scratch, workdir, config.study.processes)
-  return engine.run_all(found, workdir, config.study.processes)
+  engine.run_all(scratch, *how)
+  return engine.run_all(found, *how)
 
 
 def entries(
-  config: ConfigDict, schemes: dict[str, Changes], workdir: pathlib.Path
+  config: ConfigDict,
+  schemes: dict[str, Changes],
+  workdir: pathlib.Path,
+  seeds: Sequence[int] = (),
 ) -> list[Entry]:
-  """A run for each seed, data and scheme, those with init_from last."""
+  """A run for each seed, data and scheme, those with init_from last.
+
+  The seeds are by default those of config.study.
+  """
   study.refuse_unknown(config, data=study.DATA)
   fields = configs.flatten(config.to_dict())
   own = {path: fields[path] for path in _COUNTS}
   found = []
   for seed, data, (scheme, scheme_changes) in itertools.product(
-    range(config.study.seeds), config.study.data, schemes.items()
+    seeds or range(config.study.seeds), config.study.data, schemes.items()
   ):
     name = lambda of, data=data, seed=seed: f"{data}-{_word(of)}-seed{seed}"
     counts = own | (_DIGITS_COUNTS if data == "digits" else {})

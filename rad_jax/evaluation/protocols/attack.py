@@ -20,7 +20,6 @@ import numpy as np
 from jaxtyping import Array
 
 from rad_jax.diffusion import process, samplers
-from rad_jax.diffusion.process import Level
 from rad_jax.evaluation import aims, sampling
 from rad_jax.evaluation.protocols import truth
 from rad_jax.evaluation.subject import Result, Subject, columns
@@ -53,7 +52,7 @@ def measure(subject: Subject) -> Result:
       drawn = [plain]
       if budget:
         drawn = [attacked(budget, i) for i in range(fields.attack_restarts)]
-      queries = _num_queries(subject.run, kind) if budget else 0
+      queries = _num_queries(_run(subject), kind) if budget else 0
       rows.append(
         {"attack": kind, "budget": budget, "queries": queries * len(drawn)}
         | worst(subject, plain, drawn)
@@ -94,18 +93,17 @@ def sampler(
   subject: Subject, kind: str | None
 ) -> Callable[[float, int], np.ndarray]:
   """(budget, restart) -> samples [n, ...] attacked so, or plain for None."""
-  run = subject.run
-  grid, places = _levels(run), _places(run)
+  run, places = _run(subject), _places(_run(subject))
   surrogate = _surrogate_params(subject) if kind == "transfer" else None
   index = np.arange(run.evaluation.num_attack_samples, dtype=np.int32)
   aim = _AIMS.get(kind or "")
   goal = aims.goal(aim, subject.reference) if aim else None
 
   def sample(params, index, radius, restart):
-    chain = sampling.chain(run, params, index, grid, sampling.update(run))
+    chain = sampling.chain(run, params, index)
     if kind is None:
       return samplers.reverse(*chain)
-    budget = trajectory.budget_at(radius, places, len(grid.sigma))
+    budget = trajectory.budget_at(radius, places, len(chain.levels.sigma))
     victim = chain
     if surrogate is not None:
       victim = chain._replace(eps_fn=sampling.eps_fn(run, surrogate))
@@ -152,7 +150,7 @@ def _num_queries(run: Run, kind: str) -> int:
   if kind in ("random", "transfer"):
     return 0
   attack = _attack(run)
-  evaluations = sampling.evaluations(run, len(_levels(run).sigma))
+  evaluations = sampling.evaluations(run)
   if kind == "greedy":
     num_attacked = len(_places(run))
     queries = trajectory.greedy_queries(attack, evaluations, num_attacked)
@@ -181,11 +179,13 @@ def _attack(run: Run) -> attacks.Attack:
   )
 
 
-def _levels(run: Run) -> Level:
-  return sampling.levels(run, run.evaluation.attack_levels)
+def _run(subject: Subject) -> Run:
+  """The run, sampled in evaluation.attack_levels steps."""
+  run = subject.run
+  return sampling.changed(run, num_steps=run.evaluation.attack_levels)
 
 
 def _places(run: Run) -> list[int]:
   low, high = run.evaluation.attack_between
-  sigma_t = process.unit_sigma(_levels(run))
+  sigma_t = process.unit_sigma(sampling.levels(run))
   return [n for n, sigma in enumerate(sigma_t) if low <= sigma <= high]

@@ -38,20 +38,18 @@ def flow(subject: Subject) -> Result:
   are RMS distances from alpha m and from m, the clean data's mean.
   """
   grid = sampling.levels(subject.run)
-  path = paths(subject, grid, len(_clean(subject)))
+  path = paths(subject, len(_clean(subject)))
   mean = subject.reference.examples.mean(axis=0).astype(np.float64)
   found, curves = flow_measures(path, grid, mean, _places(subject, grid))
   return Result(found, _sigma_t(subject, grid) | curves, {})
 
 
-def paths(subject: Subject, grid: Level, count: int) -> samplers.Path:
+def paths(subject: Subject, count: int) -> samplers.Path:
   """The deterministic flow from the noise of samples 0 .. count - 1."""
+  run = sampling.changed(subject.run, sampler="ddim", eta=0.0)
 
   def follow(params, index):
-    step = samplers.ddim(0.0)
-    return samplers.path(
-      *sampling.chain(subject.run, params, index, grid, step)
-    )
+    return samplers.path(*sampling.chain(run, params, index))
 
   index = np.arange(count, dtype=np.int32)
   return subject.over_devices(follow, index, axis=1)

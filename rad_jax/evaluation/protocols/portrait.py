@@ -30,7 +30,7 @@ def flow(subject: Subject) -> dict[str, np.ndarray]:
   """path [n, b, ...]: states at path_sigma_t, then the last clean estimates."""
   grid = sampling.levels(subject.run)
   places = evenly(len(grid.sigma), min(_STATES, len(grid.sigma)))
-  path = levels.paths(subject, grid, _PATHS)
+  path = levels.paths(subject, _PATHS)
   return {
     "path": np.concatenate([path.x_t[places], path.x_0_hat[-1:]]),
     "path_sigma_t": np.asarray(process.unit_sigma(grid))[places],

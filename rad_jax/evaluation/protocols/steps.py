@@ -1,6 +1,7 @@
-"""Few-step sampling: samples against the truth by sampler and by steps.
+"""Ways to sample: samples against the truth by sampler, steps and more.
 
-Curves: sampler, num_steps, evaluations (of the network), support_rms, frechet.
+Curves: sampler, num_steps, stop_sigma, temperature, evaluations (of the
+network), and the measures of `truth`.
 """
 
 import itertools
@@ -16,23 +17,30 @@ _LOG = logging.getLogger("rad_jax")
 
 
 def measure(subject: Subject) -> Result:
-  """Every sampler at every number of steps."""
-  fields = subject.run.evaluation
-  pairs = itertools.product(fields.samplers, fields.step_counts)
-  return Result({}, columns([_row(subject, *pair) for pair in pairs]), {})
-
-
-def _row(subject: Subject, name: str, num_steps: int) -> dict[str, Any]:
-  found: dict[str, Any] = {"support_rms": None, "frechet": None}
-  try:
-    count = subject.run.evaluation.num_step_samples
-    x_0 = sampling.draw(subject.model, count, name, num_steps)
-    found = truth.distances(subject, x_0)
-  except NonFiniteSamples as error:
-    _LOG.warning("%s, %d steps: %s", name, num_steps, error)
-  return {
-    "sampler": name,
-    "num_steps": num_steps,
-    "evaluations": sampling.evaluations(subject.run, num_steps, name),
-    **found,
+  """Every combination; where a list is empty, the run's own field."""
+  fields, own = subject.run.evaluation, subject.run.sampling
+  axes = {
+    "sampler": fields.samplers or (own.sampler,),
+    "num_steps": fields.step_counts,
+    "stop_sigma": fields.stop_sigmas or (own.stop_sigma,),
+    "temperature": fields.temperatures or (own.temperature,),
   }
+  rows = [
+    _row(subject, dict(zip(axes, values, strict=True)))
+    for values in itertools.product(*axes.values())
+  ]
+  names = dict.fromkeys(name for row in rows for name in row)
+  return Result({}, columns([dict.fromkeys(names) | row for row in rows]), {})
+
+
+def _row(subject: Subject, chosen: dict[str, Any]) -> dict[str, Any]:
+  run = sampling.changed(subject.run, **chosen)
+  found = chosen | {"evaluations": sampling.evaluations(run)}
+  try:
+    count = run.evaluation.num_step_samples
+    x_0 = sampling.draw(subject.model, count, **chosen)
+    images = not run.is_synthetic
+    return found | truth.compare(x_0, subject.reference, images)
+  except NonFiniteSamples as error:
+    _LOG.warning("%s: %s", chosen, error)
+    return found
