@@ -31,6 +31,7 @@ from rad_jax.evaluation.protocols import (
   levels,
   memorisation,
   quality,
+  steps,
   training_set,
   truth,
 )
@@ -145,9 +146,7 @@ def test_samples_are_drawn_once(run, monkeypatch):
   model = sampling.newest_model(make_run(), run)
   first = sampling.draw(model, 20)
   with monkeypatch.context() as patch:
-    patch.setattr(
-      sampling, "sampler", lambda *args: lambda params, index: 1 / 0
-    )
+    patch.setattr(sampling, "sampler", lambda run: lambda *args: 1 / 0)
     np.testing.assert_array_equal(sampling.draw(model, 32)[:20], first)
     with pytest.raises(ZeroDivisionError):  # Of other parameters.
       sampling.draw(model._replace(digest="another"), 20)
@@ -340,12 +339,27 @@ def test_flow_measures_are_means_over_examples():
 
 def test_steps_are_counted_in_network_evaluations(result):
   curves = result["protocols"]["steps"]["curves"]
-  rows = list(zip(*curves.values(), strict=True))
-  assert list(curves)[:3] == ["sampler", "num_steps", "evaluations"]
-  assert [row[:3] for row in rows] == [
-    ("heun", 3, 5),
-    ("dpm_solver", 3, 3),
-  ]
+  names = ["sampler", "num_steps", "stop_sigma", "temperature", "evaluations"]
+  assert list(curves)[:5] == names
+  rows = list(zip(*(curves[name] for name in names), strict=True))
+  assert rows == [("heun", 3, 0.0, 1.0, 5), ("dpm_solver", 3, 0.0, 1.0, 3)]
+
+
+def test_ways_to_sample_are_all_combinations(run):
+  """Each is what the run's own protocol `truth` says with these fields."""
+  model = sampling.newest_model(make_run(), run)
+  changed = make_run(
+    samplers=(), step_counts=(3,), stop_sigmas=(0.0, 0.5), temperatures=(0, 1.0)
+  )
+  found = steps.measure(subject.open_subject(changed, run)).curves
+  ways = list(zip(found["stop_sigma"], found["temperature"], strict=True))
+  assert ways == [(0.0, 0), (0.0, 1.0), (0.5, 0), (0.5, 1.0)]
+  count = changed.evaluation.num_step_samples
+  x_0 = sampling.draw(model, count, num_steps=3, stop_sigma=0.5, temperature=0)
+  reference = subject.open_subject(changed, run).reference
+  expected = measures.support_rms(x_0, reference.project)
+  assert found["support_rms"][2] == pytest.approx(expected)
+  assert len(set(found["support_rms"])) == 4
 
 
 @pytest.fixture(scope="module")

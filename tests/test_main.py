@@ -257,7 +257,7 @@ def test_report_needs_no_config(tmp_path, run):
   )
   assert not (workdir / "report").exists()
   text = (tmp_path / "new/report.html").read_text()
-  assert "/other</h1>" in text
+  assert "<h1>run, other</h1>" in text
   assert "robust_adv" in text
   assert_succeeds(run("--mode=report", f"--workdir={other}"))
   assert (other / "report/training.png").exists()
@@ -339,7 +339,7 @@ def test_choices_are_said_and_kept(tmp_path, run, monkeypatch, caplog):
   for i in range(5):
     Image.new("RGB", (9, 9), (i, 0, 0)).save(photos / f"{i}.png")
   seen = []
-  monkeypatch.setattr(main.loop, "train", lambda run, _: seen.append(run))
+  monkeypatch.setattr(main.loop, "train", lambda run, *_: seen.append(run))
   args = ["--config=my_images", f"--config.data.path={photos}"]
   assert_succeeds(run(*args, f"--workdir={tmp_path / 'run'}"))
   assert seen[0].example_shape == (8, 8, 3)
@@ -350,7 +350,7 @@ def test_choices_are_said_and_kept(tmp_path, run, monkeypatch, caplog):
 def test_package_is_a_command(monkeypatch, capsys):
   monkeypatch.setattr(sys, "argv", ["rad_jax", "--help"])
   monkeypatch.setattr(absl_logging, "use_absl_handler", lambda: None)
-  monkeypatch.setattr(console, "end_on_sigterm", lambda: None)
+  monkeypatch.setattr(console, "end_on_signals", lambda: None)
   with pytest.raises(SystemExit) as ended:
     runpy.run_module("rad_jax", run_name="__main__")
   assert not ended.value.code

@@ -154,7 +154,7 @@ def test_an_alarm_is_told_once_and_not_of_an_unfinished_model(
     show(params, step)
     told[step] = caplog.messages
   assert [step for step, messages in told.items() if messages] == [4, 6]
-  assert "step 6: the samples look collapsed: a; c. " in told[6][0]
+  assert "step 6: the samples look collapsed: a; c; what may help" in told[6][0]
   assert "objective.lam" in told[6][0]
 
 

@@ -63,8 +63,7 @@ def shower(
     if len(alarms) > told and step >= _UNFINISHED * run.train.num_steps:
       told = len(alarms)
       _LOG.warning(
-        "step %d: the samples look collapsed: %s; if the next ones do not look"
-        " better, %s",
+        "step %d: the samples look collapsed: %s; %s",
         step,
         "; ".join(alarms),
         collapse.advice(run),

@@ -88,11 +88,11 @@ def changed(run: Run, **fields: Any) -> Run:
 
 
 def levels(run: Run) -> Level:
-  """The sampler's noise levels, falling."""
+  """The sampler's noise levels, falling: constants, also where JAX traces."""
   chosen = run.sampling
-  return schedules.stopped(
-    run.process.grid(chosen.num_steps), chosen.stop_sigma
-  )
+  with jax.ensure_compile_time_eval():
+    grid = run.process.grid(chosen.num_steps)
+    return schedules.stopped(grid, chosen.stop_sigma)
 
 
 def update(run: Run) -> samplers.Update:
