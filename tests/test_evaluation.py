@@ -349,13 +349,18 @@ def test_ways_to_sample_are_all_combinations(run):
   """Each is what the run's own protocol `truth` says with these fields."""
   model = sampling.newest_model(make_run(), run)
   changed = make_run(
-    samplers=(), step_counts=(3,), stop_sigmas=(0.0, 0.5), temperatures=(0, 1.0)
+    samplers=(),
+    step_counts=(3,),
+    stop_sigmas=(0.0, 0.5),
+    temperatures=(0.0, 1.0),
   )
   found = steps.measure(subject.open_subject(changed, run)).curves
   ways = list(zip(found["stop_sigma"], found["temperature"], strict=True))
-  assert ways == [(0.0, 0), (0.0, 1.0), (0.5, 0), (0.5, 1.0)]
+  assert ways == [(0.0, 0.0), (0.0, 1.0), (0.5, 0.0), (0.5, 1.0)]
   count = changed.evaluation.num_step_samples
-  x_0 = sampling.draw(model, count, num_steps=3, stop_sigma=0.5, temperature=0)
+  x_0 = sampling.draw(
+    model, count, num_steps=3, stop_sigma=0.5, temperature=0.0
+  )
   reference = subject.open_subject(changed, run).reference
   expected = measures.support_rms(x_0, reference.project)
   assert found["support_rms"][2] == pytest.approx(expected)
