@@ -199,6 +199,12 @@ def _schemes(config: ConfigDict, workdir: pathlib.Path) -> None:
   _report_rows(rows, workdir, "schemes", across=schemes.ACROSS[name])
 
 
+def _compare(config: ConfigDict, workdir: pathlib.Path) -> None:
+  from rad_jax.experiments import compare
+
+  _report_rows(compare.run(config, workdir), workdir, "compare")
+
+
 def _demo(config: ConfigDict, workdir: pathlib.Path) -> None:
   from rad_jax.experiments import schemes
 
@@ -281,6 +287,7 @@ MODES: dict[str, tuple[str, str, Mode | None]] = {
   "sweep": ("a grid of runs", '--config.sweep.lam="(0.3, 3.0)"', _sweep),
   "study": ("data x methods", "--config=configs/study.py:smoke", _study),
   "schemes": ("side by side", "--config.study.schemes=cheap", _schemes),
+  "compare": ("methods, tuned", "--config=configs/compare.py", _compare),
   "demo": ("the effect", "--config=configs/demo.py", _demo),
   "report": ("runs as one page", "--workdir=runs/ddpm,runs/adv", None),
   "export": ("to diffusers", "--config=configs/cifar10.py", _export),
@@ -290,7 +297,7 @@ MODES: dict[str, tuple[str, str, Mode | None]] = {
 }
 _MODE = flags.DEFINE_enum("mode", "train", [*MODES], "What to do.")
 # Their config is the base of runs, each of which is validated; or is not run.
-_UNCHECKED = ("study", "schemes", "demo", "show_config")
+_UNCHECKED = ("study", "schemes", "compare", "demo", "show_config")
 
 
 def main(argv: list[str]) -> None:

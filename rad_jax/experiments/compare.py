@@ -31,6 +31,13 @@ def _lams(name: str, *lams: float, **fields: Any) -> dict[str, Changes]:
 
 
 _DDPM: Changes = {"objective.name": "ddpm"}
+# A deterministic sampler has no noise to lower.
+_COLD: Changes = {
+  "sampling.variance": "large",
+  "evaluation.samplers": ("ddpm",),
+  "evaluation.step_counts": (300,),
+  "evaluation.temperatures": (1.0, 0.9, 0.8, 0.7),
+}
 _AT_DIFF: Changes = {
   "objective.name": "true_noise_only",
   "objective.radius": "constant",
@@ -41,6 +48,7 @@ _AT_DIFF: Changes = {
 # Of each method, its knobs of training by name.
 METHODS: dict[str, dict[str, Changes]] = {
   "DDPM": {"": _DDPM},
+  "DDPM, low temperature": {"": _DDPM | _COLD},
   "invariance": _lams("invariance", 0.3, 1.0, 3.0),
   "Robust_ran": _lams("robust_ran", 1.0, 3.0, 10.0, 30.0),
   "Robust_adv": _lams("robust_adv", 0.3, 1.0, 3.0, 10.0),

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rad_jax import files
-from rad_jax.reports import charts, looks, page, panels, study, tables
+from rad_jax.reports import charts, looks, page, paired, panels, study, tables
 from rad_jax.reports.tables import Row, Table
 
 _AXES = (*tables.LABELS, "steps")
@@ -30,8 +30,11 @@ def write(
   """Writes what a view shows of an experiment's rows; returns the paths.
 
   A table and figures: of a "sweep", over lambda; of "schemes", over `across`,
-  "cost" or a measure; of a "demo", errors and samples. A "study" is a page.
+  "cost" or a measure; of a "demo", errors and samples; of "compare", fronts. A
+  "study" is a page.
   """
+  if view == "compare":
+    return _compared(rows, folder)
   done = tables.finished(rows)
   beside = tables.rows_of_data(rows, folder / "runs")
   if view == "study":
@@ -61,12 +64,26 @@ def write(
       name = f"samples_{page.file_name(data)}"
       drawn[name] = charts.sample_figure(of, folder / "runs")
   else:
-    raise ValueError(f"view={view!r}: it must be sweep, schemes, demo or study")
+    raise ValueError(
+      f"view={view!r}: it must be sweep, schemes, demo, compare or study"
+    )
   files.write_text(folder / "table.md", text)
   return [
     folder / "table.md",
     *(panels.save(drawn[name], folder / f"{name}.png") for name in drawn),
   ]
+
+
+def _compared(rows: Sequence[Row], folder: pathlib.Path) -> list[pathlib.Path]:
+  made = [
+    table(rows, data)
+    for data in tables.distinct(rows, "data")
+    for table in paired.TABLES
+  ]
+  text = "\n".join(f"{one.caption}\n\n{tables.markdown(one)}" for one in made)
+  files.write_text(folder / "table.md", text)
+  figure = paired.front_figure(rows)
+  return [folder / "table.md", panels.save(figure, folder / "fronts.png")]
 
 
 def summary(rows: Sequence[Row]) -> str:
