@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import scipy.stats
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -154,3 +155,34 @@ def test_methods_have_configs_of_their_own():
     for fields in knobs.values()
   ]
   assert len(set(changes)) == len(changes)
+
+
+@pytest.mark.slow
+def test_a_comparison_from_training_to_rows(tmp_path, monkeypatch):
+  """Two methods: all knobs on the tuning seed, then the chosen on others."""
+  methods = {name: compare.METHODS[name] for name in ("DDPM", "Robust_adv")}
+  lams = dict(itertools.islice(methods["Robust_adv"].items(), 2))
+  monkeypatch.setattr(compare, "METHODS", methods | {"Robust_adv": lams})
+  config = tiny.load(
+    "compare",
+    "smoke",
+    study__data=("oblique_plane",),
+    study__seeds=2,
+    study__tuning_seeds=1,
+    study__processes=1,
+    evaluation__stop_sigmas=(0.0, 0.3),
+    evaluation__step_counts=(3,),
+  )
+  rows = compare.run(config, tmp_path)
+  tried = [r for r in rows if r["tuning"]]
+  assert len(tried) == 3 * 2 and {r["seed"] for r in tried} == {compare.TUNING}
+  assert sum(r["chosen"] for r in tried) == 2
+  compared = [r for r in rows if not r["tuning"]]
+  assert len(compared) == 2 * 2 * 2 and {r["seed"] for r in compared} == {0, 1}
+  for method in methods:
+    least = min(r["frechet"] for r in tried if r["method"] == method)
+    (best,) = (r for r in tried if r["method"] == method and r["chosen"])
+    assert best["frechet"] == least
+  trained = len(list((tmp_path / "runs").iterdir()))
+  assert trained == 3 + 2 * 2
+  assert compare.run(config, tmp_path) == rows
