@@ -45,6 +45,7 @@ def get_config(variant: str = ""):
     num_steps=placeholder(int),
     batch_size=placeholder(int),
     micro_batches=placeholder(int),
+    sample_every_steps=1000,
   )
   config.checkpoint.every_steps = 1000
   config.sampling.update(num_steps=250, clip_x_0=placeholder(float))

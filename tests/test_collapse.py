@@ -41,3 +41,14 @@ def test_each_collapse_is_named_and_a_fresh_half_is_not(seen, spoil, word):
   assert not collapse.alarms(collapse.against_training(first, second))
   said = collapse.alarms(collapse.against_training(spoil(first), second))
   assert any(word in sentence for sentence in said)
+
+
+def test_a_saturated_training_set_is_no_alarm():
+  """Black and white drawings are at the ends, and so are their samples."""
+  generator = np.random.default_rng(0)
+  first, second = np.sign(generator.normal(size=(2, 500, 4, 4, 1)))
+  found = collapse.against_training(first, second)
+  assert found["training_saturated"] == pytest.approx(0, abs=1e-6)
+  grey = collapse.against_training(0.5 * first, second)
+  assert grey["training_saturated"] == pytest.approx(-1)
+  assert not collapse.alarms(found)

@@ -30,8 +30,12 @@ TESTS = {
   "training/": ("method", "training"),
   "evaluation/diagnose.py": ("diagnose",),
   "evaluation/feature_measures.py": ("quality",),
-  "evaluation/measures.py": ("worlds", "quality"),
+  "evaluation/measures.py": ("worlds", "quality", "aims"),
+  "evaluation/collapse.py": ("collapse",),
+  "reports/paired.py": ("paired",),
+  "experiments/compare.py": ("paired",),
   "evaluation/": ("evaluation",),
+  "data/decoded.py": ("decoded",),
   "data/images.py": ("tfds", "folder"),
   "data/": ("batches", "worlds", "corruptions", "training"),
 }

@@ -288,4 +288,37 @@ MUTANTS = {
     "return (width - side) // 2, (height - side) // 2, side",
     "return 0, (height - side) // 2, side",
   ),
+  # Baselines, attacks' aims, and how methods are compared.
+  "bounded_without_its_scale": Mutant(
+    "robustness/objectives.py",
+    "return -jnp.expm1(-influence * error) / influence",
+    "return -jnp.expm1(-influence * error)",
+  ),
+  "jacobian_in_state_units": Mutant(
+    "robustness/objectives.py",
+    "step = shifted(jnp.zeros_like(w), noised.sigma, w)",
+    "step = w",
+  ),
+  "temperature_ignored": Mutant(
+    "diffusion/samplers.py", "temperature * z", "z"
+  ),
+  "transport_about_the_other_mean": Mutant(
+    "evaluation/measures.py",
+    "return mean + (x - own_mean) @ root",
+    "return mean + (x - mean) @ root",
+  ),
+  "saturation_of_the_samples_alone": Mutant(
+    "evaluation/collapse.py", "saturated[0] - saturated[1]", "saturated[0]"
+  ),
+  "holm_may_fall": Mutant(
+    "reports/paired.py", "np.maximum.accumulate(steps)", "steps"
+  ),
+  "knobs_of_the_worst": Mutant(
+    "experiments/compare.py",
+    "key: min(settings, key=lambda",
+    "key: max(settings, key=lambda",
+  ),
+  "kept_set_unchecked": Mutant(
+    "data/decoded.py", "and _about(images) == about", "and about"
+  ),
 }
