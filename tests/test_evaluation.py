@@ -506,6 +506,30 @@ def image_subject(run, folder, counts, linear_rank=0, **fields):
   return subject.Subject(model, training_set, truth), pixels
 
 
+@pytest.mark.parametrize("copied", ["seen", "clean"])
+def test_copies_of_the_training_set_are_found(
+  run, tmp_path, monkeypatch, copied
+):
+  """All of them, of a set larger than the references; of the other, none."""
+  opened, _ = image_subject(
+    run, tmp_path, {"train": 90}, num_reference=40, extractor_dims=30
+  )
+  folder = opened.model._replace(workdir=tmp_path / "run")
+  opened = opened._replace(model=folder)
+  clean, seen = opened.pairs(np.arange(90))
+  assert not np.array_equal(clean, seen)
+  copies = {"seen": seen, "clean": clean}[copied]
+  monkeypatch.setattr(subject.Subject, "samples", lambda self: copies[::3])
+  # Parts that do not divide the set.
+  monkeypatch.setattr(subject, "_PART", 40)
+  found = memorisation.measure(opened).measures
+  name = {"seen": "near_duplicates", "clean": "near_duplicates_clean"}[copied]
+  assert found[name] == 1
+  with np.load(tmp_path / "run/memorisation.npz") as pairs:
+    if copied == "seen":
+      np.testing.assert_array_equal(pairs["neighbours"], pairs["samples"])
+
+
 # Baselines.
 
 

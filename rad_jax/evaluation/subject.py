@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from rad_jax.run import Run
 from rad_jax.version import __version__
 
 _CHUNK = 1000  # Examples corrupted at once.
+_PART = 10_000  # of a training set that is gone through
 
 
 class Result(NamedTuple):
@@ -51,16 +52,24 @@ class Subject(NamedTuple):
   def first(self, count: int) -> tuple[np.ndarray, np.ndarray]:
     """At most `count` first examples, clean and as the run saw them."""
     count = min(count, self.training_set.num_examples)
-    return self._pairs(np.arange(count, dtype=np.int32))
+    return self.pairs(np.arange(count))
 
   def seen(self) -> np.ndarray:
     """As many training examples as samples, as the run saw them, evenly."""
     total = self.training_set.num_examples
     index = evenly(total, min(self.run.evaluation.num_samples, total))
     parts = np.array_split(index, -(-len(index) // _CHUNK))
-    return np.concatenate([self._pairs(part)[1] for part in parts])
+    return np.concatenate([self.pairs(part)[1] for part in parts])
 
-  def _pairs(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def everything(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The whole training set in parts, clean and as the run saw it."""
+    total = self.training_set.num_examples
+    for start in range(0, total, _PART):
+      yield self.pairs(np.arange(start, min(start + _PART, total)))
+
+  def pairs(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Training examples by index [n], clean and as the run saw them."""
+    index = index.astype(np.int32)
     clean = examples.to_model_range(self.training_set.fetch(index))
     dirty = self.run.corrupt(jnp.asarray(index), jnp.asarray(clean))
     return clean, np.asarray(dirty)

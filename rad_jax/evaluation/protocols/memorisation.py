@@ -2,7 +2,9 @@
 
 near_duplicates is the share of samples less than a third as far from their
 nearest as from their second (Yoon et al. 2023), with its 95% interval (Wilson).
-A model that generalises comes no nearer than evaluation.held_out's examples.
+It is of the whole training set as the run saw it; near_duplicates_clean, where
+examples are dirty, of the whole clean set, which a model may complete. A model
+that generalises comes no nearer than evaluation.held_out's examples.
 """
 
 import numpy as np
@@ -21,27 +23,33 @@ _PAIRS = 32
 
 def measure(subject: Subject) -> Result:
   """The measures of evaluation.num_samples samples."""
-  fields = subject.run.evaluation
-  extractor, train, features = quality.references(subject)
-
-  def nearest(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    found = extractors.extract_all(extractor, images).features
-    return nearest_two(found, features)
-
+  extractor, *_ = quality.references(subject)
+  features = lambda x: extractors.extract_all(extractor, x).features
+  clean, seen = (
+    np.concatenate(parts)
+    for parts in zip(
+      *((features(a), features(b)) for a, b in subject.everything()),
+      strict=True,
+    )
+  )
   samples = subject.samples()
-  distances, places = nearest(samples)
+  own = features(samples)
+  distances, places = nearest_two(own, seen)
   closest = np.argsort(distances[:, 0])[:_PAIRS]
   files.write_npz(
     subject.model.workdir / "memorisation.npz",
     samples=samples[closest],
-    neighbours=train[places[closest]],
+    neighbours=subject.pairs(places[closest])[1],
     distances=distances[closest, 0],
   )
-  beside = {}
-  if fields.held_out:
-    theirs, _ = nearest(baselines.held_out(subject, len(samples)))
-    beside = {baselines.HELD_OUT: compare(theirs)}
-  return Result(compare(distances), {}, beside)
+  found, beside = compare(distances), {}
+  if not np.array_equal(clean, seen):
+    of_clean = compare(nearest_two(own, clean)[0])
+    found |= {f"{name}_clean": value for name, value in of_clean.items()}
+  if subject.run.evaluation.held_out:
+    theirs = features(baselines.held_out(subject, len(samples)))
+    beside = {baselines.HELD_OUT: compare(nearest_two(theirs, seen)[0])}
+  return Result(found, {}, beside)
 
 
 def nearest_two(
