@@ -28,5 +28,6 @@ def get_config(variant: str = ""):
     init_from="" if variant else "pretrained/ddpm-cifar10-32", num_steps=20_000
   )
   config.regulariser.warmup_steps = 2000
+  config.sampling.variance = "large"
   config.optimizer.update(learning_rate=2e-5, warmup_steps=500, ema_decay=0.999)
   return schema.variant(config, variant)
