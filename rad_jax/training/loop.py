@@ -53,13 +53,11 @@ def train(
   """Trains to train.num_steps, going on from the folder's checkpoint.
 
   With train.sample_every_steps, shower(run, its set, mesh, folder) says how
-  samples are shown.
-
-  The folder, made if missing, holds config.json, checkpoints/, metrics.jsonl
-  and tensorboard/. The state returned is also the newest checkpoint. Raises
-  ConfigError if the folder is another run's, InUse if another process has it,
-  CheckpointError, NonFiniteLoss or LossSpike (no bad checkpoint is written),
-  and Interrupted once all is saved.
+  samples are shown. The folder, made if missing, holds config.json,
+  checkpoints/, metrics.jsonl and tensorboard/. The state returned is also the
+  newest checkpoint. Raises ConfigError if the folder is another run's, InUse if
+  another process has it, CheckpointError, NonFiniteLoss or LossSpike (no bad
+  checkpoint is written), and Interrupted once all is saved.
   """
   mesh = sharding.device_mesh(run.train.fsdp)
   with (
@@ -71,16 +69,8 @@ def train(
     training_set = run.open_training_set()
     about = {"config": run.config, "data": training_set.identity}
     hosts.refuse_differing(_told(about))
-    resuming = manager.latest_step() is not None
-    if resuming:
-      workdir.refuse_conflicts(folder, run)
-    state = resume_or_start(run, manager, mesh)
+    state = _begin(run, folder, manager, mesh, about)
     first_step = int(state.step)
-    if resuming:
-      found = checkpoints.read_about(manager, first_step)
-      workdir.refuse_other(folder, found, about)
-      about["history"] = found["history"]
-    workdir.claim(folder, run)
     _LOG.info(
       f"{run.objective.name} on {run.data.name}: {num_parameters(state):,}"
       f" parameters, {jax.device_count()} device(s) in {jax.process_count()}"
@@ -108,6 +98,22 @@ def train(
       return run_steps(
         run, state, fed, mesh, manager, about, write, asked, show
       )
+
+
+def _begin(
+  run: Run, folder: pathlib.Path, manager, mesh: Mesh, about: dict[str, Any]
+) -> State:
+  """The state to go on from, its history in `about`; claims the folder."""
+  resuming = manager.latest_step() is not None
+  if resuming:
+    workdir.refuse_conflicts(folder, run)
+  state = resume_or_start(run, manager, mesh)
+  if resuming:
+    found = checkpoints.read_about(manager, int(state.step))
+    workdir.refuse_other(folder, found, about)
+    about["history"] = found["history"]
+  workdir.claim(folder, run)
+  return state
 
 
 def _told(about: dict[str, Any]) -> dict[str, Any]:
@@ -180,14 +186,7 @@ def run_steps(
   meter = Meter()
   program, monitored = _programs(run, mesh, meter), _monitor(run)
   shown = _shown(run, show, meter, write)
-  bar = tqdm(
-    total=last_step,
-    initial=first_step,
-    desc=f"train {run.objective.name}",
-    unit="step",
-    mininterval=0.5,
-    disable=not hosts.is_first(),
-  )
+  bar = _bar(f"train {run.objective.name}", first_step, last_step)
   kept = lambda: _kept(manager.latest_step(), manager)
   report = _reporter(run, meter, write, bar)
   watched = Watch(first_step, run.train, kept, report, about.get("history"))
@@ -225,6 +224,17 @@ def run_steps(
         )
   checkpoints.finish(manager)
   return state
+
+
+def _bar(what: str, first_step: int, last_step: int) -> tqdm:
+  return tqdm(
+    total=last_step,
+    initial=first_step,
+    desc=what,
+    unit="step",
+    mininterval=0.5,
+    disable=not hosts.is_first(),
+  )
 
 
 def _programs(run: Run, mesh: Mesh, meter: Meter):
