@@ -124,13 +124,7 @@ def build(config: ConfigDict) -> Run:
     optimizer=optimizer,
     learning_rate=learning_rate,
     timetable=timetable,
-    step_passes=passes.passes(
-      method.objective,
-      chosen.num_steps if chosen else 0,
-      method.goal,
-      config.regulariser.batch_fraction,
-      config.regulariser.free_replays,
-    ),
+    step_passes=_step_passes(config, method, chosen),
     example_shape=shape,
     is_synthetic=configs.is_synthetic(config),
     open_training_set=_opener(config),
@@ -145,6 +139,18 @@ def build(config: ConfigDict) -> Run:
     ),
     monitor=step.make_monitor(method, make_batch, strong),
     **{name: collections.namedtuple(name, v)(**v) for name, v in sections},
+  )
+
+
+def _step_passes(
+  config: ConfigDict, method: Method, attack: attacks.Attack | None
+) -> float:
+  return passes.passes(
+    method.objective,
+    attack.num_steps if attack else 0,
+    method.goal,
+    config.regulariser.batch_fraction,
+    config.regulariser.free_replays,
   )
 
 
