@@ -124,7 +124,7 @@ def test_signal_before_training_ends_with_the_same_code(tmp_path):
   process.send_signal(signal.SIGTERM)
   printed, _ = process.communicate(timeout=60)
   assert process.returncode == faulty.INTERRUPTED, printed
-  assert "the same command goes on" in printed
+  assert "run the same command again" in printed
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_signal_ends_a_compilation_at_once(number, code, word, tmp_path):
   finally:
     process.kill()
   assert process.returncode == code, printed
-  assert f"rad_jax: {word}; the same command goes on" in printed
+  assert f"rad_jax: {word}; run the same command again" in printed
   assert "Traceback" not in printed
 
 

@@ -1,7 +1,7 @@
 """Ways to sample: samples against the truth by sampler, steps and more.
 
 Curves: sampler, num_steps, stop_sigma, temperature, evaluations (of the
-network), and the measures of `truth`.
+network), and the measures of `truth`, as support_rms and frechet.
 """
 
 import itertools
