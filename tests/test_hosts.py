@@ -328,7 +328,8 @@ exit "$code"
   for path in bin_folder.iterdir():
     path.chmod(0o755)
   workdir = tmp_path / "run"
-  arguments = faulty.command(workdir, train__num_steps=10**6)[3:]
+  fields = {"train__num_steps": 10**6, "checkpoint__every_steps": 10**4}
+  arguments = faulty.command(workdir, **fields)[3:]
   process = faulty.start(
     ["bash", "launch/slurm.sbatch", *arguments],
     PATH=f"{bin_folder}:{os.environ['PATH']}",
