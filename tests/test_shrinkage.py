@@ -1,20 +1,25 @@
 """The closed-form hint: against minimisers, simulation and the sampler."""
 
 import json
+import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.special
 
 from rad_jax import config as configs
 from rad_jax import run as runs
+from rad_jax.data import synthetic
 from rad_jax.diffusion import process, samplers, schedules
 from rad_jax.evaluation import hint
 from rad_jax.reports import curves
-from rad_jax.robustness import attacks, shrinkage
+from rad_jax.robustness import attacks, radius, shrinkage
 
+ROOT = pathlib.Path(__file__).parents[1]
 PROCESSES = {
   "ddpm": schedules.ddpm(schedules.linear_alpha_bar(1000)),
   "edm": schedules.edm(),
@@ -320,3 +325,75 @@ def test_radius_figure_has_a_line_for_each_reading(config, tmp_path):
     assert sum(line.get_linewidth() == 3 for line in axis.lines) == 1
   (legend,) = figure.legends
   assert len(legend.texts) == 6
+
+
+# What the regulariser is: docs/mathematics.md.
+
+
+def test_the_residual_is_the_posterior_covariance():
+  """-SNR Cov[x_0 | x_t] w to first order, of an exact denoiser."""
+  world, std = synthetic.three_gaussians(), 0.05
+  alpha, sigma = 0.8, 0.6
+  generator = np.random.default_rng(0)
+  x_t = alpha * world.sample(generator, 50) + sigma * generator.normal(
+    size=(50, 2)
+  )
+  w = 1e-4 * generator.normal(size=(50, 2))
+  eps = lambda x: (x - alpha * world.denoise(x, alpha, sigma)) / sigma
+  residual = eps(x_t + sigma * w) - eps(x_t) - w
+  # The posterior is a mixture: each mode's own, and their spread.
+  variance = (alpha * std) ** 2 + sigma**2
+  offset = x_t[:, None] - alpha * world.modes
+  share = scipy.special.softmax(
+    -np.sum(offset**2, axis=-1) / (2 * variance), axis=1
+  )
+  means = world.modes + alpha * std**2 / variance * offset
+  spread = means - world.denoise(x_t, alpha, sigma)[:, None]
+  covariance = np.einsum("nk,nki,nkj->nij", share, spread, spread)
+  covariance += np.eye(2) * (std * sigma) ** 2 / variance
+  expected = -((alpha / sigma) ** 2) * np.einsum("nij,nj->ni", covariance, w)
+  np.testing.assert_allclose(residual, expected, atol=2e-7)
+  assert np.abs(expected).max() > 1e-5
+
+
+def test_the_page_of_neighbours_says_what_the_formulas_say():
+  text = (ROOT / "docs/mathematics.md").read_text()
+  text = text.partition("## What the regulariser is")[2]
+  rows = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in text.splitlines()
+    if line.startswith(("| equivariance", "| stopped"))
+  ]
+  assert len(rows) == 5
+  levels = PROCESSES["ddpm"].grid(1000)
+  alpha, sigma = _levels("ddpm", 1000)
+  stds = 0.1, 0.2, 0.4, 0.577, 1.0
+  for name, *cells in rows:
+    value = float(name.split()[-1])
+    if name.startswith("stopped"):
+      expected = [1 / math.sqrt(1 + (value / q) ** 2) for q in stds]
+    else:
+      shape = name.split(",")[1].split()[0]
+      r = radius.radius(
+        process.unit_sigma(levels), sigma_max=sigma[0], shape=shape
+      )
+      rho = shrinkage.std_of_w(np.asarray(r), "corner")
+      expected = [
+        math.sqrt(
+          shrinkage.sampled_variance(q**2, alpha, sigma, value, rho) / q**2
+        )
+        for q in stds
+      ]
+    np.testing.assert_allclose(np.array(cells, float), expected, atol=6e-4)
+
+
+@pytest.mark.parametrize("stop", [0.2, 0.3])
+def test_stopping_leaves_wieners_gain(stop):
+  """The page's formula is what a sampler without regulariser does."""
+  levels = schedules.stopped(PROCESSES["ddpm"].grid(1000), stop)
+  alpha, sigma = (np.asarray(x, np.float64) for x in levels[:2])
+  last = sigma[-1] / alpha[-1]
+  for q in (0.1, 0.4, 1.0):
+    found = shrinkage.sampled_variance(q**2, alpha, sigma, 0.0, 0.0) / q**2
+    assert found == pytest.approx(1 / (1 + (last / q) ** 2), rel=0.02)
+  assert last == pytest.approx(stop, rel=0.02)
