@@ -169,7 +169,11 @@ def _summary(open_file: Open, found: list[_File]) -> str:
   if headers:
     shortest, longest, modes = zip(*headers, strict=True)
     counts = collections.Counter(sorted(modes)).most_common()
-    parts += [f"of sides {min(shortest):,} to {max(longest):,} and modes"]
+    least, most = min(shortest), max(longest)
+    sides = (
+      f"side {most:,}" if least == most else f"sides {least:,} to {most:,}"
+    )
+    parts += [f"of {sides} and modes"]
     parts += [", ".join(f"{mode} ({n:,})" for mode, n in counts)]
   if len(looked_at) < len(found):
     parts += [f"(as {len(looked_at):,} of them tell)"]
