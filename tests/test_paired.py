@@ -65,6 +65,17 @@ def test_a_setting_that_diverged_on_a_seed_is_not_chosen():
   assert compare.choose(rows)["plane", "a"][3] == 0.2
 
 
+def test_a_run_that_failed_has_no_way_to_sample(tmp_path, monkeypatch):
+  labels = {"data": "oblique_plane", "method": "DDPM", "seed": 0}
+  entry = compare.Entry("lost", labels, None)
+  failed = {"run": "lost", "passes": 3.0, "error": "loss is nan at step 3"}
+  monkeypatch.setattr(compare.schemes, "entries", lambda *args: [entry])
+  monkeypatch.setattr(compare.schemes, "run_all", lambda *args: [failed])
+  config = tiny.load("compare", "smoke")
+  found = compare._rows(config, tmp_path, [], {("DDPM", "")}, range(1))
+  assert list(found) == []
+
+
 def row_of(table, name):
   return next(cells for cells in table.rows if cells[0] == name)
 

@@ -127,9 +127,8 @@ def _rows(
     method, knobs = named[one.labels["method"]]
     label = {"data": one.labels["data"], "method": method, "knobs": knobs}
     label |= {"seed": one.labels["seed"], "passes": row["passes"]}
-    yield from (
-      label | way for way in _ways(workdir, one) if "error" not in row
-    )
+    if "error" not in row:  # else it has no ways
+      yield from (label | way for way in _ways(workdir, one))
 
 
 def _ways(workdir: pathlib.Path, one: Entry) -> list[dict[str, Any]]:
