@@ -125,9 +125,6 @@ def loss(
   return terms["dsm"] + lambda_t * terms["regulariser"], terms
 
 
-# What eps_theta(x_t') is driven away from: objective -> target. "J" is the
-# paper's movement, whose gradient is zero at w = 0; "residual" the perturbed
-# branch's own error, J without a target; "denoising" the true loss at x_t'.
 def moved(
   objective: Objective,
   eps_fn: EpsFn,
@@ -154,6 +151,9 @@ def bounded(error: Scalars, influence: float) -> Scalars:
   return -jnp.expm1(-influence * error) / influence
 
 
+# What eps_theta(x_t') is driven away from: objective -> target. "J" is the
+# paper's movement, whose gradient is zero at w = 0; "residual" the perturbed
+# branch's own error, J without a target; "denoising" the true loss at x_t'.
 GOALS: dict[str, Callable[[Objective], Target]] = {
   "J": lambda objective: invariant,
   "residual": lambda objective: objective.target or invariant,
