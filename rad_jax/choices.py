@@ -63,7 +63,6 @@ def fill(config: ConfigDict, workdir: pathlib.Path) -> list[tuple[str, str]]:
     found = choices(config, look_at(config), this_machine())
   for path, value, reason in found:
     if path in unset:
-      value = tuple(value) if isinstance(value, list) else value
       config.update_from_flattened_dict({path: value})
       said.append((configs.as_flag(path, value), reason))
   return said
@@ -73,7 +72,7 @@ def _kept(unset: list[str], saved: dict[str, Any]) -> Choices:
   values = configs.flatten(saved)
   for path in unset:
     value = values.get(path, configs.FIELDS[path].default)
-    yield path, value, "as in the run that goes on"
+    yield path, configs.from_json(value), "as in the run that goes on"
 
 
 def choices(config: ConfigDict, images: Images, machine: Machine) -> Choices:

@@ -563,8 +563,12 @@ def show(
 
 def as_flag(path: str, value: Any) -> str:
   """A field as it is given on a command line."""
-  value = tuple(value) if isinstance(value, list) else value
-  return f"--config.{path}={shlex.quote(str(value))}"
+  return f"--config.{path}={shlex.quote(str(from_json(value)))}"
+
+
+def from_json(value: Any) -> Any:
+  """A field's value, in place of which `flatten` and JSON have a list."""
+  return tuple(value) if isinstance(value, list) else value
 
 
 def meaning(field: Field) -> str:

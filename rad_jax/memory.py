@@ -1,11 +1,11 @@
 """What memory there is, and one line where it was not enough."""
 
 import contextlib
-import pathlib
 import re
 from collections.abc import Iterator
 
 import jax
+import psutil
 
 _ASKED = re.compile(r"allocat\w+ ([\d.]+) ?(bytes|[KMGT]iB)")
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -20,11 +20,9 @@ def available() -> float | None:
   device = jax.local_devices()[0]
   if stats := device.memory_stats():
     return float(stats["bytes_limit"] - stats["bytes_in_use"])
-  meminfo = pathlib.Path("/proc/meminfo")
-  if device.platform != "cpu" or not meminfo.exists():
+  if device.platform != "cpu":
     return None
-  (kib,) = re.findall(r"MemAvailable: +(\d+)", meminfo.read_text())
-  return 1024.0 * int(kib)
+  return float(psutil.virtual_memory().available)
 
 
 @contextlib.contextmanager

@@ -25,10 +25,7 @@ def get_config(workdir: str | pathlib.Path) -> ConfigDict:
   config = configs.default()
   try:
     config.update_from_flattened_dict(
-      {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in found.items()
-      }
+      {name: configs.from_json(value) for name, value in found.items()}
     )
   except (TypeError, ValueError) as error:
     raise ConfigError(f"{path} is damaged: {error}") from error

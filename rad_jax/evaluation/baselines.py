@@ -12,7 +12,7 @@ import numpy as np
 
 from rad_jax.data import examples, synthetic
 from rad_jax.data.training_set import evenly
-from rad_jax.evaluation.subject import Subject
+from rad_jax.evaluation.subject import Subject, clean_examples
 
 Measures: TypeAlias = dict[str, float]
 
@@ -69,8 +69,7 @@ def held_out(subject: Subject, count: int) -> np.ndarray:
   """
   run = subject.run
   split = run.open_training_set(split=run.evaluation.held_out, linear_rank=0)
-  index = evenly(split.num_examples, min(count, split.num_examples))
-  x = examples.to_model_range(split.fetch(index))
+  x = clean_examples(split, count)
   if not run.data.linear_rank:
     return x
   flat = x.reshape(len(x), -1)

@@ -5,13 +5,12 @@ import pathlib
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rad_jax.data import examples
 from rad_jax.data.training_set import TrainingSet, evenly
 from rad_jax.evaluation import collapse, sampling
+from rad_jax.evaluation.subject import pairs
 from rad_jax.run import Run
 from rad_jax.training import chips, hosts, loop, sharding
 
@@ -49,7 +48,9 @@ def shower(
       compiler_options=chips.compiler_options(),
     )
     compiled = sample.lower(like, index).compile()
-  seen, folder = _as_seen(run, training_set), workdir / "samples" / "progress"
+  total = training_set.num_examples
+  _, seen = pairs(run, training_set, evenly(total, min(_NUM_SEEN, total)))
+  folder = workdir / "samples" / "progress"
   told = 0
 
   def show(ema_params, step: int) -> tuple[pathlib.Path | None, loop.Measures]:
@@ -72,11 +73,3 @@ def shower(
     return draw(x_0, path) if hosts.is_first() else None, found
 
   return show
-
-
-def _as_seen(run: Run, training_set: TrainingSet) -> np.ndarray:
-  """Training examples, evenly spaced over the set, with their corruption."""
-  total = training_set.num_examples
-  index = evenly(total, min(_NUM_SEEN, total))
-  clean = examples.to_model_range(training_set.fetch(index))
-  return np.asarray(run.corrupt(jnp.asarray(index), jnp.asarray(clean)))

@@ -68,11 +68,8 @@ class Subject(NamedTuple):
       yield self.pairs(np.arange(start, min(start + _PART, total)))
 
   def pairs(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Training examples by index [n], clean and as the run saw them."""
-    index = index.astype(np.int32)
-    clean = examples.to_model_range(self.training_set.fetch(index))
-    dirty = self.run.corrupt(jnp.asarray(index), jnp.asarray(clean))
-    return clean, np.asarray(dirty)
+    """`pairs` of the run and its training set."""
+    return pairs(self.run, self.training_set, index)
 
   def over_devices(
     self, function: Callable[..., Any], *arrays: Any, axis: int = 0
@@ -109,6 +106,16 @@ def image_reference(run: Run, x_0: np.ndarray) -> Reference:
   fields = run.evaluation
   rank = run.data.linear_rank or fields.subspace_rank
   return reference.of_images(x_0, rank, fields.frechet_dims)
+
+
+def pairs(
+  run: Run, training_set: TrainingSet, index: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Training examples by index [n], clean and as the run saw them."""
+  index = index.astype(np.int32)
+  clean = examples.to_model_range(training_set.fetch(index))
+  dirty = run.corrupt(jnp.asarray(index), jnp.asarray(clean))
+  return clean, np.asarray(dirty)
 
 
 def clean_examples(training_set: TrainingSet, count: int) -> np.ndarray:

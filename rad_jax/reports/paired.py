@@ -84,11 +84,10 @@ def best_table(rows: Sequence[Row], data: str) -> Table:
 
 def difference_table(rows: Sequence[Row], data: str) -> Table:
   """Each method less tuned DDPM, in the best way of each."""
+  compared = tables.groups(_compared(rows, data), "method")
   by_method = {
-    method: _by_seed(group)
-    for (method,), group in tables.groups(
-      _compared(rows, data), "method"
-    ).items()
+    method: {row["seed"]: row for row in group}
+    for (method,), group in compared.items()
   }
   base = by_method.pop(_BASE)
   found: list[tuple[str, list[Difference]]] = []
@@ -177,10 +176,6 @@ def _compared(rows: Sequence[Row], data: str) -> list[Row]:
     for row in rows
     if row["data"] == data and row["chosen"] and not row["tuning"]
   ]
-
-
-def _by_seed(rows: Sequence[Row]) -> dict[int, Row]:
-  return {row["seed"]: row for row in rows}
 
 
 def _interval(found: np.ndarray) -> str:

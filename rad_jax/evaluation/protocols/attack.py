@@ -81,7 +81,7 @@ def worst(
   rms = lambda by_sample: float(
     np.sqrt(np.mean(np.max(by_sample, axis=0) ** 2))
   )
-  found = [truth.distances(subject, x)["frechet"] for x in drawn]
+  found = [truth.compare(x, subject.reference, False)["frechet"] for x in drawn]
   return {
     "moved": rms([np.sqrt(np.mean(move**2, axis=1)) for move in moves]),
     "support_rms": rms(offsets),

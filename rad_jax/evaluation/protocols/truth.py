@@ -29,12 +29,6 @@ def measure(subject: Subject) -> Result:
   return Result(found, {}, baselines.of(subject, against))
 
 
-def distances(subject: Subject, x_0: np.ndarray) -> dict[str, float]:
-  """support_rms and frechet of samples x_0 [n, ...], for tables."""
-  found = compare(x_0, subject.reference, images=False)
-  return {name: found[name] for name in ("support_rms", "frechet")}
-
-
 def compare(
   x_0: np.ndarray, clean: Reference, images: bool
 ) -> dict[str, float]:
